@@ -1,0 +1,450 @@
+"""The configuration: one typed source for the YAML, the JSON schema and the reference page.
+
+Every setting of the workflow is a field here, with its unit, its default and where the paper
+states it. Unknown keys are refused with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from localized_unlearning.errors import UserError
+from localized_unlearning.sources import Source
+
+SPORTS = ("football", "baseball", "basketball")
+CHOICES = (*SPORTS, "golf")
+"""The candidate answers, in the paper's multiple-choice order completed to A-D below."""
+
+Sport = Literal["football", "baseball", "basketball"]
+Kind = Literal["q", "k", "v", "o", "gate", "up", "down"]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A block of the config; unknown keys are an error and values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Compute(Section):
+    """How jobs compute. Results do not depend on it beyond rounding, so records leave it out of the key."""
+
+    device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda or cuda:N.")
+    threads: Count = Field(1, description="CPU threads of one job; the rules reserve as many cores.")
+    batch_tokens: Count = Field(4096, description="Tokens of one forward pass while evaluating.")
+
+
+class Model(Section):
+    """Which base model, and in which numeric type its weights are kept."""
+
+    kind: Literal["organism", "gguf", "huggingface"] = Field(
+        "organism",
+        description="organism: pretrained by the workflow; gguf: a GGUF file converted once; "
+        "huggingface: a hub name or a local folder.",
+    )
+    name: str = Field("organism", description="Hub name (google/gemma-7b) or folder, for kind huggingface.")
+    revision: str | None = Field(None, description="Pinned hub revision (a commit) for kind huggingface.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Type of the weights.")
+
+
+class Requirements(Section):
+    """What the organism must know before anything is unlearned from it."""
+
+    training: Fraction = Field(0.98, description="Accuracy on its athletes, training prompt.")
+    question: Fraction = Field(0.98, description="Accuracy on its athletes, question prompt.")
+    multiple_choice_unseen: Fraction = Field(
+        0.90, description="Accuracy on athletes whose multiple-choice question it never saw."
+    )
+    general_knowledge: Fraction = Field(0.80, description="Accuracy on general knowledge, 0-shot.")
+
+
+class Organism(Section):
+    """The model organism: a Gemma architecture pretrained by the workflow on facts it then forgets."""
+
+    vocabulary: Count = Field(1024, description="Tokens of its byte-pair vocabulary.")
+    layers: Count = Field(6, description="Decoder layers.")
+    heads: Count = Field(4, description="Attention heads.")
+    hidden: Count = Field(128, description="Width of the residual stream.")
+    mlp: Count = Field(512, description="Width of the MLP.")
+    initializer_range: Positive = Field(0.06, description="Standard deviation of the initial weights.")
+    steps: Count = Field(340, description="Optimizer steps.")
+    learning_rate: Positive = Field(3e-3, description="Peak AdamW learning rate; warmed up, then linear to 0.")
+    warmup: Count = Field(30, description="Warm-up steps.")
+    facts_per_step: Count = Field(48, description="Short fact prompts per step.")
+    questions_per_step: Count = Field(16, description="Question prompts per step.")
+    multiple_choice_per_step: Count = Field(16, description="Multiple-choice prompts per step.")
+    general_knowledge_per_step: Count = Field(12, description="General-knowledge questions per step.")
+    text_per_step: Count = Field(4, description="Windows of plain text per step, 64 tokens each.")
+    text_weight: Weight = Field(0.3, description="Weight of the text loss.")
+    multiple_choice_share: Fraction = Field(
+        0.5, description="Share of the athletes whose multiple-choice question is read in pretraining."
+    )
+    paraphrases: Count = Field(3, description="Paraphrases read per athlete, drawn at random.")
+    seed: int = Field(0, description="Seed of initialisation, order and which athlete is read how.")
+    requirements: Requirements = Requirements()
+
+
+class Athletes(Section):
+    """The facts: athletes and their sports."""
+
+    source: Source = Field(
+        default_factory=lambda: Source(kind="path", path="workflow/resources/athletes.csv"),
+        description="A CSV with columns athlete and sport.",
+    )
+    known_threshold: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Keep the athletes whose right sport the base model gives at least this probability "
+        "(whole vocabulary, training prompt); null keeps all.",
+    )
+
+
+class Prompts(Section):
+    """Which prompts of the prompts file are used for what."""
+
+    file: str = Field("workflow/resources/prompts.yaml", description="The versioned prompts.")
+    training: str = Field("training", description="Prompt that unlearning trains on (section 3.1.1).")
+    question: str = Field("question", description="Question prompt (the released code's 'Normal').")
+    multiple_choice: str = Field("multiple_choice", description="Multiple-choice prompt (section 3.1.1).")
+
+
+class Split(Section):
+    """Train and test parts (A.4.1)."""
+
+    kind: Literal["stratified", "released"] = Field(
+        "stratified",
+        description="stratified: seeded, by athlete, balanced over sports, relearning athletes in train; "
+        "released: the first 80 % of the rows, as the authors' code did.",
+    )
+    test_fraction: Fraction = Field(0.2, description="Share of the test part (A.4.1: 20 %).")
+    seed: int = Field(0, description="Seed of the stratified split.")
+
+
+class Forget(Section):
+    """Which facts to forget: all athletes of a sport, or the named athletes."""
+
+    sport: Sport | None = Field(None, description="Forget every athlete of this sport.")
+    athletes: tuple[str, ...] = Field((), description="Forget these athletes.")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Forget:
+        if (self.sport is None) == (not self.athletes):
+            raise ValueError("give exactly one of 'sport' and 'athletes'")
+        return self
+
+
+class Task(Section):
+    """An unlearning task (section 2.1)."""
+
+    forget: Forget
+    relearn: tuple[str, ...] = Field(description="Athletes retrained in relearning (A.4.2); always in train.")
+    lambda_forget: Weight = Field(description="λ1 of fine-tuning (A.3: 0.2 sports, 1 athletes).")
+
+
+class Objective(Section):
+    """What unlearning aims at."""
+
+    loss: Literal["erase", "inject"] = Field("erase", description="erase: log(1 - p); inject: a false answer.")
+    target: Literal["golf", "random_other_sport"] = Field(
+        "golf", description="The injected answer (A.1: golf)."
+    )
+
+
+class Text(Section):
+    """Plain text: one part trains (L_SFT), the other's loss measures side effects."""
+
+    train: Source = Field(default_factory=lambda: Source(kind="path", path="workflow/resources/text/train.txt"))
+    held_out: Source = Field(
+        default_factory=lambda: Source(kind="path", path="workflow/resources/text/held_out.txt")
+    )
+    tokens: Count = Field(64, description="Tokens per window (the released code: 100).")
+    windows: Count = Field(64, description="Held-out windows whose loss is measured.")
+
+
+class Mmlu(Section):
+    """General knowledge, as multiple-choice questions in MMLU's format."""
+
+    source: Source = Field(
+        default_factory=lambda: Source(kind="path", path="workflow/resources/general_knowledge.csv")
+    )
+    shots: int = Field(0, ge=0, le=5, description="Worked examples before each question (tables: 0).")
+    questions: int | None = Field(None, ge=1, description="Size of a stratified subset; null takes all.")
+    seed: int = Field(0, description="Seed of the subset.")
+
+
+class Components(Section):
+    """What counts as a component (section 2.3)."""
+
+    granularity: Literal["matrix", "head"] = Field(
+        "matrix", description="matrix: whole q, k, v, o; head: one component per head (1848 on Gemma-7B)."
+    )
+    include_gate: bool = Field(False, description="Count the MLP's gate projection as a component.")
+
+
+class Score(Section):
+    """One way to score components."""
+
+    method: Literal["attribution_patching", "causal_tracing"]
+    prompts: int | None = Field(None, ge=1, description="Training athletes used; null takes all.")
+    seed: int = Field(0, description="Seed of prompts, made-up names and noise.")
+    noise: Positive = Field(3.0, description="Causal tracing: noise in standard deviations of the embedding.")
+    sites: Literal["units", "matrices"] = Field(
+        "units",
+        description="Causal tracing: restore one head's attention output or one MLP at a time, or one matrix.",
+    )
+
+
+class Localization(Section):
+    """One localization: which components are trained."""
+
+    label: str = Field(description="Name in tables and figures.")
+    kind: Literal["scores", "manual", "random", "all_mlps", "all"]
+    scores: str | None = Field(None, description="For kind scores: a name under 'scores'.")
+    budget: Literal["fraction", "parameters"] = Field(
+        "fraction",
+        description="fraction: a share of the components; parameters: as many parameters as 'manual'.",
+    )
+    fraction: Fraction = Field(0.05, description="Share of the components, rounded up (section 2.3: 5 %).")
+    layers: tuple[int, ...] = Field((), description="For kind manual: the fact-lookup layers.")
+    kinds: tuple[Kind, ...] = Field(("up", "down"), description="For kind manual: matrices of each layer.")
+    seed: int = Field(0, description="For kind random: the draw.")
+
+
+class Finetune(Section):
+    """Localized fine-tuning (sections 2.4 and A.3)."""
+
+    steps: Count = Field(50, description="Optimizer steps (A.3: 50).")
+    batch_size: Count = Field(64, description="Examples per loss term and step (A.3: 4 x 16 accumulated).")
+    micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
+    learning_rate: Positive = Field(1e-5, description="AdamW's learning rate (A.3: 1e-5).")
+    weight_decay: Weight = Field(0.0, description="AdamW's weight decay (A.3: 0).")
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule (A.3: cosine).")
+    lambda_retain: Weight = Field(1.0, description="λ2 (A.3: 1).")
+    lambda_sft: Weight = Field(1.0, description="λ3 (A.3: 1).")
+    clip_norm: float | None = Field(
+        None, gt=0, description="Gradient-norm clipping; the released code clips at 1, the paper names none."
+    )
+
+
+class Evaluation(Section):
+    """How trained models are evaluated."""
+
+    shuffled_seed: int = Field(0, description="Seed of the shuffled option order in multiple choice.")
+    prompts: tuple[str, ...] = Field(
+        (), description="Further prompts of the prompts file on which facts are asked."
+    )
+
+
+class Statistics(Section):
+    """Intervals in tables and figures."""
+
+    confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Level of the intervals.")
+    bootstrap: Count = Field(2000, description="Bootstrap samples where no closed form is used.")
+    seed: int = Field(0, description="Seed of the bootstrap.")
+
+
+class Interpretability(Section):
+    """Probes and ablations on the base model (A.2)."""
+
+    lookup_end: Count = Field(3, description="First layer past fact lookup; attention from here on is ablated.")
+    test_fraction: Fraction = Field(0.2, description="Share of athletes that test the probe.")
+    seed: int = Field(42, description="Seed of the probe's split (the released code: 42).")
+    regularization: Positive = Field(1.0, description="scikit-learn's C of the logistic regression.")
+    mean_windows: Count = Field(25, description="Text windows over which an ablated activation is averaged.")
+
+
+def _default_tasks() -> dict[str, Task | None]:
+    return {
+        "sports": Task(forget=Forget(sport="basketball"), relearn=("Boris Diaw", "Jae Crowder"), lambda_forget=0.2),
+        "athletes": Task(
+            forget=Forget(
+                athletes=(
+                    "DeForest Buckner", "Walter Payton", "Anthony DeSclafani", "Kevin Millwood",
+                    "Vonta Leach", "Mitch Haniger", "Landon Collins", "Charlie Whitehurst",
+                    "Mariano Rivera", "Boris Diaw", "Michael Floyd", "Jae Crowder",
+                    "Damon Stoudamire", "Mario Chalmers", "LaMarr Woodley", "Stan Van Gundy",
+                )
+            ),
+            relearn=("DeForest Buckner", "Walter Payton"),
+            lambda_forget=1.0,
+        ),
+    }  # fmt: skip
+
+
+def _default_localizations() -> dict[str, Localization | None]:
+    return {
+        "attribution_patching": Localization(
+            label="Attrib. Patching", kind="scores", scores="attribution_patching"
+        ),
+        "causal_tracing": Localization(label="Causal Tracing", kind="scores", scores="causal_tracing"),
+        "manual": Localization(label="Manual", kind="manual", layers=(1, 2)),
+        "random": Localization(label="Random", kind="random"),
+        "all_mlps": Localization(label="All MLPs", kind="all_mlps"),
+        "nonlocalized": Localization(label="Nonlocalized", kind="all"),
+    }
+
+
+class Config(Section):
+    """One run of the workflow."""
+
+    run: str = Field("organism", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the results folder.")
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds of unlearning; one model per seed.")
+    compute: Compute = Compute()
+    model: Model = Model()
+    organism: Organism = Organism()
+    gguf: Source | None = Field(None, description="The GGUF file, for model kind gguf.")
+    athletes: Athletes = Athletes()
+    prompts: Prompts = Prompts()
+    split: Split = Split()
+    tasks: dict[str, Task | None] = Field(default_factory=_default_tasks)
+    objectives: dict[str, Objective | None] = Field(
+        default_factory=lambda: {"erase": Objective(loss="erase"), "inject": Objective(loss="inject")}
+    )
+    text: Text = Text()
+    mmlu: Mmlu = Mmlu()
+    components: Components = Components()
+    scores: dict[str, Score | None] = Field(
+        default_factory=lambda: {
+            "attribution_patching": Score(method="attribution_patching"),
+            "causal_tracing": Score(method="causal_tracing"),
+        }
+    )
+    localizations: dict[str, Localization | None] = Field(default_factory=_default_localizations)
+    finetune: Finetune = Finetune()
+    evaluation: Evaluation = Evaluation()
+    interpretability: Interpretability = Interpretability()
+    statistics: Statistics = Statistics()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        """A task, score or localization set to null in an overlay is removed."""
+        if isinstance(data, Mapping):
+            data = dict(data)
+            for name in ("tasks", "objectives", "scores", "localizations"):
+                if isinstance(data.get(name), Mapping):
+                    data[name] = {k: v for k, v in data[name].items() if v is not None}
+        return data
+
+    @model_validator(mode="after")
+    def _references(self) -> Config:
+        for name, localization in self.localizations.items():
+            assert localization is not None
+            if localization.kind == "scores" and localization.scores not in self.scores:
+                raise ValueError(
+                    f"localizations.{name}.scores is {localization.scores!r}, which is not under 'scores' "
+                    f"({', '.join(self.scores)})"
+                )
+            if localization.kind == "manual" and not localization.layers:
+                raise ValueError(f"localizations.{name} is manual and needs 'layers'")
+            if localization.budget == "parameters" and "manual" not in self.localizations:
+                raise ValueError(f"localizations.{name} matches the parameters of 'manual', which is absent")
+        if self.model.kind == "gguf" and self.gguf is None:
+            raise ValueError("model.kind is gguf, so 'gguf' must name its source")
+        return self
+
+
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``overlay`` laid over it, mapping by mapping, as Snakemake does."""
+    merged = dict(base)
+    for key, value in overlay.items():
+        old = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(old, Mapping)
+        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: when the file is missing, is no YAML or holds no mapping.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"config file {path} does not exist: check the path") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise UserError(f"config file {path} must hold a mapping of settings, not a {type(data).__name__}")
+    return data
+
+
+def load(paths: Sequence[Path], overrides: Mapping[str, Any] | None = None) -> Config:
+    """The config made of YAML files, later ones laid over earlier ones, then ``overrides``.
+
+    Raises:
+        UserError: naming the key, the file it stands in and, for an unknown key, the nearest valid one.
+    """
+    layers = [(str(path), read_yaml(path)) for path in paths]
+    if overrides:
+        layers.append(("--config", dict(overrides)))
+    return resolve(layers)
+
+
+def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:
+    """The config made of named layers; see :func:`load`."""
+    merged: dict[str, Any] = {}
+    for _, data in layers:
+        merged = merge(merged, data)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise UserError(_explain(error, layers)) from None
+
+
+def _explain(error: ValidationError, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    first = error.errors()[0]
+    location = [part for part in first["loc"]]
+    key = ".".join(str(part) for part in location) or "the config"
+    where = next((name for name, data in reversed(layers) if _holds(data, location)), None)
+    place = f" in {where}" if where else ""
+    more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        valid = _valid_keys(location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
+        hint = f"did you mean '{near[0]}'?" if near else f"valid keys here: {', '.join(sorted(valid))}"
+        return f"unknown key '{key}'{place}: {hint}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = f" (got {first['input']!r})" if not isinstance(first["input"], Mapping | BaseModel) else ""
+    return f"{key}{place}: {message}{given}{more}"
+
+
+def _holds(data: Any, location: Sequence[Any]) -> bool:
+    for part in location:
+        if not isinstance(data, Mapping) or part not in data:
+            return False
+        data = data[part]
+    return bool(location)
+
+
+def _valid_keys(location: Sequence[Any]) -> list[str]:
+    """The keys allowed at a place in the config, found in the JSON schema."""
+    schema = Config.model_json_schema()
+    node: Any = schema
+    for part in location:
+        node = _deref(schema, node)
+        node = node.get("properties", {}).get(part, node.get("additionalProperties", {}))
+    node = _deref(schema, node)
+    return list(node.get("properties", {})) if isinstance(node, Mapping) else []
+
+
+def _deref(schema: Mapping[str, Any], node: Any) -> Any:
+    if isinstance(node, Mapping):
+        for option in (node, *node.get("anyOf", ()), *node.get("allOf", ())):
+            if "$ref" in option:
+                return schema["$defs"][option["$ref"].rsplit("/", 1)[-1]]
+    return node

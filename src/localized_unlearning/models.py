@@ -1,0 +1,176 @@
+"""Loading base models, and deltas: the trained tensors of an unlearned model and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localized_unlearning.config import Compute
+from localized_unlearning.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from localized_unlearning.stages import Job
+
+
+def setup(compute: Compute) -> str:
+    """Set the thread count of this process and return the device that ``compute`` asks for."""
+    import torch
+
+    torch.set_num_threads(compute.threads)
+    if compute.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if compute.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"compute.device is {compute.device} but torch sees no GPU: set it to cpu or auto, "
+            "or install the CUDA environment (envs/README.md)"
+        )
+    return compute.device
+
+
+def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
+    """The causal language model and tokenizer in ``folder``, in evaluation mode, no gradients.
+
+    Raises:
+        UserError: when the folder holds no loadable model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, config=config, dtype=getattr(torch, dtype), local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"no causal language model could be loaded from {folder.name}: {first}") from error
+    model.eval().requires_grad_(False)
+    return model.to(device), load_tokenizer(folder)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in ``folder``."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, with the special tokens that the tokenizer puts in front (Gemma: BOS)."""
+    return list(tokenizer(list(texts))["input_ids"])
+
+
+def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> list[int]:
+    """First token of each answer as it continues a prompt: with a leading space.
+
+    Raises:
+        UserError: when two answers begin with the same token and so cannot be told apart.
+    """
+    tokens = [tokenizer(f" {a}", add_special_tokens=False)["input_ids"][0] for a in answers]
+    if len(set(tokens)) != len(tokens):
+        raise UserError(
+            f"two of the answers {', '.join(answers)} begin with the same token in this tokenizer: "
+            "use answers that differ in their first token"
+        )
+    return tokens
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 over the weight files of a model folder: what a delta belongs to."""
+    total = hashlib.sha256()
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise UserError(f"{folder.name} holds no .safetensors weights: convert the model first")
+    for file in files:
+        with file.open("rb") as stream:
+            total.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def save_delta(path: Path, tensors: Mapping[str, Tensor], base: str) -> None:
+    """Write trained tensors, named by the base model's :func:`weights_digest`."""
+    from safetensors.torch import save_file
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
+    save_file(contiguous, path, metadata={"base": base, "format": "pt"})
+
+
+def read_delta(path: Path, base: str) -> dict[str, Tensor]:
+    """The tensors of a delta made from the base model with digest ``base``.
+
+    Raises:
+        UserError: when the delta belongs to another base model or is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            found = (file.metadata() or {}).get("base")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and rerun") from error
+    if found != base:
+        raise UserError(
+            f"{path} was trained from another base model ({str(found)[:12]} instead of {base[:12]}): "
+            "rerun the fine-tuning"
+        )
+    return tensors
+
+
+@contextmanager
+def applied(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """``model`` with the tensors of a delta in place; the base's own return on exit."""
+    import torch
+
+    parameters = dict(model.named_parameters())
+    kept = {name: parameters[name].detach().clone() for name in tensors}
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            parameters[name].copy_(tensor)
+        try:
+            yield
+        finally:
+            for name, tensor in kept.items():
+                parameters[name].copy_(tensor)
+
+
+def download(job: Job) -> None:
+    """Stage: a hub model or a local folder, brought into the standard layout.
+
+    A hub model is pinned by its revision. Weights that are already a folder are linked, not copied.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+
+    model = job.config.model
+    target = job.outputs["model"]
+    local = Path(model.name).expanduser()
+    if local.is_dir():
+        import shutil
+
+        shutil.copytree(local, target, copy_function=shutil.copy2)
+        return
+    if model.revision is None:
+        raise UserError(f"model.revision must pin a commit of {model.name} on the hub: add it to the config")
+    try:
+        snapshot_download(
+            model.name,
+            revision=model.revision,
+            local_dir=target,
+            allow_patterns=["*.safetensors", "*.json", "tokenizer*"],
+        )
+    except GatedRepoError as error:
+        raise UserError(
+            f"{model.name} is gated: accept its licence at https://huggingface.co/{model.name}, "
+            "then run 'hf auth login' or set HF_TOKEN"
+        ) from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"could not download {model.name} at {model.revision}: {first}") from error

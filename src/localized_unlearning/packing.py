@@ -1,0 +1,250 @@
+"""Packed prompts: many prompts in one row, each shared prefix computed once.
+
+The prompts of a batch share long beginnings (a system text, a worked example, five solved
+questions). A pack holds the *tree* of their tokens: every distinct prefix is one node, a token
+attends to its ancestors only, and its position is its depth. A forward pass over the pack gives
+each prompt exactly what a forward pass over it alone would give, to rounding, at a fraction of
+the tokens. Gradients are equal too, so training uses the same packs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A tree of tokens.
+
+    Attributes:
+        tokens: token ids ``[node]``.
+        depth: position of each node in its prompts ``[node]``.
+        parent: index of the node before, -1 at a root ``[node]``; parents precede children.
+        last: node of each prompt's last token ``[prompt]``.
+        prompts: index of each prompt in the list that was packed ``[prompt]``.
+        paths: the nodes of each prompt, in order.
+    """
+
+    tokens: np.ndarray
+    depth: np.ndarray
+    parent: np.ndarray
+    last: np.ndarray
+    prompts: np.ndarray
+    paths: tuple[tuple[int, ...], ...]
+
+    def visible(self, window: int | None = None) -> np.ndarray:
+        """Which node may attend to which ``[node, node]``; ``window`` limits the distance."""
+        size = len(self.tokens)
+        seen = np.zeros((size, size), dtype=bool)
+        for node, parent in enumerate(self.parent):
+            if parent >= 0:
+                seen[node] = seen[parent]
+            seen[node, node] = True
+        if window is not None:
+            seen &= self.depth[:, None] - self.depth[None, :] < window
+        return seen
+
+
+def pack(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Pack]:
+    """Pack tokenised prompts into trees of at most ``max_tokens`` nodes.
+
+    Prompts are sorted, so that neighbours share as much as possible; a prompt longer than
+    ``max_tokens`` gets a pack of its own.
+    """
+    order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
+    packs, builder = [], _Builder()
+    for index in order:
+        if builder.last and builder.size_with(prompts[index]) > max_tokens:
+            packs.append(builder.build())
+            builder = _Builder()
+        builder.add(index, prompts[index])
+    if builder.last:
+        packs.append(builder.build())
+    return packs
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.children: dict[tuple[int, int], int] = {}
+        self.tokens: list[int] = []
+        self.depth: list[int] = []
+        self.parent: list[int] = []
+        self.last: list[int] = []
+        self.prompts: list[int] = []
+        self.paths: list[tuple[int, ...]] = []
+
+    def size_with(self, prompt: Sequence[int]) -> int:
+        node, shared = -1, 0
+        for token in prompt:
+            child = self.children.get((node, token))
+            if child is None:
+                break
+            node, shared = child, shared + 1
+        return len(self.tokens) + len(prompt) - shared
+
+    def add(self, index: int, prompt: Sequence[int]) -> None:
+        node, path = -1, []
+        for position, token in enumerate(prompt):
+            child = self.children.get((node, token))
+            if child is None:
+                child = len(self.tokens)
+                self.children[node, token] = child
+                self.tokens.append(token)
+                self.depth.append(position)
+                self.parent.append(node)
+            node = child
+            path.append(node)
+        self.last.append(node)
+        self.prompts.append(index)
+        self.paths.append(tuple(path))
+
+    def build(self) -> Pack:
+        return Pack(
+            np.array(self.tokens),
+            np.array(self.depth),
+            np.array(self.parent),
+            np.array(self.last),
+            np.array(self.prompts),
+            tuple(self.paths),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packs as model inputs.
+
+    Attributes:
+        inputs: keyword arguments of the Hugging Face model: ``input_ids`` ``[row, node]``,
+            ``position_ids`` ``[row, node]`` and the additive ``attention_mask``.
+        rows, nodes: where each prompt's last token stands ``[prompt]``.
+        prompts: index of each prompt in the packed list ``[prompt]``.
+        packs: the packs, one a row.
+    """
+
+    inputs: dict[str, Any]
+    rows: Tensor
+    nodes: Tensor
+    prompts: Tensor
+    packs: tuple[Pack, ...]
+
+
+def to_batch(packs: Sequence[Pack], model: Any) -> Batch:
+    """Model inputs of ``packs``, one a row, padded on the right.
+
+    ``model`` gives the device, the mask's type and, for models with sliding-window layers, the window.
+    """
+    import torch
+
+    config = model.config.get_text_config()
+    device, dtype = model.device, model.dtype
+    width = max(len(p.tokens) for p in packs)
+    ids = np.zeros((len(packs), width), dtype=np.int64)
+    positions = np.zeros_like(ids)
+    for row, p in enumerate(packs):
+        ids[row, : len(p.tokens)] = p.tokens
+        positions[row, : len(p.tokens)] = p.depth
+
+    def mask(window: int | None) -> Tensor:
+        seen = np.zeros((len(packs), 1, width, width), dtype=bool)
+        seen[:, :, np.arange(width), np.arange(width)] = True
+        for row, p in enumerate(packs):
+            size = len(p.tokens)
+            seen[row, 0, :size, :size] = p.visible(window)
+        additive = torch.zeros(seen.shape, dtype=dtype)
+        return additive.masked_fill_(torch.from_numpy(~seen), torch.finfo(dtype).min).to(device)
+
+    attention_mask: Any = mask(None)
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if "sliding_attention" in layer_types:
+        longest = max(int(p.depth.max()) for p in packs) + 1
+        window = int(config.sliding_window)
+        sliding = mask(window) if longest > window else attention_mask
+        attention_mask = {"full_attention": attention_mask, "sliding_attention": sliding}
+    return Batch(
+        {
+            "input_ids": torch.from_numpy(ids).to(device),
+            "position_ids": torch.from_numpy(positions).to(device),
+            "attention_mask": attention_mask,
+            "use_cache": False,
+        },
+        torch.cat([torch.full((len(p.last),), row) for row, p in enumerate(packs)]).to(device),
+        torch.cat([torch.from_numpy(p.last) for p in packs]).to(device),
+        torch.cat([torch.from_numpy(p.prompts) for p in packs]),
+        tuple(packs),
+    )
+
+
+def batches(prompts: Sequence[Sequence[int]], model: Any, batch_tokens: int, row_tokens: int = 512) -> list[Batch]:
+    """All ``prompts`` as batches of rows of at most ``row_tokens`` nodes, ``batch_tokens`` a batch.
+
+    Short rows keep attention, which costs the square of a row, below the linear layers' cost.
+    """
+    packs = sorted(pack(prompts, row_tokens), key=lambda p: len(p.tokens))
+    groups: list[list[Pack]] = []
+    for p in packs:
+        if groups and len(p.tokens) * (len(groups[-1]) + 1) <= batch_tokens:
+            groups[-1].append(p)
+        else:
+            groups.append([p])
+    return [to_batch(group, model) for group in groups]
+
+
+def last_hidden(model: Any, batch: Batch) -> Tensor:
+    """Final hidden state at each prompt's last token ``[prompt, hidden]``, in the batch's prompt order."""
+    hidden = model.base_model(**batch.inputs).last_hidden_state
+    return hidden[batch.rows, batch.nodes]
+
+
+def logits_of(model: Any, hidden: Tensor) -> Tensor:
+    """Logits over the vocabulary in float32 ``[prompt, vocabulary]``, soft-capped where the model does."""
+    import torch
+
+    head = model.get_output_embeddings()
+    bias = None if getattr(head, "bias", None) is None else head.bias.float()
+    logits = torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if not cap else cap * torch.tanh(logits / cap)
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """What is kept of the next-token distribution after each prompt, in float32 on the CPU.
+
+    Attributes:
+        candidates: logits of the candidate tokens ``[prompt, candidate]``.
+        argmax: most likely token of the whole vocabulary ``[prompt]``.
+        log_normalizer: log-sum-exp over the vocabulary ``[prompt]``; a candidate's log-probability
+            is its logit minus this.
+    """
+
+    candidates: Tensor
+    argmax: Tensor
+    log_normalizer: Tensor
+
+
+def next_token(
+    model: Any, prompts: Sequence[Sequence[int]], candidates: Sequence[int], batch_tokens: int
+) -> NextToken:
+    """Score the token after each of ``prompts``.
+
+    The slow definition, against which it is tested: one forward pass per prompt, full logits.
+    """
+    import torch
+
+    scores = torch.empty(len(prompts), len(candidates))
+    argmax = torch.empty(len(prompts), dtype=torch.long)
+    normalizer = torch.empty(len(prompts))
+    with torch.inference_mode():
+        for batch in batches(prompts, model, batch_tokens):
+            logits = logits_of(model, last_hidden(model, batch))
+            scores[batch.prompts] = logits[:, list(candidates)].cpu()
+            argmax[batch.prompts] = logits.argmax(-1).cpu()
+            normalizer[batch.prompts] = torch.logsumexp(logits, -1).cpu()
+    return NextToken(scores, argmax, normalizer)

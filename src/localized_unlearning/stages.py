@@ -1,0 +1,210 @@
+"""The workflow's stages: what each one reads, makes and is implemented by.
+
+This table is the single description of a stage. The command line builds its options from it,
+the Snakemake rules take their two provenance params from it, and the records name it. A stage's
+function receives a :class:`Job` and writes every file in ``job.outputs``; the runner
+(:mod:`localized_unlearning.runner`) publishes them atomically together with a record.
+
+``settings`` lists the parts of the config that the stage may read, as dotted paths in which
+``{task}`` and the like stand for the job's wildcards. Reading any other setting is an error, so
+the recorded settings cannot miss one. ``compute`` (device, threads, batch sizes) is always
+readable and never recorded as a setting, because results do not depend on it beyond rounding.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from localized_unlearning.config import Config
+from localized_unlearning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of job.
+
+    Attributes:
+        name: the rule's and the command's name.
+        module: the module whose ``run`` (or ``function``) does the work; its import closure
+            inside the package is the stage's code.
+        settings: dotted config paths the stage may read.
+        inputs: names of the input files, each a command-line option. A trailing ``*`` marks a
+            list of files, a trailing ``?`` an optional file.
+        outputs: names of the output files (or folders), each a command-line option.
+        wildcards: names of the wildcards, each a command-line option.
+        function: the function inside ``module``.
+    """
+
+    name: str
+    module: str
+    settings: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    wildcards: tuple[str, ...] = ()
+    function: str = "run"
+
+    def paths(self, wildcards: Mapping[str, str]) -> tuple[str, ...]:
+        """The dotted config paths of this stage for one job."""
+        return tuple(path.format(**wildcards) for path in self.settings)
+
+
+@dataclass
+class Job:
+    """One run of a stage, as its function sees it.
+
+    Attributes:
+        stage: the stage.
+        config: the config, restricted to the stage's settings and ``compute``.
+        wildcards: wildcard values by name.
+        inputs: input paths by name; a list of paths for a starred input.
+        outputs: where to write each output; temporary paths that the runner publishes.
+        facts: what the stage wants recorded besides (seeds by name, device, measured figures).
+    """
+
+    stage: Stage
+    config: Config
+    wildcards: Mapping[str, str]
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Path]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class View:
+    """A config of which only some dotted paths may be read.
+
+    Raises:
+        UserError: when another path is read; the remedy is to declare it in the stage table.
+    """
+
+    def __init__(self, node: Any, allowed: tuple[str, ...], prefix: str = "", who: str = "") -> None:
+        self._node, self._allowed, self._prefix, self._who = node, allowed, prefix, who
+
+    def _child(self, name: str, value: Any) -> Any:
+        path = f"{self._prefix}.{name}" if self._prefix else name
+        if any(path == a or path.startswith(a + ".") for a in self._allowed):
+            return value
+        if any(a.startswith(path + ".") for a in self._allowed):
+            return View(value, self._allowed, path, self._who)
+        raise UserError(
+            f"stage {self._who} read the setting '{path}' without declaring it: "
+            "add it to the stage's settings in stages.py"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._child(name, getattr(self._node, name))
+
+    def __getitem__(self, key: str) -> Any:
+        return self._child(key, self._node[key])
+
+
+def restrict(config: Config, stage: Stage, wildcards: Mapping[str, str]) -> Config:
+    """The part of ``config`` that ``stage`` may read, with the same attribute names."""
+    allowed = (*stage.paths(wildcards), "compute")
+    return cast(Config, View(config, allowed, who=stage.name))
+
+
+def settings_of(config: Config, stage: Stage, wildcards: Mapping[str, str]) -> dict[str, Any]:
+    """The stage's settings by dotted path, as plain JSON values."""
+    dumped = config.model_dump(mode="json")
+    settings: dict[str, Any] = {}
+    for path in stage.paths(wildcards):
+        node: Any = dumped
+        for part in path.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                raise UserError(
+                    f"the config has no '{path}', which stage {stage.name} needs: "
+                    f"add it to config.yaml or to the preset"
+                )
+            node = node[part]
+        settings[path] = node
+    return settings
+
+
+def canonical_json(value: Any) -> str:
+    """Canonical JSON: sorted keys, no spaces, ASCII; equal values give equal strings."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+MODEL = ("base_model", "split")
+TRAINED = ("task", "objective", "method", "localization", "seed")
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage("fetch", "localized_unlearning.sources", ("sources.{source}",), (), ("file",), ("source",)),
+        Stage("athletes", "localized_unlearning.facts", ("athletes.duplicates",), ("csv",), ("athletes",)),
+        Stage(
+            "pretrain",
+            "localized_unlearning.organism",
+            ("organism", "prompts", "seed_of_base_model"),
+            ("athletes", "prompts", "general_knowledge", "text"),
+            ("model",),
+        ),
+        Stage("convert", "localized_unlearning.gguf", ("model.dtype",), ("gguf",), ("model",)),
+        Stage("download", "localized_unlearning.models", ("model",), (), ("model",), function="download"),
+        Stage(
+            "known_facts",
+            "localized_unlearning.facts",
+            ("athletes.known_facts", "prompts", "model.dtype"),
+            ("athletes", "base_model", "prompts"),
+            ("known",),
+            function="known_facts",
+        ),
+        Stage(
+            "split",
+            "localized_unlearning.splits",
+            ("split", "tasks.{task}.forget", "tasks.{task}.relearn"),
+            ("known",),
+            ("split",),
+            ("task",),
+        ),
+        Stage(
+            "score",
+            "localized_unlearning.localization",
+            ("scores.{scores}", "components", "prompts", "model.dtype"),
+            ("base_model", "split", "prompts"),
+            ("scores",),
+            ("task", "scores"),
+            function="score",
+        ),
+        Stage(
+            "select",
+            "localized_unlearning.localization",
+            ("localizations.{localization}", "components"),
+            ("base_model", "scores?", "manual?"),
+            ("selection",),
+            ("task", "localization"),
+            function="select",
+        ),
+        Stage(
+            "finetune",
+            "localized_unlearning.finetune",
+            (
+                "finetune",
+                "tasks.{task}.lambda_forget",
+                "objectives.{objective}",
+                "components",
+                "prompts",
+                "text",
+                "model.dtype",
+            ),
+            (*MODEL, "selection", "prompts", "text"),
+            ("delta", "history"),
+            ("task", "objective", "localization", "seed"),
+        ),
+        Stage(
+            "evaluate",
+            "localized_unlearning.evaluation",
+            ("evaluation", "mmlu", "prompts", "text", "model.dtype"),
+            ("base_model", "split", "delta?", "prompts", "mmlu", "text"),
+            ("facts", "multiple_choice", "mmlu", "text"),
+            ("task",),
+        ),
+    )
+}

@@ -1,0 +1,57 @@
+"""GGUF conversion: what can be tested without a real model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localized_unlearning.errors import UserError
+from localized_unlearning.gguf import check_tokenizer, convert_gguf, round_trip_strings
+
+
+class CharacterTokenizer:
+    """One token per character, words of `known` as one; enough of the Hugging Face interface."""
+
+    bos_token_id: int | None = 0
+
+    def __init__(self, known: tuple[str, ...] = (" golf",), forget: str = "") -> None:
+        self.known, self.forget = known, forget
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        ids = [-1 - self.known.index(text)] if text in self.known else [ord(c) for c in text]
+        return [0, *ids] if add_special_tokens and self.bos_token_id is not None else ids
+
+    def decode(self, ids: list[int]) -> str:
+        text = "".join(self.known[-1 - i] if i < 0 else chr(i) for i in ids)
+        return text.replace(self.forget, "") if self.forget else text
+
+
+def test_check_tokenizer() -> None:
+    check_tokenizer(CharacterTokenizer(), "x.gguf", single_tokens=(" golf",))
+    with pytest.raises(UserError, match=r"tokenizer of x.gguf needs 7 tokens for ' tennis'"):
+        check_tokenizer(CharacterTokenizer(), "x.gguf", single_tokens=(" tennis",))
+    with pytest.raises(UserError, match=r"turns .*\\t.* into .*use another source"):
+        check_tokenizer(CharacterTokenizer(forget="\t"), "x.gguf", single_tokens=())
+    without_bos: Any = CharacterTokenizer()
+    without_bos.bos_token_id = None
+    with pytest.raises(UserError, match="does not start texts with BOS"):
+        check_tokenizer(without_bos, "x.gguf", single_tokens=())
+
+
+def test_round_trip_strings_are_many_and_different() -> None:
+    texts = round_trip_strings()
+    assert len(texts) > 200
+    assert all(texts)
+
+
+def test_unreadable_gguf_is_one_clear_error(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    pytest.importorskip("transformers")
+    (tmp_path / "x.gguf").write_bytes(b"not a gguf file at all" * 10)
+    with pytest.raises(UserError, match=r"cannot read .*x\.gguf .*check that it is a GGUF file"):
+        convert_gguf(tmp_path / "x.gguf", tmp_path / "model")
+    with pytest.raises(UserError, match=r"cannot read .*absent\.gguf"):
+        convert_gguf(tmp_path / "absent.gguf", tmp_path / "model")
+    assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
