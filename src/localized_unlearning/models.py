@@ -174,3 +174,12 @@ def download(job: Job) -> None:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"could not download {model.name} at {model.revision}: {first}") from error
+
+
+def skeleton(config: Any) -> Any:
+    """A model of this architecture without weights, to count and name parameters at no cost."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)

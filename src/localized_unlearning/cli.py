@@ -1,0 +1,92 @@
+"""The command line: one subcommand a stage, and the tools beside them.
+
+``localized-unlearning finetune --config results/organism/config.yaml --task sports ...`` is what the
+Snakemake rule runs, what a Slurm job runs and what a person can run at a prompt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from localized_unlearning import __version__
+from localized_unlearning.errors import UserError
+from localized_unlearning.stages import STAGES, Stage
+
+
+def _option(name: str) -> str:
+    return "--" + name.rstrip("*?").replace("_", "-")
+
+
+def _add_stage(commands: argparse._SubParsersAction[argparse.ArgumentParser], stage: Stage) -> None:
+    summary = f"stage {stage.name} ({stage.module}.{stage.function})"
+    parser = commands.add_parser(stage.name, help=summary, description=summary)
+    parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; repeat to overlay")
+    for name in stage.wildcards:
+        parser.add_argument(_option(name), dest=f"wildcard_{name}", required=True, metavar="NAME")
+    for name in stage.inputs:
+        plain = name.rstrip("*?")
+        parser.add_argument(
+            _option(name),
+            dest=f"input_{plain}",
+            nargs="*" if name.endswith("*") else None,
+            required=not name.endswith("?"),
+            metavar="PATH",
+            help="input",
+        )
+    for name in stage.outputs:
+        parser.add_argument(f"--out-{name.replace('_', '-')}", dest=f"output_{name}", type=Path, required=True,
+                            metavar="PATH", help="output")  # fmt: skip
+    parser.set_defaults(stage=stage)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    parser = argparse.ArgumentParser(prog="localized-unlearning", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for stage in STAGES.values():
+        _add_stage(commands, stage)
+    from localized_unlearning import tools
+
+    tools.add_commands(commands)
+    return parser
+
+
+def _run_stage(arguments: argparse.Namespace) -> int:
+    from localized_unlearning import config, runner
+
+    stage: Stage = arguments.stage
+    given = vars(arguments)
+    inputs: dict[str, Path | list[Path] | None] = {}
+    for name in stage.inputs:
+        plain = name.rstrip("*?")
+        value = given[f"input_{plain}"]
+        inputs[plain] = [Path(v) for v in value] if isinstance(value, list) else (Path(value) if value else None)
+    runner.execute(
+        stage,
+        config.load(arguments.config),
+        {name: given[f"wildcard_{name}"] for name in stage.wildcards},
+        inputs,
+        {name: given[f"output_{name}"] for name in stage.outputs},
+        Path.cwd(),
+    )
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 on success, 1 for a fault told in one sentence, 2 for wrong usage."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        if "stage" in arguments:
+            return _run_stage(arguments)
+        return int(arguments.function(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,555 @@
+"""Localizations: scoring components and selecting them (section 2.3).
+
+Scores compare pairs of prompts: the training prompt about a real athlete (clean), and the same
+prompt with a made-up name of equal token length (corrupt). The metric is the logit of the right
+sport minus the mean of the other three answers (golf included) at the last position, normalised
+so that the corrupt run has 0 and the clean run 1. Scores are signed; selection takes the largest
+absolute values.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from localized_unlearning import components as comp
+from localized_unlearning.components import ATTENTION_KINDS, Component
+from localized_unlearning.config import CHOICES, Components, Localization, Score
+from localized_unlearning.errors import UserError
+from localized_unlearning.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from localized_unlearning.stages import Job
+
+FIRST_NAMES = (
+    "Alden Basil Corwin Dorian Elric Fenton Gideon Hollis Idris Jorah Kelvin Lorcan Merrick Nolan Orrin "
+    "Percy Quentin Roderick Silas Tobias Ulric Vernon Wendell Xavier Yorick Zachary Ambrose Bertram "
+    "Cedric Desmond Edmund Felix Gareth Harold Ivor Jasper"
+).split()
+LAST_NAMES = (
+    "Ashdown Birchall Coldwell Dunmore Eastbrook Fairholm Greystone Hartwick Inglewood Jessop Kirkham "
+    "Longmire Marchbank Netherton Oakshott Penhale Quillfeather Ravenhill Stanhope Thornbury Underhill "
+    "Vexley Whitlock Yarborough Zimmer Applegate Brackenbury Cranleigh Dovecote Elderwood Foxglove "
+    "Gillespie Holloway Ironside Juniper Kettleburn"
+).split()
+"""Parts of made-up names; no pair of them is a known athlete."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Clean and corrupt prompts of equal length.
+
+    Attributes:
+        clean, corrupt: token ids, one list a prompt.
+        subject: positions of the athlete's name ``(start, stop)`` in both.
+        answer: index of the right sport in ``choices`` ``[prompt]``.
+        choices: token of each candidate answer.
+    """
+
+    clean: list[list[int]]
+    corrupt: list[list[int]]
+    subject: list[tuple[int, int]]
+    answer: list[int]
+    choices: list[int]
+
+
+def make_pairs(athletes: Sequence[tuple[str, str]], render: Callable[[str], str], tokenizer: Any, seed: int) -> Pairs:
+    """Pairs for ``athletes`` (name, sport), with made-up names drawn for equal token length.
+
+    Raises:
+        UserError: when the tokenizer gives no made-up name of an athlete's length.
+    """
+    from localized_unlearning import models
+
+    rng = random.Random(seed)
+    clean = models.encode(tokenizer, [render(a) for a, _ in athletes])
+    by_length: dict[int, list[list[int]]] = {}
+    names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
+    names += [f"{first} {middle} {last}" for first, middle, last in zip(FIRST_NAMES, FIRST_NAMES[1:], LAST_NAMES)]
+    names += [*LAST_NAMES, *FIRST_NAMES]
+    rng.shuffle(names)
+    for ids in models.encode(tokenizer, [render(name) for name in names]):
+        by_length.setdefault(len(ids), []).append(ids)
+    corrupt, subject = [], []
+    for ids, (athlete, _) in zip(clean, athletes, strict=True):
+        others = by_length.get(len(ids))
+        if not others:
+            raise UserError(
+                f"no made-up name has as many tokens as '{athlete}' in this tokenizer: "
+                "add names of that length to localization.py"
+            )
+        other = rng.choice(others)
+        start = next(i for i, (a, b) in enumerate(zip(ids, other, strict=True)) if a != b)
+        stop = len(ids) - next(i for i, (a, b) in enumerate(zip(ids[::-1], other[::-1], strict=True)) if a != b)
+        corrupt.append(other)
+        subject.append((start, stop))
+    choices = models.answer_tokens(tokenizer, CHOICES)
+    return Pairs(clean, corrupt, subject, [CHOICES.index(s) for _, s in athletes], choices)
+
+
+def by_length(pairs: Pairs, batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of prompts, in batches of equal token count."""
+    groups: dict[int, list[int]] = {}
+    for index, ids in enumerate(pairs.clean):
+        groups.setdefault(len(ids), []).append(index)
+    for length in sorted(groups):
+        size = max(1, batch_tokens // length)
+        rows = groups[length]
+        yield from (rows[i : i + size] for i in range(0, len(rows), size))
+
+
+def metric(logits: Tensor, answer: Tensor, choices: Sequence[int]) -> Tensor:
+    """Logit of the right answer minus the mean of the others ``[prompt]``, from logits ``[prompt, vocabulary]``."""
+    import torch
+
+    candidates = logits[:, list(choices)]
+    right = candidates.gather(1, answer[:, None])[:, 0]
+    return right - (candidates.sum(1) - right) / (len(choices) - 1) if len(choices) > 1 else torch.zeros_like(right)
+
+
+@contextmanager
+def recorded(model: Any, kinds: Sequence[str], grad: bool) -> Iterator[dict[tuple[int, str], Tensor]]:
+    """Record the activation of every component of ``kinds`` during a forward pass, by (layer, kind).
+
+    With ``grad``, the activations keep their gradients.
+    """
+    store: dict[tuple[int, str], Tensor] = {}
+
+    def keep(layer: int, names: list[str], value: Tensor) -> Tensor:
+        if grad:
+            value = value if value.requires_grad else value.detach().requires_grad_(True)
+            value.retain_grad()
+        store.update({(layer, name): value for name in names})
+        return value
+
+    def on_output(layer: int, names: list[str]) -> Callable[..., Any]:
+        return lambda _module, _args, output: keep(layer, names, output)
+
+    def on_input(layer: int, names: list[str]) -> Callable[..., Any]:
+        return lambda _module, args: (keep(layer, names, args[0]), *args[1:])
+
+    with ExitStack() as stack:
+        for layer in range(comp.geometry_of(model.config).layers):
+            for module, names in _modules(model, layer, kinds).items():
+                if comp.reads_input(names[0]):  # type: ignore[arg-type]
+                    handle = module.register_forward_pre_hook(on_input(layer, names))
+                else:
+                    handle = module.register_forward_hook(on_output(layer, names))
+                stack.callback(handle.remove)
+        yield store
+
+
+def _modules(model: Any, layer: int, kinds: Sequence[str]) -> dict[Any, list[str]]:
+    """The linear modules of a layer with the kinds each one holds (three, where q, k and v are fused)."""
+    found: dict[Any, list[str]] = {}
+    for kind in kinds:
+        found.setdefault(comp.module_of(model, layer, kind), []).append(kind)  # type: ignore[arg-type]
+    return found
+
+
+def _activation(store: dict[tuple[int, str], Tensor], component: Component, model: Any) -> tuple[Tensor, Any]:
+    """The module's activation that holds a component's, and the component's columns in it."""
+    value = store[component.layer, component.kind]
+    columns = comp.activation_columns(component, model.config)
+    return value, slice(None) if columns is None else list(columns)
+
+
+def attribution_patching(model: Any, pairs: Pairs, found: Sequence[Component], batch_tokens: int) -> list[float]:
+    """Attribution patching (Nanda 2023): the linear estimate of patching each component.
+
+    ``(corrupt - clean activation) · d metric / d activation`` on the *clean* run, summed over
+    positions and averaged over prompts. One forward on each side and one backward for all components.
+
+    Returns:
+        A signed score for each of ``found``: the change of the normalised metric when the component's
+        activation is replaced by the corrupt one.
+    """
+    import torch
+
+    kinds = sorted({c.kind for c in found})
+    totals = torch.zeros(len(found), dtype=torch.float64)
+    embedding = model.get_input_embeddings()
+    for rows in Progress("attribution patching", "batch").over(list(by_length(pairs, batch_tokens))):
+        answer = torch.tensor([pairs.answer[i] for i in rows], device=model.device)
+        with torch.no_grad(), recorded(model, kinds, grad=False) as corrupt:
+            corrupt_value = _metric_of(model, [pairs.corrupt[i] for i in rows], answer, pairs.choices)
+        ids = torch.tensor([pairs.clean[i] for i in rows], device=model.device)
+        with torch.enable_grad(), recorded(model, kinds, grad=True) as clean:
+            inputs = embedding(ids).detach().requires_grad_(True)
+            clean_value = _metric_of(model, inputs, answer, pairs.choices)
+            scale = clean_value.detach() - corrupt_value
+            (clean_value / scale).sum().backward()  # type: ignore[no-untyped-call]
+        for index, component in enumerate(found):
+            before, columns = _activation(clean, component, model)
+            after, _ = _activation(corrupt, component, model)
+            assert before.grad is not None
+            difference = (after - before.detach())[..., columns]
+            totals[index] += (difference * before.grad[..., columns]).double().sum().cpu()
+    return (totals / len(pairs.clean)).tolist()
+
+
+def _metric_of(model: Any, inputs: Any, answer: Tensor, choices: Sequence[int]) -> Tensor:
+    """Metric of equal-length prompts, given as token lists or as embeddings ``[prompt, token, hidden]``."""
+    import torch
+
+    from localized_unlearning.packing import logits_of
+
+    if isinstance(inputs, torch.Tensor):
+        hidden = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
+    else:
+        ids = torch.tensor(inputs, device=model.device)
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    return metric(logits_of(model, hidden[:, -1]), answer, choices)
+
+
+def noise_scale(model: Any) -> float:
+    """Standard deviation of the token embeddings over the vocabulary, the unit of causal tracing's noise.
+
+    Some models (Gemma 3) scale inside the embedding module; the noise is added after it.
+    """
+    import torch
+
+    embedding = model.get_input_embeddings()
+    token = torch.zeros(1, dtype=torch.long, device=embedding.weight.device)
+    token += int(embedding.weight.float().norm(dim=1).argmax())
+    factor = embedding(token).float().norm() / embedding.weight[token].float().norm()
+    return float(embedding.weight.float().std() * factor)
+
+
+@dataclass(frozen=True)
+class Site:
+    """What causal tracing restores at once: a module's activation, or one head's columns of it."""
+
+    layer: int
+    kind: str
+    columns: tuple[int, ...] | None
+    unit: str
+
+
+def tracing_sites(model: Any, settings: Score, found: Sequence[Component]) -> list[Site]:
+    """The sites of causal tracing.
+
+    ``units``: the attention output of each head (restored alone, then summed over the layer's heads)
+    and each MLP's hidden activation. ``matrices``: each component's own activation.
+    """
+    geometry = comp.geometry_of(model.config)
+    sites = []
+    if settings.sites == "units":
+        for layer in range(geometry.layers):
+            for head in range(geometry.heads):
+                columns = comp.weight_of(Component(layer, "o", head), model.config).index
+                sites.append(Site(layer, "o", columns, f"{layer}.attn"))
+            sites.append(Site(layer, "down", None, f"{layer}.mlp"))
+    else:
+        for c in found:
+            sites.append(Site(c.layer, c.kind, comp.activation_columns(c, model.config), str(c)))
+    return sites
+
+
+def causal_tracing(
+    model: Any, pairs: Pairs, sites: Sequence[Site], noise: float, seed: int, batch_tokens: int
+) -> list[float]:
+    """Causal tracing (Meng et al. 2023): corrupt the subject with noise, restore one site, see what returns.
+
+    Every prompt has one draw of Gaussian noise, ``noise`` embedding standard deviations, shared by all
+    sites. The corrupted residual stream is kept at every layer, so that a site's run restarts at the
+    site's layer. The slow definition, against which it is tested, runs the whole model for each site.
+
+    Returns:
+        For each site, the restored share of the metric, averaged over prompts.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    embedding = model.get_input_embeddings()
+    width = embedding.weight.shape[1]
+    draws = [torch.randn(stop - start, width, generator=generator) for start, stop in pairs.subject]
+    scale = noise * noise_scale(model)
+    totals = [0.0] * len(sites)
+    kinds = sorted({s.kind for s in sites})
+    layers = comp.layers_of(model)
+    with torch.inference_mode():
+        for rows in Progress("causal tracing", "batch").over(list(by_length(pairs, batch_tokens))):
+            answer = torch.tensor([pairs.answer[i] for i in rows], device=model.device)
+            ids = torch.tensor([pairs.clean[i] for i in rows], device=model.device)
+            with recorded(model, kinds, grad=False) as clean:
+                clean_value = _metric_of(model, embedding(ids), answer, pairs.choices)
+            noised = embedding(ids).clone()
+            for row, i in enumerate(rows):
+                start, stop = pairs.subject[i]
+                noised[row, start:stop] += scale * draws[i].to(noised)
+            with entering(layers) as entered:
+                corrupt_value = _metric_of(model, noised, answer, pairs.choices)
+            for index, site in enumerate(sites):
+                with restored(model, site, clean):
+                    hidden = resume(model, layers, site.layer, entered)
+                value = metric(_head(model, hidden[:, -1]), answer, pairs.choices)
+                totals[index] += float(((value - corrupt_value) / (clean_value - corrupt_value)).sum())
+    return [total / len(pairs.clean) for total in totals]
+
+
+def _head(model: Any, hidden: Tensor) -> Tensor:
+    from localized_unlearning.packing import logits_of
+
+    return logits_of(model, hidden)
+
+
+@contextmanager
+def entering(layers: Any) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """Record what each decoder layer is called with, so that :func:`resume` can call it again."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def keep(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.callback(layer.register_forward_pre_hook(keep, with_kwargs=True).remove)
+        yield calls
+
+
+def resume(model: Any, layers: Any, start: int, calls: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> Tensor:
+    """Final hidden states when the model runs on from layer ``start`` as it was entered."""
+    args, kwargs = calls[start]
+    hidden = args[0] if args else kwargs["hidden_states"]
+    for layer, (layer_args, layer_kwargs) in zip(layers[start:], calls[start:], strict=True):
+        if layer_args:
+            output = layer(hidden, *layer_args[1:], **layer_kwargs)
+        else:
+            output = layer(**{**layer_kwargs, "hidden_states": hidden})
+        hidden = output[0] if isinstance(output, tuple) else output
+    return final_norm(model)(hidden)
+
+
+def final_norm(model: Any) -> Any:
+    """The normalisation after the last decoder layer."""
+    base = model.base_model
+    for name in ("norm", "final_layer_norm", "ln_f"):
+        if hasattr(base, name):
+            return getattr(base, name)
+    raise UserError(f"no final normalisation found in {type(base).__name__}: add its name to final_norm in localization.py")
+
+
+@contextmanager
+def restored(model: Any, site: Site, clean: dict[tuple[int, str], Tensor]) -> Iterator[None]:
+    """Put a site's clean activation in place during a forward pass."""
+    component = Component(site.layer, site.kind)  # type: ignore[arg-type]
+    value, _ = _activation(clean, component, model)
+    columns: Any = slice(None) if site.columns is None else list(site.columns)
+
+    def patch(current: Tensor) -> Tensor:
+        patched = current.clone()
+        patched[..., columns] = value[..., columns]
+        return patched
+
+    module = comp.module_of(model, site.layer, component.kind)
+    if comp.reads_input(component.kind):
+        handle = module.register_forward_pre_hook(lambda _m, args: (patch(args[0]), *args[1:]))
+    else:
+        handle = module.register_forward_hook(lambda _m, _a, output: patch(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def score(job: Job) -> None:
+    """Stage: a score for every component, from training athletes only.
+
+    Writes one row per component: ``component``, ``layer``, ``kind``, ``head``, ``unit`` (what was
+    scored together) and the signed ``score``. Causal tracing's units give their score to all their
+    matrices.
+    """
+    from localized_unlearning import models
+    from localized_unlearning.prompts import load_prompts
+
+    settings = job.config.scores[job.wildcards["scores"]]
+    assert settings is not None
+    device = models.setup(job.config.compute)
+    model, tokenizer = models.load(job.inputs["base_model"], job.config.model.dtype, device)
+    split = pd.read_parquet(job.inputs["split"])
+    train = split[split["train"]]
+    athletes = list(zip(train["athlete"], train["sport"], strict=True))
+    if settings.prompts is not None and settings.prompts < len(athletes):
+        athletes = random.Random(settings.seed).sample(athletes, settings.prompts)
+    prompt = load_prompts(job.inputs["prompts"])[job.config.prompts.training]
+    pairs = make_pairs(athletes, prompt.render, tokenizer, settings.seed)
+    found = comp.list_components(model.config, job.config.components)
+    tokens = job.config.compute.batch_tokens
+    if settings.method == "attribution_patching":
+        table = _table(found, [str(c) for c in found], attribution_patching(model, pairs, found, tokens))
+    else:
+        sites = tracing_sites(model, settings, found)
+        values = causal_tracing(model, pairs, sites, settings.noise, settings.seed, tokens)
+        units: dict[str, float] = {}
+        for site, value in zip(sites, values, strict=True):
+            units[site.unit] = units.get(site.unit, 0.0) + value
+        names = [_unit_of(c) if settings.sites == "units" else str(c) for c in found]
+        table = _table(found, names, [units[name] for name in names])
+    job.facts.update(seeds={"localization": settings.seed}, prompts=len(athletes), device=device)
+    table.to_parquet(job.outputs["scores"], index=False)
+
+
+def _unit_of(component: Component) -> str:
+    return f"{component.layer}.{'attn' if component.kind in ATTENTION_KINDS else 'mlp'}"
+
+
+def _table(found: Sequence[Component], units: Sequence[str], scores: Sequence[float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "component": [str(c) for c in found],
+            "layer": [c.layer for c in found],
+            "kind": [c.kind for c in found],
+            "head": pd.array([c.head for c in found], dtype="Int64"),
+            "unit": list(units),
+            "score": list(scores),
+        }
+    )
+
+
+def top_units(table: pd.DataFrame, fraction: float) -> list[str]:
+    """Components of the units with the largest absolute score; ``fraction`` of the units, rounded up.
+
+    5 % of 168 matrices are 9; 5 % of 56 units are 3, which stand for 10 matrices (4 + 4 + 2).
+    """
+    units = table.drop_duplicates("unit").copy()
+    units["size"] = units["score"].abs()
+    units = units.sort_values(["size", "unit"], ascending=[False, True], kind="stable")
+    chosen = set(units["unit"][: comp.budget(len(units), fraction)])
+    return list(table.loc[table["unit"].isin(chosen), "component"])
+
+
+def matched_units(table: pd.DataFrame, sizes: dict[str, int], parameters: int) -> list[str]:
+    """Components of the best units, taken in order while their parameters stay within ``parameters``."""
+    units = table.drop_duplicates("unit").copy()
+    units["size"] = units["score"].abs()
+    units = units.sort_values(["size", "unit"], ascending=[False, True], kind="stable")
+    chosen: list[str] = []
+    total = 0
+    for unit in units["unit"]:
+        members = list(table.loc[table["unit"] == unit, "component"])
+        cost = sum(sizes[m] for m in members)
+        if total + cost <= parameters:
+            chosen += members
+            total += cost
+    return chosen
+
+
+def choose(
+    localization: Localization,
+    found: Sequence[Component],
+    sizes: dict[str, int],
+    scores: pd.DataFrame | None,
+    manual_parameters: int | None,
+) -> list[str]:
+    """Names of the components that a localization trains (section 2.3).
+
+    Args:
+        localization: which localization.
+        found: all components.
+        sizes: parameters of each component.
+        scores: the scores table, for kind ``scores``.
+        manual_parameters: parameters of the manual localization, for budget ``parameters``.
+
+    Raises:
+        UserError: when the manual layers name components that do not exist, or a budget fits nothing.
+    """
+    names = [str(c) for c in found]
+    matched = localization.budget == "parameters"
+    if localization.kind == "all":
+        chosen = names
+    elif localization.kind == "all_mlps":
+        chosen = [str(c) for c in found if c.kind not in ATTENTION_KINDS]
+    elif localization.kind == "manual":
+        chosen = [str(c) for c in found if c.layer in localization.layers and c.kind in localization.kinds]
+        missing = set(localization.layers) - {c.layer for c in found}
+        if missing:
+            raise UserError(
+                f"the manual localization names layer {min(missing)}, but the model has layers 0 to "
+                f"{max(c.layer for c in found)}: correct 'layers' in the config"
+            )
+    elif localization.kind == "random":
+        order = random.Random(localization.seed).sample(names, len(names))
+        table = pd.DataFrame({"component": order, "unit": order, "score": range(len(order), 0, -1)})
+        chosen = _within(table, localization, sizes, manual_parameters if matched else None)
+    else:
+        assert scores is not None
+        chosen = _within(scores, localization, sizes, manual_parameters if matched else None)
+    if not chosen:
+        raise UserError(f"localization '{localization.label}' selects no component: raise its budget")
+    wanted = set(chosen)
+    return [name for name in names if name in wanted]
+
+
+def _within(
+    table: pd.DataFrame, localization: Localization, sizes: dict[str, int], parameters: int | None
+) -> list[str]:
+    if parameters is None:
+        return top_units(table, localization.fraction)
+    return matched_units(table, sizes, parameters)
+
+
+def select(job: Job) -> None:
+    """Stage: the selection of one localization, a JSON file.
+
+    It lists the chosen components, their parameters, and their share of the model.
+    """
+    import json
+
+    from transformers import AutoConfig
+
+    from localized_unlearning import models
+
+    name = job.wildcards["localization"]
+    localization = job.config.localizations[name]
+    assert localization is not None
+    model = models.skeleton(AutoConfig.from_pretrained(job.inputs["base_model"], local_files_only=True))
+    found = comp.list_components(model.config, job.config.components)
+    sizes = {str(c): comp.size_of(c, model) for c in found}
+    scores = pd.read_parquet(job.inputs["scores"]) if job.inputs.get("scores") else None
+    manual = job.inputs.get("manual")
+    manual_parameters = json.loads(manual.read_text())["parameters"] if manual else None
+    chosen = choose(localization, found, sizes, scores, manual_parameters)
+    parameters = sum(sizes[c] for c in chosen)
+    total = sum(p.numel() for p in model.parameters())
+    selection = {
+        "localization": name,
+        "label": localization.label,
+        "components": chosen,
+        "parameters": parameters,
+        "share_of_components": len(chosen) / len(found),
+        "share_of_parameters": parameters / total,
+    }
+    if localization.kind == "random":
+        job.facts.update(seeds={"random": localization.seed})
+    job.outputs["selection"].write_text(json.dumps(selection, indent=1) + "\n", encoding="utf-8")
+
+
+def read_selection(path: Any) -> list[Component]:
+    """The components of a selection file."""
+    import json
+
+    return [comp.parse(name) for name in json.loads(path.read_text(encoding="utf-8"))["components"]]
+
+
+__all__ = [
+    "Components",
+    "Pairs",
+    "Site",
+    "attribution_patching",
+    "causal_tracing",
+    "choose",
+    "make_pairs",
+    "read_selection",
+    "score",
+    "select",
+    "top_units",
+    "tracing_sites",
+]

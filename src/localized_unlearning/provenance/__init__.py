@@ -1,0 +1,1 @@
+"""Where every number came from: digests, records and the audit."""
