@@ -1,0 +1,38 @@
+"""General knowledge in MMLU's format: the side effects of unlearning (section 3.1.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from localized_unlearning import mmlu, models, packing
+from localized_unlearning.config import Mmlu
+from localized_unlearning.prompts import LETTERS
+
+
+def ask_questions(
+    model: Any, tokenizer: Any, questions: mmlu.Questions, settings: Mmlu, batch_tokens: int
+) -> pd.DataFrame:
+    """One row per test question, 0-shot or with ``settings.shots`` worked examples of its subject.
+
+    Columns: ``item``, ``subject``, ``answer`` (index), ``logit_A`` to ``logit_D``, ``log_normalizer`` and
+    ``argmax_right``.
+    """
+    asked = questions.test
+    if settings.questions is not None:
+        asked = mmlu.stratified_subset(asked, settings.questions, settings.seed)
+    examples: dict[str, list[mmlu.Question]] = {}
+    for question in questions.dev:
+        examples.setdefault(question.subject, []).append(question)
+    texts = [mmlu.prompt(q, examples.get(q.subject, [])[: settings.shots]) for q in asked]
+    tokens = models.answer_tokens(tokenizer, LETTERS)
+    scores = packing.next_token(model, models.encode(tokenizer, texts), tokens, batch_tokens)
+    table = pd.DataFrame(
+        {"item": [q.id for q in asked], "subject": [q.subject for q in asked], "answer": [q.answer for q in asked]}
+    )
+    for index, letter in enumerate(LETTERS):
+        table[f"logit_{letter}"] = scores.candidates[:, index].numpy()
+    table["log_normalizer"] = scores.log_normalizer.numpy()
+    table["argmax_right"] = [int(a) == tokens[q.answer] for a, q in zip(scores.argmax, asked, strict=True)]
+    return table

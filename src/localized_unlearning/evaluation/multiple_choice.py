@@ -1,0 +1,45 @@
+"""Multiple choice about the athletes (section 3.1.1), in the paper's option order and shuffled."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pandas as pd
+
+from localized_unlearning import models, packing
+from localized_unlearning.prompts import LETTERS, Prompt
+
+
+def ask_multiple_choice(
+    model: Any, tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, seed: int, batch_tokens: int
+) -> pd.DataFrame:
+    """One row per option order (``fixed``, ``shuffled``) and athlete.
+
+    Columns: ``order``, ``athlete``, ``sport``, ``forget``, ``relearn``, ``answer`` (index of the right
+    letter), ``logit_A`` to ``logit_D`` (by letter), ``text_A`` to ``text_D`` (by text: the first token of
+    the option's word), ``log_normalizer`` and ``argmax_right``.
+    """
+    rng = random.Random(seed)
+    letters = models.answer_tokens(tokenizer, LETTERS)
+    words = models.answer_tokens(tokenizer, [option.capitalize() for option in prompt.options])
+    tables = []
+    for order in ("fixed", "shuffled"):
+        options = [
+            list(prompt.options) if order == "fixed" else rng.sample(prompt.options, len(prompt.options))
+            for _ in range(len(athletes))
+        ]
+        texts = [prompt.render(a, o) for a, o in zip(athletes["athlete"], options, strict=True)]
+        scores = packing.next_token(model, models.encode(tokenizer, texts), [*letters, *words], batch_tokens)
+        answer = [o.index(s) for o, s in zip(options, athletes["sport"], strict=True)]
+        table = athletes[["athlete", "sport", "forget", "relearn"]].assign(order=order, answer=answer)
+        where = [[len(letters) + prompt.options.index(option) for option in o] for o in options]
+        for index, letter in enumerate(LETTERS):
+            table[f"logit_{letter}"] = scores.candidates[:, index].numpy()
+        for index, letter in enumerate(LETTERS):
+            column = [w[index] for w in where]
+            table[f"text_{letter}"] = scores.candidates[range(len(column)), column].numpy()
+        table["log_normalizer"] = scores.log_normalizer.numpy()
+        table["argmax_right"] = [int(a) == letters[i] for a, i in zip(scores.argmax, answer, strict=True)]
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
