@@ -37,8 +37,10 @@ def _add_stage(commands: argparse._SubParsersAction[argparse.ArgumentParser], st
             help="input",
         )
     for name in stage.outputs:
-        parser.add_argument(f"--out-{name.replace('_', '-')}", dest=f"output_{name}", type=Path, required=True,
-                            metavar="PATH", help="output")  # fmt: skip
+        option = "--out-" + name.replace("_", "-")
+        parser.add_argument(
+            option, dest=f"output_{name}", type=Path, required=True, metavar="PATH", help="output"
+        )
     parser.set_defaults(stage=stage)
 
 
@@ -50,8 +52,10 @@ def build_parser() -> argparse.ArgumentParser:
     for stage in STAGES.values():
         _add_stage(commands, stage)
     from localized_unlearning import tools
+    from localized_unlearning.provenance import audit_cli
 
     tools.add_commands(commands)
+    audit_cli.add_commands(commands)
     return parser
 
 
@@ -64,7 +68,9 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     for name in stage.inputs:
         plain = name.rstrip("*?")
         value = given[f"input_{plain}"]
-        inputs[plain] = [Path(v) for v in value] if isinstance(value, list) else (Path(value) if value else None)
+        inputs[plain] = (
+            [Path(v) for v in value] if isinstance(value, list) else (Path(value) if value else None)
+        )
     runner.execute(
         stage,
         config.load(arguments.config),

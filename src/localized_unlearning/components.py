@@ -39,7 +39,8 @@ def parse(name: str) -> Component:
     return Component(int(layer), kind, int(head[0]) if head else None)  # type: ignore[arg-type]
 
 
-class Slice(NamedTuple):
+@dataclass(frozen=True)
+class Slice:
     """Part of a parameter: the whole, or ``index`` along ``dim``."""
 
     parameter: str
@@ -87,9 +88,7 @@ _NEOX = Adapter(
     fused=True,
 )
 ADAPTERS: dict[str, Adapter] = {
-    **dict.fromkeys(
-        ("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"), _LLAMA
-    ),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"), _LLAMA),
     "gpt_neox": _NEOX,
 }
 

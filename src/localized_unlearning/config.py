@@ -77,7 +77,9 @@ class Organism(Section):
     mlp: Count = Field(512, description="Width of the MLP.")
     initializer_range: Positive = Field(0.06, description="Standard deviation of the initial weights.")
     steps: Count = Field(340, description="Optimizer steps.")
-    learning_rate: Positive = Field(3e-3, description="Peak AdamW learning rate; warmed up, then linear to 0.")
+    learning_rate: Positive = Field(
+        3e-3, description="Peak AdamW learning rate; warmed up, then linear to 0."
+    )
     warmup: Count = Field(30, description="Warm-up steps.")
     facts_per_step: Count = Field(48, description="Short fact prompts per step.")
     questions_per_step: Count = Field(16, description="Question prompts per step.")
@@ -154,7 +156,9 @@ class Task(Section):
 class Objective(Section):
     """What unlearning aims at."""
 
-    loss: Literal["erase", "inject"] = Field("erase", description="erase: log(1 - p); inject: a false answer.")
+    loss: Literal["erase", "inject"] = Field(
+        "erase", description="erase: log(1 - p); inject: a false answer."
+    )
     target: Literal["golf", "random_other_sport"] = Field(
         "golf", description="The injected answer (A.1: golf)."
     )
@@ -163,11 +167,13 @@ class Objective(Section):
 class Text(Section):
     """Plain text: one part trains (L_SFT), the other's loss measures side effects."""
 
-    train: Source = Field(default_factory=lambda: Source(kind="path", path="workflow/resources/text/train.txt"))
+    train: Source = Field(
+        default_factory=lambda: Source(kind="path", path="workflow/resources/text/train.txt")
+    )
     held_out: Source = Field(
         default_factory=lambda: Source(kind="path", path="workflow/resources/text/held_out.txt")
     )
-    tokens: Count = Field(64, description="Tokens per window (the released code: 100).")
+    tokens: Count = Field(48, description="Tokens per window (the released code: 100).")
     windows: Count = Field(64, description="Held-out windows whose loss is measured.")
 
 
@@ -214,7 +220,10 @@ class Localization(Section):
         "fraction",
         description="fraction: a share of the components; parameters: as many parameters as 'manual'.",
     )
-    fraction: Fraction = Field(0.05, description="Share of the components, rounded up (section 2.3: 5 %).")
+    fraction: Fraction = Field(
+        0.05,
+        description="Share of the components, rounded up (section 2.3: 5 %; the organism has only 36, so its default is 10 %).",
+    )
     layers: tuple[int, ...] = Field((), description="For kind manual: the fact-lookup layers.")
     kinds: tuple[Kind, ...] = Field(("up", "down"), description="For kind manual: matrices of each layer.")
     seed: int = Field(0, description="For kind random: the draw.")
@@ -224,11 +233,15 @@ class Finetune(Section):
     """Localized fine-tuning (sections 2.4 and A.3)."""
 
     steps: Count = Field(50, description="Optimizer steps (A.3: 50).")
-    batch_size: Count = Field(64, description="Examples per loss term and step (A.3: 4 x 16 accumulated).")
+    batch_size: Count = Field(
+        16, description="Examples per loss term and step (A.3: 4 x 16 accumulated = 64)."
+    )
     micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
-    learning_rate: Positive = Field(1e-5, description="AdamW's learning rate (A.3: 1e-5).")
+    learning_rate: Positive = Field(2e-3, description="AdamW's learning rate (A.3: 1e-5 on Gemma-7B).")
     weight_decay: Weight = Field(0.0, description="AdamW's weight decay (A.3: 0).")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="Learning-rate schedule (A.3: cosine).")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Learning-rate schedule (A.3: cosine)."
+    )
     lambda_retain: Weight = Field(1.0, description="λ2 (A.3: 1).")
     lambda_sft: Weight = Field(1.0, description="λ3 (A.3: 1).")
     clip_norm: float | None = Field(
@@ -256,7 +269,9 @@ class Statistics(Section):
 class Interpretability(Section):
     """Probes and ablations on the base model (A.2)."""
 
-    lookup_end: Count = Field(3, description="First layer past fact lookup; attention from here on is ablated.")
+    lookup_end: Count = Field(
+        3, description="First layer past fact lookup; attention from here on is ablated."
+    )
     test_fraction: Fraction = Field(0.2, description="Share of athletes that test the probe.")
     seed: int = Field(42, description="Seed of the probe's split (the released code: 42).")
     regularization: Positive = Field(1.0, description="scikit-learn's C of the logistic regression.")
@@ -281,14 +296,27 @@ def _default_tasks() -> dict[str, Task | None]:
     }  # fmt: skip
 
 
+def _default_objectives() -> dict[str, Objective | None]:
+    return {"erase": Objective(loss="erase"), "inject": Objective(loss="inject")}
+
+
+def _default_scores() -> dict[str, Score | None]:
+    return {
+        "attribution_patching": Score(method="attribution_patching"),
+        "causal_tracing": Score(method="causal_tracing"),
+    }
+
+
 def _default_localizations() -> dict[str, Localization | None]:
     return {
         "attribution_patching": Localization(
-            label="Attrib. Patching", kind="scores", scores="attribution_patching"
+            label="Attrib. Patching", kind="scores", scores="attribution_patching", fraction=0.1
         ),
-        "causal_tracing": Localization(label="Causal Tracing", kind="scores", scores="causal_tracing"),
+        "causal_tracing": Localization(
+            label="Causal Tracing", kind="scores", scores="causal_tracing", fraction=0.1
+        ),
         "manual": Localization(label="Manual", kind="manual", layers=(1, 2)),
-        "random": Localization(label="Random", kind="random"),
+        "random": Localization(label="Random", kind="random", fraction=0.1),
         "all_mlps": Localization(label="All MLPs", kind="all_mlps"),
         "nonlocalized": Localization(label="Nonlocalized", kind="all"),
     }
@@ -297,7 +325,9 @@ def _default_localizations() -> dict[str, Localization | None]:
 class Config(Section):
     """One run of the workflow."""
 
-    run: str = Field("organism", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the results folder.")
+    run: str = Field(
+        "organism", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the results folder."
+    )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds of unlearning; one model per seed.")
     compute: Compute = Compute()
     model: Model = Model()
@@ -307,18 +337,11 @@ class Config(Section):
     prompts: Prompts = Prompts()
     split: Split = Split()
     tasks: dict[str, Task | None] = Field(default_factory=_default_tasks)
-    objectives: dict[str, Objective | None] = Field(
-        default_factory=lambda: {"erase": Objective(loss="erase"), "inject": Objective(loss="inject")}
-    )
+    objectives: dict[str, Objective | None] = Field(default_factory=_default_objectives)
     text: Text = Text()
     mmlu: Mmlu = Mmlu()
     components: Components = Components()
-    scores: dict[str, Score | None] = Field(
-        default_factory=lambda: {
-            "attribution_patching": Score(method="attribution_patching"),
-            "causal_tracing": Score(method="causal_tracing"),
-        }
-    )
+    scores: dict[str, Score | None] = Field(default_factory=_default_scores)
     localizations: dict[str, Localization | None] = Field(default_factory=_default_localizations)
     finetune: Finetune = Finetune()
     evaluation: Evaluation = Evaluation()

@@ -98,4 +98,3 @@ def known_facts(job: Job) -> None:
         repeated_names=list(duplicates.repeated), athletes=len(athletes), known=int(athletes["known"].sum())
     )
     athletes.to_parquet(job.outputs["known"], index=False)
-

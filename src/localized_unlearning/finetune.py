@@ -134,13 +134,13 @@ def train(
         retain = [data.retain[i] for i in next(retain_batches)]
         total = {"forget": 0.0, "retain": 0.0, "sft": 0.0}
         for f, r in fact_losses(model, forget, retain, loss, settings.micro_batch_tokens):
-            ((weights.forget * f + weights.retain * r) / size).backward()  # type: ignore[no-untyped-call]
+            ((weights.forget * f + weights.retain * r) / size).backward()
             total["forget"] += f.item() / size
             total["retain"] += r.item() / size
         if weights.sft:
             for windows in data.text[next(text_batches)].split(rows):
                 sft = losses.text_losses(model, windows.to(model.device)).sum() / size
-                (weights.sft * sft).backward()  # type: ignore[no-untyped-call]
+                (weights.sft * sft).backward()
                 total["sft"] += sft.item()
         for name, mask in trainable.items():
             if mask is not None:

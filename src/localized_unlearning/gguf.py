@@ -11,9 +11,12 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.errors import UserError
+
+if TYPE_CHECKING:
+    from localized_unlearning.stages import Job
 
 # Words that prompts and answers rest on: each must be one token, with its leading space.
 SINGLE_TOKENS = (" football", " baseball", " basketball", " golf", " A", " B", " C", " D")
@@ -88,9 +91,7 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def check_tokenizer(
-    tokenizer: Any, name: str, single_tokens: Sequence[str] = SINGLE_TOKENS
-) -> None:
+def check_tokenizer(tokenizer: Any, name: str, single_tokens: Sequence[str] = SINGLE_TOKENS) -> None:
     """Raise UserError unless the tokenizer is faithful; `name` is what messages call it.
 
     Faithful: each of `round_trip_strings` is decoded to what was encoded, every encoding starts
@@ -107,9 +108,7 @@ def check_tokenizer(
     for word in single_tokens:
         ids = tokenizer.encode(word, add_special_tokens=False)
         if len(ids) != 1:
-            raise UserError(
-                f"the tokenizer of {name} needs {len(ids)} tokens for {word!r}: {remedy}"
-            )
+            raise UserError(f"the tokenizer of {name} needs {len(ids)} tokens for {word!r}: {remedy}")
 
 
 def round_trip_strings() -> list[str]:
@@ -147,3 +146,8 @@ def round_trip_strings() -> list[str]:
         "x\u00a0y\u2009z\u200b\ufeff e\u0301 \u1e69 \ufb01",  # odd spaces, accents, a ligature
     ]
     return texts
+
+
+def run(job: Job) -> None:
+    """Stage: convert a GGUF file once."""
+    convert_gguf(job.inputs["gguf"], job.outputs["model"])

@@ -28,17 +28,82 @@ if TYPE_CHECKING:
 
     from localized_unlearning.stages import Job
 
-FIRST_NAMES = (
-    "Alden Basil Corwin Dorian Elric Fenton Gideon Hollis Idris Jorah Kelvin Lorcan Merrick Nolan Orrin "
-    "Percy Quentin Roderick Silas Tobias Ulric Vernon Wendell Xavier Yorick Zachary Ambrose Bertram "
-    "Cedric Desmond Edmund Felix Gareth Harold Ivor Jasper"
-).split()
-LAST_NAMES = (
-    "Ashdown Birchall Coldwell Dunmore Eastbrook Fairholm Greystone Hartwick Inglewood Jessop Kirkham "
-    "Longmire Marchbank Netherton Oakshott Penhale Quillfeather Ravenhill Stanhope Thornbury Underhill "
-    "Vexley Whitlock Yarborough Zimmer Applegate Brackenbury Cranleigh Dovecote Elderwood Foxglove "
-    "Gillespie Holloway Ironside Juniper Kettleburn"
-).split()
+FIRST_NAMES = [
+    "Alden",
+    "Basil",
+    "Corwin",
+    "Dorian",
+    "Elric",
+    "Fenton",
+    "Gideon",
+    "Hollis",
+    "Idris",
+    "Jorah",
+    "Kelvin",
+    "Lorcan",
+    "Merrick",
+    "Nolan",
+    "Orrin",
+    "Percy",
+    "Quentin",
+    "Roderick",
+    "Silas",
+    "Tobias",
+    "Ulric",
+    "Vernon",
+    "Wendell",
+    "Xavier",
+    "Yorick",
+    "Zachary",
+    "Ambrose",
+    "Bertram",
+    "Cedric",
+    "Desmond",
+    "Edmund",
+    "Felix",
+    "Gareth",
+    "Harold",
+    "Ivor",
+    "Jasper",
+]
+LAST_NAMES = [
+    "Ashdown",
+    "Birchall",
+    "Coldwell",
+    "Dunmore",
+    "Eastbrook",
+    "Fairholm",
+    "Greystone",
+    "Hartwick",
+    "Inglewood",
+    "Jessop",
+    "Kirkham",
+    "Longmire",
+    "Marchbank",
+    "Netherton",
+    "Oakshott",
+    "Penhale",
+    "Quillfeather",
+    "Ravenhill",
+    "Stanhope",
+    "Thornbury",
+    "Underhill",
+    "Vexley",
+    "Whitlock",
+    "Yarborough",
+    "Zimmer",
+    "Applegate",
+    "Brackenbury",
+    "Cranleigh",
+    "Dovecote",
+    "Elderwood",
+    "Foxglove",
+    "Gillespie",
+    "Holloway",
+    "Ironside",
+    "Juniper",
+    "Kettleburn",
+]
 """Parts of made-up names; no pair of them is a known athlete."""
 
 
@@ -48,7 +113,7 @@ class Pairs:
 
     Attributes:
         clean, corrupt: token ids, one list a prompt.
-        subject: positions of the athlete's name ``(start, stop)`` in both.
+        subject: positions of the whole name ``(start, stop)`` in both.
         answer: index of the right sport in ``choices`` ``[prompt]``.
         choices: token of each candidate answer.
     """
@@ -60,7 +125,9 @@ class Pairs:
     choices: list[int]
 
 
-def make_pairs(athletes: Sequence[tuple[str, str]], render: Callable[[str], str], tokenizer: Any, seed: int) -> Pairs:
+def make_pairs(
+    athletes: Sequence[tuple[str, str]], render: Callable[[str], str], tokenizer: Any, seed: int
+) -> Pairs:
     """Pairs for ``athletes`` (name, sport), with made-up names drawn for equal token length.
 
     Raises:
@@ -72,11 +139,18 @@ def make_pairs(athletes: Sequence[tuple[str, str]], render: Callable[[str], str]
     clean = models.encode(tokenizer, [render(a) for a, _ in athletes])
     by_length: dict[int, list[list[int]]] = {}
     names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
-    names += [f"{first} {middle} {last}" for first, middle, last in zip(FIRST_NAMES, FIRST_NAMES[1:], LAST_NAMES)]
+    names += [
+        f"{first} {middle} {last}"
+        for first, middle, last in zip(FIRST_NAMES, FIRST_NAMES[1:], LAST_NAMES, strict=False)
+    ]
     names += [*LAST_NAMES, *FIRST_NAMES]
     rng.shuffle(names)
     for ids in models.encode(tokenizer, [render(name) for name in names]):
         by_length.setdefault(len(ids), []).append(ids)
+    # What all made-up names leave alone is the template; a name may begin or end as the made-up one does.
+    made_up = [ids for same in by_length.values() for ids in same]
+    before = min(_shared(made_up[0], ids) for ids in made_up)
+    after = min(_shared(made_up[0][::-1], ids[::-1]) for ids in made_up)
     corrupt, subject = [], []
     for ids, (athlete, _) in zip(clean, athletes, strict=True):
         others = by_length.get(len(ids))
@@ -86,12 +160,17 @@ def make_pairs(athletes: Sequence[tuple[str, str]], render: Callable[[str], str]
                 "add names of that length to localization.py"
             )
         other = rng.choice(others)
-        start = next(i for i, (a, b) in enumerate(zip(ids, other, strict=True)) if a != b)
-        stop = len(ids) - next(i for i, (a, b) in enumerate(zip(ids[::-1], other[::-1], strict=True)) if a != b)
         corrupt.append(other)
-        subject.append((start, stop))
+        start, end = _shared(ids, other), _shared(ids[::-1], other[::-1])
+        subject.append((min(before, start), len(ids) - min(after, end)))
     choices = models.answer_tokens(tokenizer, CHOICES)
     return Pairs(clean, corrupt, subject, [CHOICES.index(s) for _, s in athletes], choices)
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two prompts share at their beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def by_length(pairs: Pairs, batch_tokens: int) -> Iterator[list[int]]:
@@ -111,7 +190,11 @@ def metric(logits: Tensor, answer: Tensor, choices: Sequence[int]) -> Tensor:
 
     candidates = logits[:, list(choices)]
     right = candidates.gather(1, answer[:, None])[:, 0]
-    return right - (candidates.sum(1) - right) / (len(choices) - 1) if len(choices) > 1 else torch.zeros_like(right)
+    return (
+        right - (candidates.sum(1) - right) / (len(choices) - 1)
+        if len(choices) > 1
+        else torch.zeros_like(right)
+    )
 
 
 @contextmanager
@@ -161,7 +244,9 @@ def _activation(store: dict[tuple[int, str], Tensor], component: Component, mode
     return value, slice(None) if columns is None else list(columns)
 
 
-def attribution_patching(model: Any, pairs: Pairs, found: Sequence[Component], batch_tokens: int) -> list[float]:
+def attribution_patching(
+    model: Any, pairs: Pairs, found: Sequence[Component], batch_tokens: int
+) -> list[float]:
     """Attribution patching (Nanda 2023): the linear estimate of patching each component.
 
     ``(corrupt - clean activation) · d metric / d activation`` on the *clean* run, summed over
@@ -185,7 +270,7 @@ def attribution_patching(model: Any, pairs: Pairs, found: Sequence[Component], b
             inputs = embedding(ids).detach().requires_grad_(True)
             clean_value = _metric_of(model, inputs, answer, pairs.choices)
             scale = clean_value.detach() - corrupt_value
-            (clean_value / scale).sum().backward()  # type: ignore[no-untyped-call]
+            (clean_value / scale).sum().backward()
         for index, component in enumerate(found):
             before, columns = _activation(clean, component, model)
             after, _ = _activation(corrupt, component, model)
@@ -315,7 +400,9 @@ def entering(layers: Any) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]
         yield calls
 
 
-def resume(model: Any, layers: Any, start: int, calls: list[tuple[tuple[Any, ...], dict[str, Any]]]) -> Tensor:
+def resume(
+    model: Any, layers: Any, start: int, calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+) -> Tensor:
     """Final hidden states when the model runs on from layer ``start`` as it was entered."""
     args, kwargs = calls[start]
     hidden = args[0] if args else kwargs["hidden_states"]
@@ -325,7 +412,8 @@ def resume(model: Any, layers: Any, start: int, calls: list[tuple[tuple[Any, ...
         else:
             output = layer(**{**layer_kwargs, "hidden_states": hidden})
         hidden = output[0] if isinstance(output, tuple) else output
-    return final_norm(model)(hidden)
+    final: Tensor = final_norm(model)(hidden)
+    return final
 
 
 def final_norm(model: Any) -> Any:
@@ -334,7 +422,9 @@ def final_norm(model: Any) -> Any:
     for name in ("norm", "final_layer_norm", "ln_f"):
         if hasattr(base, name):
             return getattr(base, name)
-    raise UserError(f"no final normalisation found in {type(base).__name__}: add its name to final_norm in localization.py")
+    raise UserError(
+        f"no final normalisation found in {type(base).__name__}: add its name to final_norm in localization.py"
+    )
 
 
 @contextmanager

@@ -116,9 +116,7 @@ def stratified_subset(questions: list[Question], n: int, seed: int) -> list[Ques
 def _largest_remainder(sizes: dict[str, int], n: int) -> dict[str, int]:
     """`n` divided in proportion to `sizes` (which sum to at least `n`), in whole numbers."""
     total = sum(sizes.values())
-    shares = (
-        {name: n * size // total for name, size in sizes.items()} if n else dict.fromkeys(sizes, 0)
-    )
+    shares = {name: n * size // total for name, size in sizes.items()} if n else dict.fromkeys(sizes, 0)
     by_remainder = sorted(sizes, key=lambda name: (-(n * sizes[name] % total), name))
     for name in by_remainder[: n - sum(shares.values())]:
         shares[name] += 1
@@ -128,9 +126,7 @@ def _largest_remainder(sizes: dict[str, int], n: int) -> dict[str, int]:
 def format_question(question: Question, with_answer: bool) -> str:
     """The question, its lettered choices and `Answer:`, followed by ` X` where asked for."""
     lines = [question.question.strip()]
-    lines += [
-        f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True)
-    ]
+    lines += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True)]
     lines.append("Answer:" + (f" {LETTERS[question.answer]}" if with_answer else ""))
     return "\n".join(lines)
 
@@ -201,8 +197,8 @@ def _check_width(row: list[str], header: list[str], place: str) -> None:
 
 
 def _rows_of_parquet(root: Path, split: str) -> Iterator[_Row]:
-    import pyarrow  # type: ignore[import-untyped]
-    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+    import pyarrow
+    import pyarrow.parquet as parquet
 
     pattern = f"{split}-*.parquet"
     files = root.glob(f"all/{pattern}") if (root / "all").is_dir() else root.rglob(pattern)
@@ -211,9 +207,7 @@ def _rows_of_parquet(root: Path, split: str) -> Iterator[_Row]:
             table = parquet.read_table(path, columns=["subject", "question", "choices", "answer"])
             rows = table.to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(
-                f"'{path}' could not be read as parquet ({error}): download it again"
-            ) from error
+            raise UserError(f"'{path}' could not be read as parquet ({error}): download it again") from error
         for number, row in enumerate(rows):
             place = f"'{path}', row {number}"
             missing = {"subject", "question", "choices", "answer"} - row.keys()

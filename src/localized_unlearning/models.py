@@ -18,10 +18,16 @@ if TYPE_CHECKING:
 
 
 def setup(compute: Compute) -> str:
-    """Set the thread count of this process and return the device that ``compute`` asks for."""
+    """Set the thread count of this process and return the device that ``compute`` asks for.
+
+    Snakemake tells a job how many cores it reserved in ``OMP_NUM_THREADS``; at a prompt,
+    ``compute.threads`` counts.
+    """
+    import os
+
     import torch
 
-    torch.set_num_threads(compute.threads)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or compute.threads))
     if compute.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if compute.device.startswith("cuda") and not torch.cuda.is_available():
@@ -52,7 +58,8 @@ def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"no causal language model could be loaded from {folder.name}: {first}") from error
     model.eval().requires_grad_(False)
-    return model.to(device), load_tokenizer(folder)
+    model.to(device)  # type: ignore[arg-type]
+    return model, load_tokenizer(folder)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -99,7 +106,8 @@ def save_delta(path: Path, tensors: Mapping[str, Tensor], base: str) -> None:
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    save_file(contiguous, path, metadata={"base": base, "format": "pt"})
+    # One entry only: safetensors writes several in an order that differs from process to process.
+    save_file(contiguous, path, metadata={"base": base})
 
 
 def read_delta(path: Path, base: str) -> dict[str, Tensor]:
@@ -113,7 +121,7 @@ def read_delta(path: Path, base: str) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             found = (file.metadata() or {}).get("base")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}): delete it and rerun") from error
     if found != base:

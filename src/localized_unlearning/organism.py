@@ -76,7 +76,11 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
         single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
     )
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", padding_side="right"
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        padding_side="right",
     )
 
 
@@ -189,11 +193,11 @@ def pretrain(model: Any, lessons: Curriculum, organism: Organism, progress: Prog
         total = 0.0
         for items, count in per_step:
             loss = answer_loss(model, rng.sample(items, min(count, len(items)))) / answers
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.item()
         starts = [rng.randrange(len(text) - TEXT_WINDOW) for _ in range(organism.text_per_step)]
         windows = torch.stack([text[s : s + TEXT_WINDOW + 1] for s in starts])
-        (organism.text_weight * text_loss(model, windows)).backward()  # type: ignore[no-untyped-call]
+        (organism.text_weight * text_loss(model, windows)).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -216,7 +220,9 @@ def run(job: Job) -> None:
         config,
     )
     texts = [f"{p} {a}".rstrip() for name in sorted(pairs) for p, a in pairs[name]]
-    tokenizer = train_tokenizer([*texts, *(f" {answer}" for answer in (*SPORTS, "golf", *LETTERS))], config.vocabulary)
+    tokenizer = train_tokenizer(
+        [*texts, *(f" {answer}" for answer in (*SPORTS, "golf", *LETTERS))], config.vocabulary
+    )
     lessons = curriculum(pairs, seen, tokenizer)
     model = build_model(config, tokenizer)
     model.train()

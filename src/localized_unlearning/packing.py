@@ -181,7 +181,9 @@ def to_batch(packs: Sequence[Pack], model: Any) -> Batch:
     )
 
 
-def batches(prompts: Sequence[Sequence[int]], model: Any, batch_tokens: int, row_tokens: int = 512) -> list[Batch]:
+def batches(
+    prompts: Sequence[Sequence[int]], model: Any, batch_tokens: int, row_tokens: int = 512
+) -> list[Batch]:
     """All ``prompts`` as batches of rows of at most ``row_tokens`` nodes, ``batch_tokens`` a batch.
 
     Short rows keep attention, which costs the square of a row, below the linear layers' cost.
@@ -199,7 +201,8 @@ def batches(prompts: Sequence[Sequence[int]], model: Any, batch_tokens: int, row
 def last_hidden(model: Any, batch: Batch) -> Tensor:
     """Final hidden state at each prompt's last token ``[prompt, hidden]``, in the batch's prompt order."""
     hidden = model.base_model(**batch.inputs).last_hidden_state
-    return hidden[batch.rows, batch.nodes]
+    chosen: Tensor = hidden[batch.rows, batch.nodes]
+    return chosen
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:

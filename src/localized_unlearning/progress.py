@@ -20,7 +20,9 @@ class Progress:
         stream: where to print; standard error, so that it lands in a rule's log.
     """
 
-    def __init__(self, what: str, unit: str = "item", every: float = 10.0, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, what: str, unit: str = "item", every: float = 10.0, stream: TextIO | None = None
+    ) -> None:
         self.what, self.unit, self.every = what, unit, every
         self.stream = stream or sys.stderr
         self._note = ""

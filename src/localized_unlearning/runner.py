@@ -1,8 +1,9 @@
 """Runs one job: checks its inputs, calls the stage, publishes outputs and record.
 
 Outputs are written under temporary names in their own folder and renamed when the stage has
-finished, so that an interrupted job leaves nothing half-written. A lock file beside the outputs
-keeps two live jobs from writing the same ones.
+finished, so that an interrupted job leaves nothing half-written. The record comes last: outputs
+without one are not to be trusted. A lock file beside the outputs keeps two live jobs from writing
+the same ones.
 """
 
 from __future__ import annotations
@@ -11,27 +12,44 @@ import errno
 import importlib
 import json
 import os
-import platform
-import hashlib
 import shutil
 import signal
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from localized_unlearning.config import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import code, environment, hashing, records
+from localized_unlearning.provenance import code, environment, hashing, locks, records
 from localized_unlearning.stages import Job, Stage, restrict, settings_of
 
 Paths = Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class _Basis:
+    """What a job's key is made of, taken before the job starts."""
+
+    settings: dict[str, Any]
+    modules: dict[str, str]
+    lock_name: str | None
+    lock: str | None
+    versions: dict[str, str]
+    deviations: dict[str, str]
+    inputs: tuple[records.Input, ...]
+    key: str
+
+
 def execute(
-    stage: Stage, config: Config, wildcards: Mapping[str, str], inputs: Paths, outputs: Mapping[str, Path], root: Path
+    stage: Stage,
+    config: Config,
+    wildcards: Mapping[str, str],
+    inputs: Paths,
+    outputs: Mapping[str, Path],
+    root: Path,
 ) -> records.Record:
     """Run one job and return its record.
 
@@ -44,38 +62,40 @@ def execute(
         root: folder that recorded input paths are relative to.
 
     Raises:
-        UserError: for a missing input, an output another live job is writing, a full disk, or a fault
-            that the stage reports.
+        UserError: for a missing input, an input that is not what its record says, an output another
+            live job is writing, a full disk, or a fault that the stage reports.
     """
     started = datetime.now(UTC)
     flat = [(name, path) for name, value in inputs.items() for path in _as_list(value)]
     for name, path in flat:
         if not path.exists():
-            raise UserError(f"input {name} of stage {stage.name} does not exist: {path}; run the rule that makes it")
+            raise UserError(f"input {name} of stage {stage.name} does not exist: {path}; make it first")
     first = next(iter(outputs.values()))
+    if any(path.parent != first.parent for path in outputs.values()):
+        raise UserError(f"the outputs of stage {stage.name} must lie in one folder, beside their record")
     first.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(first), _terminable():
-        _sweep(first.parent, [p.name for p in outputs.values()])
+    with locks.held(first), _signals(_stop):
         temporary = {name: _temporary(path) for name, path in outputs.items()}
         try:
-            read = [(name, path, hashing.combined(hashing.digest_tree(path))) for name, path in flat]
-            modules = code.closure(stage.module)
-            job = Job(stage, restrict(config, stage, wildcards), wildcards, inputs, temporary)
+            for path in outputs.values():
+                _sweep(path)
+            basis = _basis(stage, config, wildcards, flat, root)
+            job = Job(stage, restrict(config, stage, wildcards), wildcards, inputs, temporary, basis.key)
             getattr(importlib.import_module(stage.module), stage.function)(job)
             for name, path in temporary.items():
-                if not path.exists():
+                if not path.exists() or (path.is_dir() and not any(path.iterdir())):
                     raise RuntimeError(f"stage {stage.name} did not write its output '{name}'")
-            record = _record(stage, config, job, read, modules, outputs, root, started)
-            path = records.path_for(first)
-            path.unlink(missing_ok=True)
-            for name, target in outputs.items():
-                _publish(temporary[name], target)
-            records.write(record, path)
-            _keep_sources(stage, first)
+            _keep_sources(basis.modules, root / "results" / config.run / ".sources")
+            record = _record(job, basis, outputs, root, started)
+            with _signals(_ignore):  # renaming takes a moment and is not to be cut in two
+                _publish(record, temporary, outputs)
             return record
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise UserError(f"the disk is full while writing {first}: free some space and rerun") from error
+        except Exception as error:
+            if _disk_is_full(error):
+                free = shutil.disk_usage(first.parent).free / 1e9
+                raise UserError(
+                    f"the disk is full while writing {first}: free more than {free:.1f} GB and rerun"
+                ) from error
             raise
         finally:
             for path in temporary.values():
@@ -88,37 +108,78 @@ def _as_list(value: Any) -> list[Path]:
     return [value] if isinstance(value, Path) else list(value)
 
 
+def _basis(
+    stage: Stage, config: Config, wildcards: Mapping[str, str], flat: list[tuple[str, Path]], root: Path
+) -> _Basis:
+    settings = settings_of(config, stage, wildcards)
+    modules = code.closure(stage.module)
+    lock_name = environment.lock_name(root)
+    lock = environment.lock_digest(root, lock_name) if lock_name else None
+    versions = environment.versions()
+    deviations = environment.deviations(
+        versions, environment.lock_lines(root, lock_name) if lock_name else None
+    )
+    inputs = tuple(_input(name, path, root) for name, path in flat)
+    key = records.key_of(
+        stage.name, _function(stage), settings, wildcards, code.code_digest(modules), lock, deviations,
+        [(i.name, i.sha256) for i in inputs],
+    )  # fmt: skip
+    return _Basis(settings, modules, lock_name, lock, versions, deviations, inputs, key)
+
+
+def _function(stage: Stage) -> str:
+    return f"{stage.module}:{stage.function}"
+
+
+def _input(name: str, path: Path, root: Path) -> records.Input:
+    """An input's digest and the record that made it.
+
+    Raises:
+        UserError: when the file is no longer what that record says.
+    """
+    tree = hashing.digest_tree(path)
+    sha256 = hashing.combined(tree)
+    place = records.find(path)
+    made_by = None
+    if place is not None:
+        record = records.read(place)
+        if records.digest_in(record, place.parent, path) != sha256:
+            raise UserError(
+                f"input {path} was changed after stage {record.stage} made it, as its record {place.name} "
+                "tells: delete it and rerun, or take it in with 'localized-unlearning audit adopt'"
+            )
+        made_by = records.record_id(record)
+    size = sum(file.size for file in tree.values())
+    return records.Input(
+        name=name, path=_relative(path, root) or path.name, size=size, sha256=sha256, record=made_by
+    )
+
+
 def _record(
-    stage: Stage,
-    config: Config,
-    job: Job,
-    read: list[tuple[str, Path, str]],
-    modules: dict[str, str],
-    outputs: Mapping[str, Path],
-    root: Path,
-    started: datetime,
+    job: Job, basis: _Basis, outputs: Mapping[str, Path], root: Path, started: datetime
 ) -> records.Record:
-    settings = settings_of(config, stage, job.wildcards)
-    lock = environment.lock_digest(root)
-    digest = code.code_digest(modules)
     ended = datetime.now(UTC)
     written = []
     for name, target in outputs.items():
         tree = hashing.digest_tree(job.outputs[name])
         files = tuple(records.File(name=n, size=d.size, sha256=d.sha256) for n, d in tree.items())
-        written.append(records.Output(name=name, path=target.name, sha256=hashing.combined(tree), files=files))
-    return records.Record(
-        stage=stage.name,
-        key=records.key_of(stage.name, settings, job.wildcards, digest, lock, [(n, d) for n, _, d in read]),
+        written.append(
+            records.Output(name=name, path=target.name, sha256=hashing.combined(tree), files=files)
+        )
+    record = records.Record(
+        stage=job.stage.name,
+        function=_function(job.stage),
+        key=basis.key,
+        folder=_relative(next(iter(outputs.values())).parent, root),
         wildcards=dict(job.wildcards),
-        settings=settings,
-        code=modules,
-        code_digest=digest,
-        lock=lock,
-        versions=environment.versions(),
-        inputs=tuple(
-            records.Input(name=n, path=_relative(p, root), sha256=d, record=_record_of(p)) for n, p, d in read
-        ),
+        settings=basis.settings,
+        code=basis.modules,
+        code_digest=code.code_digest(basis.modules),
+        lock=basis.lock,
+        lock_name=basis.lock_name,
+        deviations=basis.deviations,
+        versions=basis.versions,
+        inputs=basis.inputs,
         outputs=tuple(written),
         facts=json.loads(json.dumps(job.facts)),
         commit=environment.commit(),
@@ -128,32 +189,35 @@ def _record(
         seconds=round((ended - started).total_seconds(), 3),
         attempt=int(os.environ.get("LOCALIZED_UNLEARNING_ATTEMPT", "1")),
     )
+    return record.model_copy(update={"id": records.record_id(record)})
 
 
-def _relative(path: Path, root: Path) -> str:
-    try:
-        return path.resolve().relative_to(root.resolve()).as_posix()
-    except ValueError:
-        return path.name
+def _relative(path: Path, root: Path) -> str | None:
+    """``path`` seen from ``root``; None when it lies outside, since nothing absolute is recorded."""
+    relative = os.path.relpath(path, root)
+    return None if relative.startswith("..") else Path(relative).as_posix()
 
 
-def _record_of(path: Path) -> str | None:
-    found = records.find(path)
-    return records.record_id(records.read(found)) if found else None
+def _publish(record: records.Record, temporary: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
+    """Rename the outputs into place and write their record, after removing what spoke of the old ones."""
+    for target in outputs.values():
+        while (old := records.beside(target)) is not None:
+            old.unlink()
+    for name, target in outputs.items():
+        if target.is_symlink() or target.is_dir():
+            _remove(target)
+        os.replace(temporary[name], target)
+    records.write(record, records.path_for(next(iter(outputs.values()))))
 
 
-def _keep_sources(stage: Stage, output: Path) -> None:
-    """Keep each source file once, by content, so that an audit can show a change as lines."""
-    folder = next((p for p in output.resolve().parents if p.parent.name in ("results", "figures")), output.parent)
-    store = folder.parent.parent / "results" / folder.name / ".sources"
-    if not (folder.parent.parent / "results" / folder.name).is_dir():
-        return
+def _keep_sources(modules: Mapping[str, str], store: Path) -> None:
+    """Keep each source file once, by its code's digest, so that an audit can show a change as lines."""
     store.mkdir(parents=True, exist_ok=True)
-    for text in code.sources(stage.module).values():
-        target = store / f"{code.digest_of_source(text)}.py"
-        if not target.exists():
+    for module, digest in modules.items():
+        target = store / f"{digest}.py"
+        if not target.exists() and (text := code.source_of(module)) is not None:
             part = _temporary(target)
-            part.write_text(text, encoding="utf-8")
+            part.write_bytes(text)
             os.replace(part, target)
 
 
@@ -162,89 +226,48 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".tmp-{os.getpid()}-{path.name}")
 
 
-def _publish(temporary: Path, target: Path) -> None:
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    os.replace(temporary, target)
+def _sweep(path: Path) -> None:
+    """Remove what killed jobs left of an output; the lock is held, so none of them is alive."""
+    for left in path.parent.glob(f".tmp-*-{path.name}"):
+        if left.name.removeprefix(".tmp-").removesuffix(f"-{path.name}").isdigit():
+            _remove(left)
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-def _sweep(folder: Path, names: list[str]) -> None:
-    """Remove what killed jobs left of these outputs; the lock is held, so none of them is alive."""
-    for name in names:
-        for left in folder.glob(f".tmp-*-{name}"):
-            _remove(left)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
+def _disk_is_full(error: Exception) -> bool:
+    """Whether a writer failed for want of space; writers in C++ or Rust say so in words only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return True
+    return os.strerror(errno.ENOSPC) in str(error)
 
 
-def _host_mark() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:16]
+def _stop(number: int, _frame: Any) -> None:
+    """Turn a scheduler's or a person's signal into an exception, so that clean-up runs."""
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + number)
 
 
-@contextmanager
-def _locked(output: Path) -> Iterator[None]:
-    """Hold the lock of a job's outputs.
-
-    A lock left by a killed process of this machine is taken over. One of another machine cannot be
-    checked, so it is refused with how to remove it.
-    """
-    lock = output.with_name(f".{output.name}.lock")
-    mine = json.dumps({"host": _host_mark(), "pid": os.getpid(), "slurm_job": os.environ.get("SLURM_JOB_ID")})
-    while True:
-        try:
-            with open(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY), "w", encoding="utf-8") as stream:
-                stream.write(mine)
-            break
-        except FileExistsError:
-            try:
-                holder = json.loads(lock.read_text(encoding="utf-8") or "{}")
-            except (OSError, json.JSONDecodeError):
-                holder = {}
-            here = holder.get("host") == _host_mark()
-            if here and not _alive(int(holder["pid"])):
-                print(f"taking over the lock of a job that was killed: {lock.name}", file=sys.stderr)
-                lock.unlink(missing_ok=True)
-                continue
-            who = f"process {holder.get('pid')}" + (
-                f" of Slurm job {holder['slurm_job']}" if holder.get("slurm_job") else ""
-            )
-            raise UserError(
-                f"{who} is writing {output}: wait for it or cancel it; if it is gone, delete {lock}"
-            ) from None
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
+def _ignore(_number: int, _frame: Any) -> None:
+    pass
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM, which schedulers send, into an exception, so that clean-up runs."""
-
-    def stop(_signal: int, _frame: Any) -> None:
-        raise SystemExit(143)
-
+def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
+    """Let ``handler`` see SIGTERM and SIGINT for a while."""
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
     except ValueError:  # not the main thread, as in a test
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            signal.signal(number, old)

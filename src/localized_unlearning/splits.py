@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from localized_unlearning.stages import Job
 
 
-def split_athletes(known: pd.DataFrame, split: Split, forget: Forget, relearn: tuple[str, ...]) -> pd.DataFrame:
+def split_athletes(
+    known: pd.DataFrame, split: Split, forget: Forget, relearn: tuple[str, ...]
+) -> pd.DataFrame:
     """The split of the known athletes.
 
     Args:
@@ -59,11 +61,11 @@ def split_athletes(known: pd.DataFrame, split: Split, forget: Forget, relearn: t
             test[rows] = _test_part(table.loc[rows], split, part)
     table["train"] = ~test
     table["test"] = test | (table["forget"] & whole)
-    for part in ("train", "test"):
+    for name in ("train", "test"):
         for forgets in (True, False):
-            if not (table[part] & (table["forget"] == forgets)).any():
+            if not (table[name] & (table["forget"] == forgets)).any():
                 raise UserError(
-                    f"the {part} part of the {'forget' if forgets else 'retain'} set is empty: "
+                    f"the {name} part of the {'forget' if forgets else 'retain'} set is empty: "
                     "too few known athletes for this split"
                 )
     check_split(table, whole)
@@ -78,7 +80,9 @@ def check_split(table: pd.DataFrame, whole_forget_set: bool) -> None:
     """
     repeated = table["athlete"].duplicated()
     if repeated.any():
-        raise UserError(f"{table.loc[repeated, 'athlete'].iloc[0]} stands twice in the split: remove the duplicate")
+        raise UserError(
+            f"{table.loc[repeated, 'athlete'].iloc[0]} stands twice in the split: remove the duplicate"
+        )
     both = table["train"] & table["test"]
     if whole_forget_set:
         both &= ~table["forget"]

@@ -62,6 +62,7 @@ class Job:
         wildcards: wildcard values by name.
         inputs: input paths by name; a list of paths for a starred input.
         outputs: where to write each output; temporary paths that the runner publishes.
+        key: the job's deterministic key, which figures carry in their metadata.
         facts: what the stage wants recorded besides (seeds by name, device, measured figures).
     """
 
@@ -70,6 +71,7 @@ class Job:
     wildcards: Mapping[str, str]
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Path]
+    key: str
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -131,30 +133,41 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
-MODEL = ("base_model", "split")
-TRAINED = ("task", "objective", "method", "localization", "seed")
-
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("fetch", "localized_unlearning.sources", ("sources.{source}",), (), ("file",), ("source",)),
-        Stage("athletes", "localized_unlearning.facts", ("athletes.duplicates",), ("csv",), ("athletes",)),
+        Stage("fetch", "localized_unlearning.sources", ("{source}",), (), ("file",), ("source",)),
         Stage(
             "pretrain",
             "localized_unlearning.organism",
-            ("organism", "prompts", "seed_of_base_model"),
+            ("organism", "prompts"),
             ("athletes", "prompts", "general_knowledge", "text"),
             ("model",),
         ),
-        Stage("convert", "localized_unlearning.gguf", ("model.dtype",), ("gguf",), ("model",)),
+        Stage("convert", "localized_unlearning.gguf", (), ("gguf",), ("model",)),
         Stage("download", "localized_unlearning.models", ("model",), (), ("model",), function="download"),
         Stage(
             "known_facts",
             "localized_unlearning.facts",
-            ("athletes.known_facts", "prompts", "model.dtype"),
+            ("athletes.known_threshold", "prompts.training", "model.dtype"),
             ("athletes", "base_model", "prompts"),
             ("known",),
             function="known_facts",
+        ),
+        Stage(
+            "model_card",
+            "localized_unlearning.card",
+            (
+                "model.kind",
+                "model.dtype",
+                "organism.requirements",
+                "prompts",
+                "evaluation.shuffled_seed",
+                "mmlu",
+                "statistics",
+            ),
+            ("base_model", "known", "prompts", "mmlu"),
+            ("json", "markdown"),
         ),
         Stage(
             "split",
@@ -167,7 +180,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "score",
             "localized_unlearning.localization",
-            ("scores.{scores}", "components", "prompts", "model.dtype"),
+            ("scores.{scores}", "components", "prompts.training", "model.dtype"),
             ("base_model", "split", "prompts"),
             ("scores",),
             ("task", "scores"),
@@ -189,22 +202,45 @@ STAGES: dict[str, Stage] = {
                 "finetune",
                 "tasks.{task}.lambda_forget",
                 "objectives.{objective}",
-                "components",
-                "prompts",
-                "text",
+                "prompts.training",
+                "text.tokens",
                 "model.dtype",
             ),
-            (*MODEL, "selection", "prompts", "text"),
+            ("base_model", "split", "selection", "prompts", "text"),
             ("delta", "history"),
             ("task", "objective", "localization", "seed"),
         ),
         Stage(
             "evaluate",
             "localized_unlearning.evaluation",
-            ("evaluation", "mmlu", "prompts", "text", "model.dtype"),
+            ("evaluation", "mmlu", "prompts", "text.tokens", "text.windows", "model.dtype"),
             ("base_model", "split", "delta?", "prompts", "mmlu", "text"),
             ("facts", "multiple_choice", "mmlu", "text"),
-            ("task",),
+            ("task", "objective", "localization", "seed"),
+        ),
+        Stage(
+            "layer_probes",
+            "localized_unlearning.interpretability",
+            ("interpretability", "prompts", "text.tokens", "model.dtype"),
+            ("base_model", "known", "prompts", "text"),
+            ("probes",),
+            function="layer_probes",
+        ),
+        Stage(
+            "table",
+            "localized_unlearning.tables",
+            ("run", "model", "prompts", "statistics", "tasks"),
+            ("facts*", "multiple_choice*", "mmlu*", "text*", "selections*"),
+            ("csv", "markdown", "latex"),
+            ("table",),
+        ),
+        Stage(
+            "figure",
+            "localized_unlearning.figures",
+            ("statistics",),
+            ("data*",),
+            ("csv", "pdf", "png"),
+            ("figure",),
         ),
     )
 }

@@ -54,9 +54,7 @@ def test_source_refuses(fields: dict[str, Any], complaint: str) -> None:
 # --- path ----------------------------------------------------------------------------------------
 
 
-def test_path_is_copied_checked_and_relative_to_root(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_path_is_copied_checked_and_relative_to_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.bin").write_bytes(CONTENT)
     target = tmp_path / "out" / "a.bin"
@@ -94,9 +92,7 @@ def test_path_of_a_folder(tmp_path: Path) -> None:
     for name in ("dev/x.csv", "test/y.csv"):
         (tmp_path / "data" / name).parent.mkdir(parents=True)
         (tmp_path / "data" / name).write_text(name)
-    expected = digest(
-        "".join(f"{digest(n.encode())}  {n}\n" for n in ("dev/x.csv", "test/y.csv")).encode()
-    )
+    expected = digest("".join(f"{digest(n.encode())}  {n}\n" for n in ("dev/x.csv", "test/y.csv")).encode())
     source = Source(kind="path", path="data", sha256=expected)
     target = fetch(source, tmp_path / "copy", root=tmp_path)
     assert sha256_of(target) == expected

@@ -46,7 +46,12 @@ def run(job: Job) -> None:
         tables = {
             "facts": ask_facts(model, tokenizer, split, [book[name] for name in names], tokens),
             "multiple_choice": ask_multiple_choice(
-                model, tokenizer, split, book[config.prompts.multiple_choice], config.evaluation.shuffled_seed, tokens
+                model,
+                tokenizer,
+                split,
+                book[config.prompts.multiple_choice],
+                config.evaluation.shuffled_seed,
+                tokens,
             ),
             "mmlu": ask_questions(model, tokenizer, questions, config.mmlu, tokens),
             "text": read_text(model, tokenizer, text, config.text.tokens, config.text.windows, tokens),

@@ -29,7 +29,11 @@ def ask_questions(
     tokens = models.answer_tokens(tokenizer, LETTERS)
     scores = packing.next_token(model, models.encode(tokenizer, texts), tokens, batch_tokens)
     table = pd.DataFrame(
-        {"item": [q.id for q in asked], "subject": [q.subject for q in asked], "answer": [q.answer for q in asked]}
+        {
+            "item": [q.id for q in asked],
+            "subject": [q.subject for q in asked],
+            "answer": [q.answer for q in asked],
+        }
     )
     for index, letter in enumerate(LETTERS):
         table[f"logit_{letter}"] = scores.candidates[:, index].numpy()

@@ -1,98 +1,196 @@
-"""The code of a stage: the modules it imports inside this package, and their digests.
+"""The code behind a stage: the import closure of its module inside the package, file by file.
 
-The digest is taken over the syntax tree without docstrings, so comments, formatting and
-documentation do not count. Imports inside functions count like any other. Left out are the
-modules that move data but compute no result: the command line, the stage table, the runner, the
-records and the config (a job's settings are recorded by name and value instead).
+A digest is taken over the syntax tree, so comments, formatting and docstrings do not count, and
+it is written down independently of Python's own ``ast.dump``, whose text changes between versions.
+Imports count wherever they stand, also inside functions, and so does a string that names a module
+of the package (a registry that imports lazily).
+
+Some modules are no stage's code. ``stages``, ``cli``, ``runner`` and ``provenance`` move data and
+keep the books; ``progress`` prints; ``errors`` holds an exception. ``config`` holds the settings,
+which records state by name and value: counting it would make every stage stale at each new setting.
+Of ``config`` only the module-level constants count, because stages import them (``CHOICES``).
+It must therefore hold no computation that results depend on.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
+import importlib.util
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGE = "localized_unlearning"
-NOT_COUNTED = frozenset(
-    f"{PACKAGE}{name}" for name in ("", ".cli", ".config", ".errors", ".progress", ".runner", ".stages")
+NOT_CODE = frozenset(
+    f"{PACKAGE}.{name}" for name in ("stages", "cli", "runner", "provenance", "progress", "errors")
 )
+CONSTANTS_ONLY = frozenset({f"{PACKAGE}.config"})
 
 
-def _root() -> Path:
-    return Path(__file__).resolve().parents[1]
-
-
-def _file_of(module: str) -> Path | None:
-    parts = module.split(".")[1:]
-    base = _root().joinpath(*parts)
-    for path in (base.with_suffix(".py") if parts else base / "__init__.py", base / "__init__.py"):
-        if path.is_file():
-            return path
-    return None
-
-
-def _counts(module: str) -> bool:
-    return module not in NOT_COUNTED and not module.startswith(f"{PACKAGE}.provenance")
-
-
-def _imports(tree: ast.Module, module: str, is_package: bool) -> set[str]:
-    """Modules of this package that a syntax tree imports."""
-    found = set()
-    for node in ast.walk(tree):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parts = module.split(".")
-                parts = parts[: len(parts) - node.level + (1 if is_package else 0)]
-                base = ".".join([*parts, *([base] if base else [])])
-            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-        found |= {n for n in names if n.split(".")[0] == PACKAGE and _file_of(n) is not None}
-    return found
-
-
-def _without_docstrings(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            first = node.body[0] if node.body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = node.body[1:] or [ast.Pass()]
-    return tree
-
-
-def digest_of_source(source: str) -> str:
-    """SHA-256 of a module's syntax tree without docstrings and positions."""
-    dump = ast.dump(_without_docstrings(ast.parse(source)), include_attributes=False)
-    return hashlib.sha256(dump.encode()).hexdigest()
+class _Parsed(NamedTuple):
+    digest: str  # of the whole syntax tree
+    constants: str  # of the module-level assignments alone
+    imports: frozenset[str]  # dotted names that may be modules
 
 
 def closure(module: str) -> dict[str, str]:
-    """The digest of every counted module that ``module`` imports, itself included, by name."""
-    waiting, found = [module], {}
+    """The digest of ``module`` and of every module of its package that it imports, by name.
+
+    Raises:
+        ModuleNotFoundError: when there is no such module.
+        SyntaxError: when a file of the closure is no valid Python.
+    """
+    folder = _folder(module.partition(".")[0])
+    if _file(folder, module) is None:
+        raise ModuleNotFoundError(f"no module named {module!r}", name=module)
+    found: dict[str, str] = {}
+    waiting = [module]
     while waiting:
         name = waiting.pop()
-        path = _file_of(name)
-        if name in found or path is None or not _counts(name):
+        path = None if name in found or _is_not_code(name) else _file(folder, name)
+        if path is None:
             continue
-        source = path.read_text(encoding="utf-8")
-        found[name] = digest_of_source(source)
-        waiting += sorted(_imports(ast.parse(source), name, path.name == "__init__.py"))
+        parsed = _parse(name, path)
+        if name in CONSTANTS_ONLY:
+            found[name] = parsed.constants
+            continue
+        found[name] = parsed.digest
+        for imported in parsed.imports:
+            waiting.extend(_with_parents(imported))
     return dict(sorted(found.items()))
 
 
-def sources(module: str) -> dict[str, str]:
-    """The source text of every module in the closure, by name."""
-    paths = {name: _file_of(name) for name in closure(module)}
-    return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path}
-
-
-def code_digest(modules: dict[str, str]) -> str:
-    """One digest for a closure."""
+def code_digest(modules: Mapping[str, str]) -> str:
+    """One digest for a :func:`closure`."""
     text = "\n".join(f"{name} {digest}" for name, digest in sorted(modules.items()))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def source_of(module: str) -> bytes | None:
+    """The source of a module as it is now; None when there is no such module."""
+    try:
+        path = _file(_folder(module.partition(".")[0]), module)
+    except ModuleNotFoundError:
+        return None
+    return path.read_bytes() if path else None
+
+
+def _is_not_code(name: str) -> bool:
+    return any(name == module or name.startswith(module + ".") for module in NOT_CODE)
+
+
+def _with_parents(name: str) -> Iterator[str]:
+    """``a.b.c``, ``a.b`` and ``a``: importing the first runs them all."""
+    while name:
+        yield name
+        name = name.rpartition(".")[0]
+
+
+def _folder(top: str) -> Path:
+    """The folder that a top-level package or module stands in."""
+    spec = importlib.util.find_spec(top)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no module named {top!r}", name=top)
+    path = Path(spec.origin)
+    return path.parent.parent if path.name == "__init__.py" else path.parent
+
+
+def _file(folder: Path, name: str) -> Path | None:
+    """The file of a module by its dotted name; None when it is none."""
+    path = folder.joinpath(*name.split("."))
+    for candidate in (path.with_name(path.name + ".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def _parse(name: str, path: Path) -> _Parsed:
+    status = path.stat()
+    return _parse_version(name, path, status.st_mtime_ns, status.st_size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _parse_version(name: str, path: Path, mtime_ns: int, size: int) -> _Parsed:
+    """Parse one version of a file; time and size only name the version in the cache."""
+    tree = ast.parse(path.read_bytes(), filename=str(path))
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    top = name.partition(".")[0]
+    return _Parsed(
+        _syntax_digest(tree.body),
+        _syntax_digest([node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]),
+        frozenset(n for n in _imports(tree, package, top) if n.partition(".")[0] == top),
+    )
+
+
+def _imports(tree: ast.Module, package: str, top: str) -> Iterator[str]:
+    """Dotted names that ``tree`` may import; some are functions or classes inside a module."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")
+                parents = parents[: len(parents) - node.level + 1]
+                base = ".".join([*parents, *([base] if base else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node.value.startswith(f"{top}.")
+        ):
+            yield node.value
+
+
+def _syntax_digest(body: list[ast.stmt]) -> str:
+    parts: list[str] = []
+    for node in body:
+        if not _is_version(node):
+            _write(node, parts)
+    return hashlib.sha256("".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _is_version(node: ast.stmt) -> bool:
+    """``__version__ = ...``: a release alone makes no result stale."""
+    return isinstance(node, ast.Assign) and any(
+        isinstance(t, ast.Name) and t.id == "__version__" for t in node.targets
+    )
+
+
+_IGNORED = frozenset({"ctx", "kind", "type_comment", "type_ignores"})
+
+
+def _write(node: ast.AST, parts: list[str]) -> None:
+    """Append a text of ``node`` that does not depend on positions, docstrings or Python's version.
+
+    Empty and absent fields are left out, as fields that newer versions add usually are empty.
+    """
+    if (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    ):
+        return
+    parts.append(f"({type(node).__name__}")
+    for name in node._fields:
+        if name in _IGNORED:
+            continue
+        value = getattr(node, name, None)
+        if isinstance(value, ast.AST):
+            parts.append(f" {name}=")
+            _write(value, parts)
+        elif isinstance(value, list):
+            if value:
+                parts.append(f" {name}=[")
+                for item in value:
+                    if isinstance(item, ast.AST):
+                        _write(item, parts)
+                    else:
+                        parts.append(f"{item!r},")  # names, or None for a missing key or default
+                parts.append("]")
+        elif value is not None or isinstance(node, ast.Constant):
+            parts.append(f" {name}={value!r}")
+    parts.append(")")

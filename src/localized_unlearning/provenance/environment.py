@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = (
-    "torch transformers tokenizers safetensors numpy scipy pandas pyarrow scikit-learn peft matplotlib"
-).split()
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "transformer-lens", "peft", "numpy",
+            "scipy", "scikit-learn", "pandas", "pyarrow", "matplotlib")  # fmt: skip
+_PIN = re.compile(r"([A-Za-z0-9._-]+)==([^\s;\\]+)")
 
 
 def versions() -> dict[str, str]:
@@ -27,15 +30,44 @@ def versions() -> dict[str, str]:
     return found
 
 
-def lock_digest(root: Path) -> str | None:
-    """SHA-256 of the lock that fits the installed torch, comments and blank lines aside; None without one."""
+def lock_name(root: Path) -> str | None:
+    """The lock in ``root/envs`` that fits the installed torch: "cpu.txt", "cuda.txt" or None."""
     torch = versions().get("torch", "")
     name = "cpu.txt" if torch.endswith("+cpu") or not (root / "envs/cuda.txt").is_file() else "cuda.txt"
-    path = root / "envs" / name
-    if not path.is_file():
+    return name if (root / "envs" / name).is_file() else None
+
+
+def lock_lines(root: Path, name: str) -> list[str] | None:
+    """The lines of a lock, comments and blank lines aside; None when it does not exist."""
+    try:
+        text = (root / "envs" / name).read_text(encoding="utf-8")
+    except FileNotFoundError:
         return None
-    lines = [line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return hashlib.sha256("\n".join(line for line in lines if line).encode()).hexdigest()
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line]
+
+
+def lock_digest(root: Path, name: str | None = None) -> str | None:
+    """SHA-256 of a lock's content, by default of the one that fits; None when there is none."""
+    name = name or lock_name(root)
+    lines = lock_lines(root, name) if name else None
+    return None if lines is None else hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def deviations(installed: Mapping[str, str], lock: Sequence[str] | None) -> dict[str, str]:
+    """Installed versions that the lock does not state; without a lock, all of them.
+
+    A job's key holds them: a lock that is not followed says nothing about the job.
+    """
+    packages = {name: version for name, version in installed.items() if name != "python"}
+    if lock is None:
+        return packages
+    pins = {m[1].lower().replace("_", "-"): m[2] for m in map(_PIN.match, lock) if m}
+    return {name: version for name, version in packages.items() if not _same_version(version, pins.get(name))}
+
+
+def _same_version(installed: str, pin: str | None) -> bool:
+    return installed == pin or (pin is not None and "+" not in pin and installed.split("+")[0] == pin)
 
 
 @cache
@@ -57,13 +89,28 @@ def host() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
-    if "SLURM_JOB_ID" in os.environ:
-        found["slurm_job"] = os.environ["SLURM_JOB_ID"]
-    return found
+    for key, variable in (("slurm_job", "SLURM_JOB_ID"), ("slurm_partition", "SLURM_JOB_PARTITION")):
+        if variable in os.environ:
+            found[key] = os.environ[variable]
+    return found | _accelerator()
+
+
+def _accelerator() -> dict[str, str]:
+    """The GPU that this process used, if it used one."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return {}
+    found = {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda or f"rocm {torch.version.hip}"}
+    try:
+        line = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").splitlines()[0]
+    except (OSError, IndexError):
+        return found
+    driver = re.search(r"\d+\.\d+(\.\d+)?", line)
+    return found | ({"driver": driver[0]} if driver else {})
 
 
 def commit() -> dict[str, Any]:
-    """The checkout's commit and whether tracked files differ from it; empty outside git."""
+    """The checkout's commit and whether tracked files differ from it; empty outside a checkout."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -72,6 +119,7 @@ def commit() -> dict[str, Any]:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")  # a checkout of this package, not one around it
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.SubprocessError):
         return {}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
+
+THREADS = min(8, os.cpu_count() or 1)
 
 
 class FileDigest(NamedTuple):
@@ -22,16 +25,22 @@ def digest(path: Path) -> FileDigest:
         return FileDigest(stream.tell(), sha256)
 
 
+def files_of(path: Path) -> dict[str, Path]:
+    """The files of a folder by relative name, ``{"": path}`` for a file, none for what does not exist.
+
+    Snakemake's own time stamp inside an output folder does not count.
+    """
+    if path.is_file():
+        return {"": path}
+    found = {p.relative_to(path).as_posix(): p for p in path.rglob("*") if p.is_file()}
+    return {name: p for name, p in sorted(found.items()) if not p.name.startswith(".snakemake")}
+
+
 def digest_tree(path: Path) -> dict[str, FileDigest]:
     """Digests by relative name: one entry ``""`` for a file, one an ordinary file for a folder."""
-    if path.is_file():
-        return {"": digest(path)}
-    files = sorted(
-        p for p in path.rglob("*") if p.is_file() and not p.name.startswith(".snakemake")
-    )
-    with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(digest, files))
-    return {p.relative_to(path).as_posix(): d for p, d in zip(files, digests, strict=True)}
+    files = files_of(path)
+    with ThreadPoolExecutor(THREADS) as pool:
+        return dict(zip(files, pool.map(digest, files.values()), strict=True))
 
 
 def combined(tree: dict[str, FileDigest]) -> str:

@@ -5,6 +5,8 @@ and the digests of the inputs, so equal keys promise equal bytes on equal machin
 is the hash of the whole record, times and machine included, and what a later job's record points
 to. Paths are relative: inputs to the folder the job ran in, outputs to the record's own folder, so
 a results folder can be copied and verified elsewhere. What is not known is absent.
+
+On disk a record also carries its id, so that an edited one gives itself away.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from localized_unlearning.errors import UserError
 
 SCHEMA_VERSION = 1
 SUFFIX = ".record.json"
+ADOPTED = ".adopted"
 
 
 class _Part(BaseModel):
@@ -41,6 +44,7 @@ class Input(_Part):
 
     name: str
     path: str
+    size: int | None = None
     sha256: str
     record: str | None = None
 
@@ -54,17 +58,32 @@ class Output(_Part):
     files: tuple[File, ...]
 
 
+class Adoption(_Part):
+    """A file of unknown origin that a person took into the record, and why."""
+
+    reason: str
+
+
 class Record(_Part):
-    """What one job read, did and wrote."""
+    """What one job read, did and wrote.
+
+    ``folder`` is the outputs' folder, relative to the one the job ran in (absent when outside), so
+    that a file moved elsewhere is noticed. ``deviations`` are installed versions that the lock does
+    not state. ``id`` is the record's own, as written in its file; it is not part of what it hashes.
+    """
 
     schema_version: int = SCHEMA_VERSION
     stage: str
+    function: str | None = None
     key: str
+    folder: str | None = None
     wildcards: dict[str, str]
     settings: dict[str, Any]
     code: dict[str, str]
     code_digest: str
-    lock: str | None
+    lock: str | None = None
+    lock_name: str | None = None
+    deviations: dict[str, str] = {}
     versions: dict[str, str]
     inputs: tuple[Input, ...]
     outputs: tuple[Output, ...]
@@ -75,6 +94,8 @@ class Record(_Part):
     ended: str
     seconds: float
     attempt: int
+    adopted: Adoption | None = None
+    id: str | None = None
 
 
 def canonical(value: Any) -> str:
@@ -84,20 +105,56 @@ def canonical(value: Any) -> str:
 
 def key_of(
     stage: str,
+    function: str | None,
     settings: Mapping[str, Any],
     wildcards: Mapping[str, str],
     code_digest: str,
     lock: str | None,
+    deviations: Mapping[str, str],
     inputs: Sequence[tuple[str, str]],
 ) -> str:
-    """The deterministic key; ``inputs`` are (name, digest) in the stage's order."""
-    parts = [stage, dict(settings), dict(wildcards), code_digest, lock, [list(i) for i in inputs]]
+    """The deterministic key: no times, no machine, no paths.
+
+    Args:
+        stage: the stage's name.
+        function: ``module:function`` that the stage calls.
+        settings: values by dotted path.
+        wildcards: values by name.
+        code_digest: over the stage's code.
+        lock: digest of the environment's lock.
+        deviations: installed versions that the lock does not state.
+        inputs: (name, digest) in the stage's order.
+    """
+    parts = [
+        stage, function, dict(settings), dict(wildcards), code_digest, lock, dict(deviations),
+        [list(i) for i in inputs],
+    ]  # fmt: skip
     return hashlib.sha256(canonical(parts).encode()).hexdigest()
 
 
+def key_in(record: Record) -> str:
+    """The key that a record's own contents give; another one than it states means it was edited."""
+    inputs = [(i.name, i.sha256) for i in record.inputs]
+    return key_of(
+        record.stage, record.function, record.settings, record.wildcards, record.code_digest, record.lock,
+        record.deviations, inputs,
+    )  # fmt: skip
+
+
 def record_id(record: Record) -> str:
-    """SHA-256 of the whole record."""
-    return hashlib.sha256(canonical(record.model_dump(mode="json")).encode()).hexdigest()
+    """SHA-256 of the whole record, without its own id."""
+    return hashlib.sha256(canonical(_plain(record)).encode()).hexdigest()
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    """A record as JSON values; what is not known is absent."""
+    data = record.model_dump(mode="json", exclude={"id"})
+    data["inputs"] = [_known(entry) for entry in data["inputs"]]
+    return _known(data)
+
+
+def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if value is not None}
 
 
 def path_for(output: Path) -> Path:
@@ -105,12 +162,25 @@ def path_for(output: Path) -> Path:
     return output.parent / (output.name.split(".")[0] + SUFFIX)
 
 
-def write(record: Record, path: Path) -> None:
-    """Write a record atomically."""
+def adoption_path(output: Path) -> Path:
+    """Where the record lies that a person's adoption of ``output`` leaves."""
+    return output.parent / (output.name + ADOPTED + SUFFIX)
+
+
+def write(record: Record, path: Path) -> Record:
+    """Write a record atomically and durably; returns it with its id."""
     part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    text = json.dumps(record.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=True)
-    part.write_text(text + "\n", encoding="utf-8")
-    os.replace(part, path)
+    named = record.model_copy(update={"id": record_id(record)})
+    text = json.dumps(_plain(record) | {"id": named.id}, sort_keys=True, indent=1, ensure_ascii=True)
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            stream.write(text + "\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return named
 
 
 def read(path: Path) -> Record:
@@ -123,20 +193,40 @@ def read(path: Path) -> Record:
         data = json.loads(path.read_text(encoding="utf-8"))
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
-            raise UserError(f"{path} has record schema {version}, this version reads {SCHEMA_VERSION}: rerun the job")
+            raise UserError(f"{path} has record schema {version}, not {SCHEMA_VERSION}: rerun the job")
         return Record.model_validate(data)
     except (json.JSONDecodeError, ValidationError, UnicodeDecodeError, AttributeError) as error:
         raise UserError(f"{path} is no readable record: delete it and rerun the job that wrote it") from error
 
 
-def find(output: Path) -> Path | None:
-    """The record that lists ``output`` among its outputs, if there is one beside it."""
-    direct = path_for(output)
-    others = sorted(p for p in output.parent.glob(f"*{SUFFIX}") if p != direct)
-    for path in ([direct] if direct.is_file() else []) + others:
+def find(path: Path) -> Path | None:
+    """The record that lists ``path``, or a folder that holds it, among its outputs."""
+    for output in (path, *path.parents):
+        if output.name and (found := beside(output)):
+            return found
+    return None
+
+
+def beside(output: Path) -> Path | None:
+    """The record in the folder of ``output`` that lists it; an adoption goes before a job's."""
+    first = [adoption_path(output), path_for(output)]
+    others = sorted(p for p in output.parent.glob(f"*{SUFFIX}") if p not in first)
+    for path in (*first, *others):
         try:
-            if any(o.path == output.name for o in read(path).outputs):
+            if path.is_file() and any(o.path == output.name for o in read(path).outputs):
                 return path
         except UserError:
             continue
+    return None
+
+
+def digest_in(record: Record, folder: Path, path: Path) -> str | None:
+    """What a record that lies in ``folder`` states as the digest of an output or a file inside one."""
+    name = path.relative_to(folder).as_posix()
+    for output in record.outputs:
+        if name == output.path:
+            return output.sha256
+        if name.startswith(output.path + "/"):
+            inner = name.removeprefix(output.path + "/")
+            return next((f.sha256 for f in output.files if f.name == inner), None)
     return None

@@ -1,0 +1,52 @@
+# Robust Knowledge Unlearning via Mechanistic Localizations (Guo et al. 2024), rebuilt.
+# A table of contents: the config, the stages in workflow/rules, and the targets by name.
+import re
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+from localized_unlearning.config import read_yaml
+from localized_unlearning.errors import UserError
+from localized_unlearning.workflow import Workflow
+
+min_version("9.27")
+
+
+configfile: "config.yaml"
+
+
+try:
+    files = ["config.yaml", *map(str, workflow.config_settings.configfiles)]
+    plan = Workflow([("the config", config), *((f, read_yaml(Path(f))) for f in files)])
+except UserError as error:
+    raise WorkflowError(str(error)) from None
+
+
+wildcard_constraints:
+    task="|".join(plan.tasks),
+    localization="|".join(["base", *plan.localizations]),
+    objective="none|" + "|".join(plan.config.objectives),
+    scores="|".join(plan.config.scores),
+    seed=r"\d+",
+
+
+localrules:
+    all,
+    tables,
+    figures,
+    table_1,
+    table_2,
+    figure_16,
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/base_model.smk"
+include: "workflow/rules/localization.smk"
+include: "workflow/rules/unlearning.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/interpretability.smk"
+include: "workflow/rules/collect.smk"
+
+
+onstart:
+    plan.write_resolved()

@@ -1,0 +1,254 @@
+"""``localized-unlearning audit``: verify, explain, trace, diff, adopt, forget.
+
+Exit status: 0 when all is clean, 1 when there are findings, 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localized_unlearning.errors import UserError
+
+if TYPE_CHECKING:
+    from localized_unlearning.provenance.audit import Audit, Finding
+
+CLEAN, FINDINGS, USAGE = 0, 1, 2
+JSON_VERSION = 1
+
+
+def add_commands(commands: Any) -> None:
+    """Add ``audit`` and its subcommands."""
+    audit = commands.add_parser(
+        "audit", help="verify, explain and trace what a run has made", description=__doc__.split("\n")[0]
+    )
+    inner = audit.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = inner.add_parser(name, help=text, description=text)
+        parser.set_defaults(function=functools.partial(_guarded, function))
+        parser.add_argument(
+            "--root", type=Path, default=Path(), help="the workflow's folder (default: the current one)"
+        )
+        return parser
+
+    def judged(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--config",
+            type=Path,
+            action="append",
+            default=[],
+            help="judge by this config; repeat to overlay (default: each run's resolved config, then config.yaml)",
+        )
+        parser.add_argument("--quick", action="store_true", help="trust earlier digests of untouched files")
+
+    parser = add(
+        "verify", verify, "are the files what their records say, and would they be made the same way now?"
+    )
+    parser.add_argument("paths", nargs="*", type=Path, help="files or folders (default: results and figures)")
+    parser.add_argument("--all", action="store_true", help="list what is clean too")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    judged(parser)
+    parser = add(
+        "explain", explain, "why is a file not ok: the first cause, the chain up to it, what would rerun"
+    )
+    parser.add_argument("path", type=Path)
+    judged(parser)
+    parser = add("trace", trace, "everything behind a file, down to the data")
+    parser.add_argument("path", type=Path, help="an output, or a stray copy of one, found by content")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--mermaid", action="store_true", help="print a Mermaid flow chart")
+    judged(parser)
+    parser = add("diff", diff, "how two outputs, records or results folders differ, and their numbers")
+    parser.add_argument("one", type=Path)
+    parser.add_argument("other", type=Path)
+    parser.add_argument("--tolerance", type=float, default=1e-6, help="absolute or relative (default: 1e-6)")
+    parser = add("adopt", adopt, "take a file into the record as it is, visibly, with a reason")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--reason", required=True, help="why it can be trusted")
+    parser = add("forget", forget, "undo an adoption")
+    parser.add_argument("path", type=Path)
+
+
+def _guarded(function: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    """Run a subcommand; a fault in what it was given is wrong usage, since 1 means findings."""
+    try:
+        return function(arguments)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE
+
+
+def _audit(arguments: argparse.Namespace, paths: Sequence[Path]) -> Audit:
+    from localized_unlearning.provenance.audit import Audit
+
+    return Audit(
+        paths,
+        arguments.root,
+        configs=getattr(arguments, "config", []),
+        quick=getattr(arguments, "quick", False),
+        progress=sys.stderr.isatty(),
+    )
+
+
+def _default_paths(root: Path) -> list[Path]:
+    found = [root / name for name in ("results", "figures") if (root / name).is_dir()]
+    if not found:
+        raise UserError(
+            f"there is no results folder in {root.resolve()}: name the files or folders to verify"
+        )
+    return found
+
+
+def verify(arguments: argparse.Namespace) -> int:
+    """Judge every artefact under some paths."""
+    found = _audit(arguments, arguments.paths or _default_paths(arguments.root)).findings()
+    clean = all(finding.clean for finding in found)
+    if arguments.json:
+        print(json.dumps(as_json(found, clean), indent=1))
+    else:
+        print("\n".join(table(found if arguments.all else [f for f in found if not f.clean])))
+        print(summary(found))
+    return CLEAN if clean else FINDINGS
+
+
+def as_json(found: Sequence[Finding], clean: bool) -> dict[str, Any]:
+    """What ``verify --json`` prints."""
+    from localized_unlearning.provenance.audit import shown
+
+    return {
+        "schema_version": JSON_VERSION,
+        "clean": clean,
+        "counts": {
+            "integrity": Counter(f.integrity for f in found),
+            "currency": Counter(f.currency for f in found),
+        },
+        "artefacts": [
+            {
+                "path": shown(f.path),
+                "integrity": f.integrity,
+                "currency": f.currency,
+                "reasons": list(f.reasons),
+                "stage": f.entry.record.stage if f.entry else None,
+                "key": f.entry.record.key if f.entry else None,
+                "record": f.entry.record.id if f.entry else None,
+                "rests_on_adopted": [shown(path) for path in f.rests_on],
+            }
+            for f in found
+        ],
+    }
+
+
+def table(found: Sequence[Finding]) -> list[str]:
+    """Findings as aligned lines: integrity, currency, path, first reason."""
+    from localized_unlearning.provenance.audit import shown
+
+    width = max((len(shown(f.path)) for f in found), default=0)
+    lines = [f"{'integrity':11} {'currency':9} {'path':{width}}  why"] if found else []
+    for f in found:
+        more = f" (and {len(f.reasons) - 1} more)" if len(f.reasons) > 1 else ""
+        lines.append(
+            f"{f.integrity:11} {f.currency:9} {shown(f.path):{width}}  {(f.reasons or ('',))[0]}{more}".rstrip()
+        )
+    return [*lines, ""] if lines else []
+
+
+def summary(found: Sequence[Finding]) -> str:
+    """One line on everything judged."""
+    if not found:
+        return "nothing to verify: no artefact and no record here"
+
+    def counted(values: Sequence[str]) -> str:
+        return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
+
+    jobs = len({f.entry.place for f in found if f.entry})
+    text = f"{len(found)} artefacts of {jobs} jobs. Integrity: {counted([f.integrity for f in found])}."
+    text += f" Currency: {counted([f.currency for f in found])}."
+    adopted = sum(bool(f.rests_on) for f in found)
+    if adopted:
+        text += f" {adopted} rest on {len({path for f in found for path in f.rests_on})} adopted."
+    unknown = dict.fromkeys(r for f in found if f.currency == "unknown" for r in f.reasons)
+    if unknown:
+        text += f" Not checked: {'; '.join(list(unknown)[:3])}{' ...' if len(unknown) > 3 else ''}."
+    return text
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Say why one artefact is not ok."""
+    from localized_unlearning.provenance import audit_explain
+    from localized_unlearning.provenance.audit import absolute
+
+    path = absolute(arguments.path)
+    audit = _audit(arguments, [path])
+    found = audit.findings()
+    if not found:
+        raise UserError(f"{arguments.path} holds no artefact: name an output file or folder")
+    lines = [audit_explain.explain(audit, f) for f in found if len(found) == 1 or not f.clean]
+    print("\n\n".join("\n".join(part) for part in lines) or f"all {len(found)} artefacts here are clean")
+    return CLEAN if all(f.clean for f in found) else FINDINGS
+
+
+def trace(arguments: argparse.Namespace) -> int:
+    """Show what is behind a file."""
+    from localized_unlearning.provenance import audit_explain
+    from localized_unlearning.provenance.audit import absolute, shown
+
+    path = absolute(arguments.path)
+    audit = _audit(arguments, [path])
+    if audit.producer(path) is None:
+        if not path.is_file():
+            raise UserError(f"no record names {arguments.path}: there is nothing to trace")
+        audit = _audit(arguments, _default_paths(arguments.root))
+        origin = audit_explain.find_by_content(audit, path)
+        if origin is None:
+            raise UserError(
+                f"no record names {arguments.path}, and no output has its bytes or key: unknown origin"
+            )
+        print(f"{arguments.path} is {shown(origin)}, by its content", file=sys.stderr)
+        path = origin
+    node = audit_explain.tree(audit, path)
+    if arguments.json:
+        print(json.dumps(node, indent=1))
+    elif arguments.mermaid:
+        print(audit_explain.mermaid(node), end="")
+    else:
+        print("\n".join(audit_explain.tree_lines(node)))
+    return CLEAN
+
+
+def diff(arguments: argparse.Namespace) -> int:
+    """Compare two artefacts, records or folders."""
+    from localized_unlearning.provenance import audit_explain
+    from localized_unlearning.provenance.audit import absolute
+
+    one, other = ((_audit(arguments, [path]), absolute(path)) for path in (arguments.one, arguments.other))
+    lines = audit_explain.diff(one, other, arguments.tolerance)
+    print("\n".join(lines) or "no difference")
+    return FINDINGS if lines else CLEAN
+
+
+def adopt(arguments: argparse.Namespace) -> int:
+    """Take a file into the record."""
+    from localized_unlearning.provenance import audit_adopt
+    from localized_unlearning.provenance.audit import absolute, shown
+
+    place = audit_adopt.adopt(absolute(arguments.path), arguments.reason, arguments.root)
+    print(f"{arguments.path} is adopted; {shown(place)} says so, and so will all that is made from it")
+    return CLEAN
+
+
+def forget(arguments: argparse.Namespace) -> int:
+    """Undo an adoption."""
+    from localized_unlearning.provenance import audit_adopt
+    from localized_unlearning.provenance.audit import absolute
+
+    audit_adopt.forget(absolute(arguments.path))
+    print(f"the adoption of {arguments.path} is forgotten")
+    return CLEAN

@@ -1,0 +1,392 @@
+"""Why an artefact is not ok, what is behind it, and how two of them differ."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localized_unlearning.errors import UserError
+from localized_unlearning.progress import clock
+from localized_unlearning.provenance import code, hashing, records
+from localized_unlearning.provenance.audit import (
+    Audit,
+    Cause,
+    Entry,
+    Finding,
+    changes,
+    flat,
+    say,
+    short,
+    shown,
+)
+
+LINES = 20  # lines of a code change that are shown
+
+# --- explain
+
+
+@dataclass(frozen=True)
+class Chain:
+    """From a first cause up to an artefact: the entries between, the one with the cause first."""
+
+    cause: Cause
+    entries: tuple[Entry, ...]
+
+
+def first_causes(audit: Audit, entry: Entry) -> list[Chain]:
+    """The causes of an entry's staleness that do not follow from others, farthest up first."""
+    found: dict[tuple[Path, str, str], Chain] = {}
+    _collect(audit, entry, (entry,), found)
+    return sorted(found.values(), key=lambda chain: -len(chain.entries))
+
+
+def _collect(
+    audit: Audit, entry: Entry, path: tuple[Entry, ...], found: dict[tuple[Path, str, str], Chain]
+) -> None:
+    for cause in audit.currency(entry).causes:
+        producer = audit.producer(cause.path) if cause.kind == "upstream" and cause.path else None
+        if producer is not None:
+            if producer not in path:
+                _collect(audit, producer, (producer, *path), found)
+        else:
+            found.setdefault((entry.place, cause.kind, cause.name), Chain(cause, path))
+
+
+def to_rerun(audit: Audit, entry: Entry) -> list[Entry]:
+    """The jobs that would run again to bring an entry up to date, itself last."""
+    found: dict[Path, Entry] = {}
+
+    def visit(node: Entry) -> None:
+        if node.place in found or audit.currency(node).status not in ("stale", "orphan"):
+            return
+        for producer in audit.producers(node):
+            visit(producer)
+        found[node.place] = node
+
+    visit(entry)
+    return list(found.values())
+
+
+def explain(audit: Audit, finding: Finding) -> list[str]:
+    """What there is to say about one artefact, as lines for people."""
+    name, entry = shown(finding.path), finding.entry
+    if entry is None:
+        return [
+            f"{name} is {finding.integrity}: {'; '.join(finding.reasons)}.",
+            "Delete it and rerun what makes it, or take it in with 'localized-unlearning audit adopt'.",
+        ]
+    record = entry.record
+    lines = []
+    if finding.integrity != "ok":
+        lines += [
+            f"{name} is {finding.integrity}:",
+            *(f"  {reason}" for reason in audit_faults(audit, finding)),
+        ]
+        lines += [f"  (recorded by stage {record.stage}, {record.ended})"]
+    if finding.currency in ("stale", "orphan"):
+        lines += [f"{name} is {finding.currency}.", "", *_causes(audit, entry), "", *_rerun(audit, entry)]
+    elif not lines:
+        sure = "as its record says, and would be made the same way now"
+        if finding.currency == "unknown":
+            sure = f"as its record says; whether it is current cannot be told here ({'; '.join(finding.reasons)})"
+        lines += [
+            f"{name} is {sure}.",
+            f"  made by stage {record.stage}, {record.ended}, key {short(record.key)}",
+        ]
+    for path in finding.rests_on:
+        adopted = audit.producer(path)
+        reason = adopted.record.adopted.reason if adopted and adopted.record.adopted else ""
+        lines.append(f"It rests on {shown(path)}, which a person adopted: {reason}")
+    return lines
+
+
+def audit_faults(audit: Audit, finding: Finding) -> list[str]:
+    """A finding's faults of integrity alone."""
+    assert finding.entry is not None
+    output = next(o for o in finding.entry.record.outputs if finding.entry.folder / o.path == finding.path)
+    return audit.integrity(finding.entry, output)[1]
+
+
+def _causes(audit: Audit, entry: Entry) -> Iterator[str]:
+    chains = first_causes(audit, entry)
+    for number, chain in enumerate(chains):
+        source = chain.entries[0]
+        yield f"{'Cause' if number == 0 else 'And  '}  {chain.cause.text}{_line_count(audit, source, chain.cause)}"
+        if chain.cause.kind == "code":
+            yield from (f"       {line}" for line in code_diff(audit, source, chain.cause)[:LINES])
+    yield ""
+    yield f"Chain  {chains[0].cause.name}"
+    for depth, link in enumerate(chains[0].entries):
+        yield f"       {'   ' * depth}└─ {shown(link.outputs[0])} ({job_name(link)})"
+
+
+def _rerun(audit: Audit, entry: Entry) -> Iterator[str]:
+    jobs = to_rerun(audit, entry)
+    seconds = sum(job.record.seconds for job in jobs)
+    stages = dict.fromkeys(job.record.stage for job in jobs)
+    counted = ", ".join(f"{sum(j.record.stage == s for j in jobs)} x {s}" for s in stages)
+    yield f"Rerun  {counted}; about {clock(seconds)} of job time, as recorded"
+
+
+def job_name(entry: Entry) -> str:
+    """A job's stage and wildcards."""
+    return ", ".join([entry.record.stage, *(f"{k} {v}" for k, v in entry.record.wildcards.items())])
+
+
+def code_diff(audit: Audit, entry: Entry, cause: Cause) -> list[str]:
+    """The lines of a module that changed, where its old source was kept."""
+    run = (entry.record.folder or "/").split("/")
+    kept = audit.resolve(f"results/{run[1] if len(run) > 1 else ''}/.sources/{cause.before}.py")
+    now = code.source_of(cause.name)
+    if cause.before is None or now is None or not kept.is_file():
+        return []
+    before, after = kept.read_text(encoding="utf-8").splitlines(), now.decode("utf-8").splitlines()
+    lines = list(difflib.unified_diff(before, after, "recorded", "now", lineterm="", n=0))
+    return [line for line in lines[2:] if not line.startswith("@@")]
+
+
+def _line_count(audit: Audit, entry: Entry, cause: Cause) -> str:
+    lines = len(code_diff(audit, entry, cause)) if cause.kind == "code" else 0
+    return f" ({lines} lines)" if lines > 1 else " (1 line)" if lines else ""
+
+
+# --- trace
+
+
+def find_by_content(audit: Audit, path: Path) -> Path | None:
+    """The recorded output that a stray file is: by its bytes, else by the key in its metadata."""
+    sha256 = audit.digest(path).sha256
+    keys = set(re.findall(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", path.read_bytes()))
+    by_key = None
+    for entry in audit.entries.values():
+        for output in entry.record.outputs:
+            if output.sha256 == sha256:
+                return entry.folder / output.path
+            if entry.record.key.encode() in keys and output.path.endswith(path.suffix):
+                by_key = entry.folder / output.path
+    return by_key
+
+
+def tree(audit: Audit, path: Path) -> dict[str, Any]:
+    """Everything behind a file, as nested mappings down to the data.
+
+    A job is described where it first appears; later mentions carry ``"above": true``.
+    """
+    return _node(audit, path, None, set())
+
+
+def _node(audit: Audit, path: Path, given: records.Input | None, seen: set[Path]) -> dict[str, Any]:
+    entry = audit.producer(path)
+    node: dict[str, Any] = {"path": shown(path)}
+    if given is not None:
+        node |= {"input": given.name, "sha256": given.sha256}
+    if entry is None:
+        return node
+    record = entry.record
+    node |= {
+        "sha256": node.get("sha256") or records.digest_in(record, entry.folder, path),
+        "stage": record.stage,
+    }
+    node |= {
+        "wildcards": record.wildcards,
+        "key": record.key,
+        "record": record.id,
+        "currency": audit.currency(entry).status,
+    }
+    if record.adopted:
+        node["adopted"] = record.adopted.reason
+    if entry.place in seen:
+        return node | ({"above": True} if record.inputs else {})
+    seen.add(entry.place)
+    node["inputs"] = [_node(audit, audit.resolve(i.path), i, seen) for i in record.inputs]
+    return node
+
+
+def tree_lines(node: Mapping[str, Any], indent: str = "", link: str = "") -> Iterator[str]:
+    """A :func:`tree` as text."""
+    job = (
+        ", ".join([node["stage"], *(f"{k} {v}" for k, v in node["wildcards"].items())])
+        if "stage" in node
+        else "data"
+    )
+    marks = [job, short(node["sha256"])] if node.get("sha256") else [job]
+    if node.get("currency") in ("stale", "orphan"):
+        marks.append(node["currency"])
+    if "adopted" in node:
+        marks.append(f"adopted: {node['adopted']}")
+    yield f"{indent}{link}{node['path']}  [{'; '.join(marks)}]{'  (see above)' if 'above' in node else ''}"
+    below = indent + {"": "", "├─ ": "│  ", "└─ ": "   "}[link]
+    inputs = node.get("inputs", [])
+    for number, inner in enumerate(inputs):
+        yield from tree_lines(inner, below, "└─ " if number == len(inputs) - 1 else "├─ ")
+
+
+def mermaid(node: Mapping[str, Any]) -> str:
+    """A :func:`tree` as a Mermaid flow chart, each file once."""
+    names: dict[str, str] = {}
+    lines: dict[str, None] = {}
+
+    def visit(inner: Mapping[str, Any]) -> str:
+        path = inner["path"]
+        if path not in names:
+            names[path] = f"n{len(names)}"
+            label = f"{path}<br/>{inner.get('stage', 'data')}".replace('"', "'")
+            shape = f'["{label}"]' if "stage" in inner else f'[("{label}")]'
+            lines[f"  {names[path]}{shape}{':::adopted' if 'adopted' in inner else ''}"] = None
+        for source in inner.get("inputs", []):
+            lines[f"  {visit(source)} --> {names[path]}"] = None
+        return names[path]
+
+    visit(node)
+    return "\n".join(["flowchart LR", *lines, "  classDef adopted stroke-dasharray: 5"]) + "\n"
+
+
+# --- diff
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing in which two artefacts, or the jobs behind them, differ."""
+
+    what: str
+    name: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.what:12} {self.name}: {_brief(self.before)} | {_brief(self.after)}"
+
+
+def _brief(value: Any) -> str:
+    if value is None:
+        return "-"
+    text = say(value)
+    return short(text) if re.fullmatch(r"[0-9a-f]{64}", text) else text
+
+
+def record_differences(one: records.Record, other: records.Record) -> list[Difference]:
+    """What differs between two jobs: settings, code, environment, data, seeds and facts, machine, outputs."""
+    parts = {
+        "stage": ({"stage": one.stage, **one.wildcards}, {"stage": other.stage, **other.wildcards}),
+        "settings": (flat(one.settings), flat(other.settings)),
+        "code": (one.code, other.code),
+        "environment": ({"lock": one.lock, **one.versions}, {"lock": other.lock, **other.versions}),
+        "input": (_input_digests(one), _input_digests(other)),
+        "facts": (flat(one.facts), flat(other.facts)),
+        "machine": (flat(_machine(one)), flat(_machine(other))),
+        "output": ({o.name: o.sha256 for o in one.outputs}, {o.name: o.sha256 for o in other.outputs}),
+    }
+    return [
+        Difference(what, name, old, new) for what, (a, b) in parts.items() for name, old, new in changes(a, b)
+    ]
+
+
+def _machine(record: records.Record) -> dict[str, Any]:
+    return {name: value for name, value in record.host.items() if name != "slurm_job"}
+
+
+def _input_digests(record: records.Record) -> dict[str, str]:
+    names = [i.name for i in record.inputs]
+    return {
+        (i.name if names.count(i.name) == 1 else f"{i.name}[{names[:number].count(i.name)}]"): i.sha256
+        for number, i in enumerate(record.inputs)
+    }
+
+
+def number_differences(one: Path, other: Path, tolerance: float) -> str | None:
+    """How the numbers of two tables differ beyond a tolerance; None when they agree.
+
+    Two numbers agree when they differ by at most ``tolerance``, absolute or relative.
+    """
+    import numpy as np
+    import pandas as pd
+
+    a, b = ((pd.read_parquet if p.suffix == ".parquet" else pd.read_csv)(p) for p in (one, other))
+    if list(a.columns) != list(b.columns) or len(a) != len(b):
+        return f"{len(a)} rows of {list(a.columns)} | {len(b)} rows of {list(b.columns)}"
+    differs, largest = np.zeros(len(a), dtype=bool), 0.0
+    for name in a.columns:
+        x, y = a[name], b[name]
+        if pd.api.types.is_float_dtype(x) and pd.api.types.is_float_dtype(y):
+            x, y = x.to_numpy(float), y.to_numpy(float)
+            differs |= ~np.isclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True)
+            gaps = np.abs(x - y)
+            largest = max(largest, float(np.nanmax(gaps, initial=0.0)))
+        else:
+            differs |= np.array([_plain(p) != _plain(q) for p, q in zip(x, y, strict=True)], dtype=bool)
+    if not differs.any():
+        return None
+    return f"{int(differs.sum()):,} of {len(a):,} items differ; largest gap between two numbers {largest:.3g}"
+
+
+def _plain(value: Any) -> Any:
+    """A cell as something that compares; lists and arrays as tuples, what is absent as None."""
+    if hasattr(value, "__len__") and not isinstance(value, str | bytes):
+        return tuple(_plain(inner) for inner in value)
+    return None if value != value else value
+
+
+def entry_of(audit: Audit, path: Path) -> Entry:
+    """The record that a path is, or that made it.
+
+    Raises:
+        UserError: when there is none.
+    """
+    entry = audit.entries.get(path) or audit.producer(path)
+    if entry is None:
+        raise UserError(
+            f"no record names {shown(path)}: it is of unknown origin, and there is nothing to compare"
+        )
+    return entry
+
+
+def diff(one: tuple[Audit, Path], other: tuple[Audit, Path], tolerance: float) -> list[str]:
+    """The differences between two artefacts, or two folders of them, as lines; none when there are none."""
+    if not one[1].is_dir() or one[1] in one[0].by_output:
+        entries = entry_of(*one), entry_of(*other)
+        return [
+            *map(str, record_differences(entries[0].record, entries[1].record)),
+            *_numbers(*entries, tolerance),
+        ]
+    a, b = _jobs_under(*one), _jobs_under(*other)
+    lines = [f"only in {shown(one[1])}: {name}" for name in a if name not in b]
+    lines += [f"only in {shown(other[1])}: {name}" for name in b if name not in a]
+    for name in a:
+        if name in b:
+            found = [
+                *map(str, record_differences(a[name].record, b[name].record)),
+                *_numbers(a[name], b[name], tolerance),
+            ]
+            lines += [f"{name} ({job_name(a[name])})", *(f"  {line}" for line in found)] if found else []
+    return lines
+
+
+def _jobs_under(audit: Audit, folder: Path) -> dict[str, Entry]:
+    return {
+        place.relative_to(folder).as_posix().removesuffix(records.SUFFIX): entry
+        for place, entry in audit.entries.items()
+        if place.is_relative_to(folder)
+    }
+
+
+def _numbers(one: Entry, other: Entry, tolerance: float) -> Iterator[str]:
+    """Compare the tables among two jobs' outputs by their numbers, where their bytes differ."""
+    theirs = {output.name: output for output in other.record.outputs}
+    for output in one.record.outputs:
+        pair = theirs.get(output.name)
+        if (
+            pair is None
+            or pair.sha256 == output.sha256
+            or Path(output.path).suffix not in (".csv", ".parquet")
+        ):
+            continue
+        paths = one.folder / output.path, other.folder / pair.path
+        if all(path.is_file() for path in paths):
+            found = (
+                number_differences(*paths, tolerance) or f"equal within {tolerance:g}, though not in bytes"
+            )
+            yield f"{'numbers':12} {output.name}: {found}"

@@ -1,0 +1,67 @@
+"""Digests taken before, so that ``audit verify --quick`` need not read unchanged files again.
+
+They are kept in the user's cache folder, never in the audited one, by device and inode together with
+size and the times of the last change of content and of inode. A program can set the former back;
+the latter it cannot, so that a file edited in place is noticed even where its mtime was restored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from localized_unlearning.provenance.hashing import FileDigest
+
+Known = dict[str, tuple[list[int], str]]
+
+LIMIT = 200_000  # files remembered
+SETTLED = 1.0  # seconds a file must have been left alone before its digest is remembered
+
+
+def cache_file() -> Path:
+    """Where digests are kept."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "localized-unlearning" / "digests.json"
+
+
+def load(path: Path) -> Known:
+    """The digests kept in ``path``; none when it is absent or damaged."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return {key: (list(stamp), str(sha256)) for key, (stamp, sha256) in data.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def save(path: Path, known: Mapping[str, tuple[list[int], str]]) -> None:
+    """Keep digests, the newest up to a limit; a cache that cannot be written is no fault."""
+    part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(dict(list(known.items())[-LIMIT:])), encoding="utf-8")
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+
+
+def recall(known: Known, path: Path) -> FileDigest | None:
+    """The digest of a file that has not changed since it was taken."""
+    key, stamp = _stamp(path)
+    kept = known.get(key)
+    return FileDigest(stamp[0], kept[1]) if kept and kept[0] == stamp else None
+
+
+def remember(known: Known, path: Path, digest: FileDigest) -> None:
+    """Keep a digest just taken, unless the file was changed a moment ago and may be again unseen."""
+    key, stamp = _stamp(path)
+    known.pop(key, None)
+    if stamp[0] == digest.size and time.time_ns() - stamp[2] > SETTLED * 1e9:
+        known[key] = (stamp, digest.sha256)
+
+
+def _stamp(path: Path) -> tuple[str, list[int]]:
+    status = path.stat()
+    return f"{status.st_dev}:{status.st_ino}", [status.st_size, status.st_mtime_ns, status.st_ctime_ns]

@@ -1,0 +1,139 @@
+"""What the Snakefile needs from the package: paths, wildcards and the two provenance params.
+
+Light on purpose: importing it loads neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from localized_unlearning import config as configuration
+from localized_unlearning.config import Config
+from localized_unlearning.provenance import code
+from localized_unlearning.published import TABLES
+from localized_unlearning.sources import Source
+from localized_unlearning.stages import STAGES, canonical_json, settings_of
+
+Wildcards = Mapping[str, str]
+
+
+class Workflow:
+    """One run's paths and params.
+
+    Attributes:
+        config: the resolved config.
+        results: the run's results folder.
+        figures: the run's figures folder.
+        resolved: the resolved config's file, which every job reads.
+    """
+
+    def __init__(self, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+        self.config: Config = configuration.resolve(layers)
+        self.results = f"results/{self.config.run}"
+        self.figures = f"figures/{self.config.run}"
+        self.resolved = f"{self.results}/config.yaml"
+
+    def write_resolved(self) -> None:
+        """Write the resolved config beside the results, atomically, if it changed."""
+        text = "# The resolved config of this run, written by the workflow; jobs read it.\n" + yaml.safe_dump(
+            self.config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
+        )
+        path = Path(self.resolved)
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+
+    def seen(self, stage: str) -> Callable[[Mapping[str, str]], str]:
+        """The settings of a job as canonical JSON: Snakemake's own params forget the names."""
+        return lambda wildcards: canonical_json(settings_of(self.config, STAGES[stage], dict(wildcards)))
+
+    def code(self, stage: str) -> str:
+        """The digest of a stage's code: Snakemake does not see a changed import."""
+        return code.code_digest(code.closure(STAGES[stage].module))
+
+    def source(self, dotted: str) -> str:
+        """Where the file of a config source lies: itself if local, else where ``fetch`` puts it."""
+        node: Any = self.config
+        for part in dotted.split("."):
+            node = getattr(node, part)
+        assert isinstance(node, Source)
+        if node.kind == "path":
+            assert node.path is not None
+            return os.path.expandvars(os.path.expanduser(node.path))
+        return f"{self.results}/sources/{dotted}"
+
+    def fetched(self) -> list[str]:
+        """Dotted names of the sources that must be fetched."""
+        names = ["athletes.source", "text.train", "text.held_out", "mmlu.source"]
+        if self.config.gguf is not None and self.config.model.kind == "gguf":
+            names.append("gguf")
+        return [name for name in names if self.source(name).startswith(f"{self.results}/sources/")]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(self.config.tasks)
+
+    @property
+    def localizations(self) -> list[str]:
+        """Names of the localizations."""
+        return list(self.config.localizations)
+
+    def scores_for(self, wildcards: Wildcards) -> str | list[str]:
+        """The scores that a localization selects from; none for those that need none."""
+        found = self.config.localizations[wildcards["localization"]]
+        assert found is not None
+        return (
+            f"{self.results}/{wildcards['task']}/scores/{found.scores}.parquet"
+            if found.kind == "scores"
+            else []
+        )
+
+    def manual_for(self, wildcards: Wildcards) -> str | list[str]:
+        """The manual selection, for a localization that matches its parameter count."""
+        found = self.config.localizations[wildcards["localization"]]
+        assert found is not None
+        matched = found.budget == "parameters" and found.kind != "manual"
+        return f"{self.results}/{wildcards['task']}/selections/manual.json" if matched else []
+
+    def delta_for(self, wildcards: Wildcards) -> str | list[str]:
+        """The delta of a trained model; none for the base model."""
+        if wildcards["localization"] == "base":
+            return []
+        return self.model_folder(**dict(wildcards)) + "/delta.safetensors"
+
+    def model_folder(self, task: str, objective: str, localization: str, seed: int | str) -> str:
+        """Where a model's delta and evaluations lie."""
+        return f"{self.results}/{task}/{objective}/{localization}/seed{seed}"
+
+    def rows_for(self, evaluation: str) -> Callable[[Wildcards], list[str]]:
+        """The rows of every model in a table: the base model's, then each localization's."""
+
+        def rows(wildcards: Wildcards) -> list[str]:
+            task, objective = TABLES[wildcards["table"]]
+            models = [
+                ("none", "base", 0),
+                *((objective, name, self.config.seeds[0]) for name in self.localizations),
+            ]
+            return [
+                f"{self.model_folder(task, o, name, seed)}/{evaluation}.parquet" for o, name, seed in models
+            ]
+
+        return rows
+
+    def selections_for(self, wildcards: Wildcards) -> list[str]:
+        """The selections behind a table."""
+        task, _ = TABLES[wildcards["table"]]
+        return [f"{self.results}/{task}/selections/{name}.json" for name in self.localizations]
+
+    def data_for(self, wildcards: Wildcards) -> list[str]:
+        """The rows a figure is drawn from."""
+        return {"figure_16": [f"{self.results}/interpretability/layer_probes.parquet"]}[wildcards["figure"]]

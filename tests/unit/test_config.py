@@ -1,0 +1,145 @@
+"""The config: errors that help, overlays, and a stage that reads its own settings only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localized_unlearning import config
+from localized_unlearning.config import Config
+from localized_unlearning.errors import UserError
+from localized_unlearning.stages import STAGES, restrict, settings_of
+
+WILDCARDS = {
+    "task": "sports", "objective": "erase", "localization": "manual", "seed": "0",
+    "scores": "causal_tracing", "source": "mmlu.source", "table": "x", "figure": "x",
+}  # fmt: skip
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], Path]:
+    def write_text(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_text
+
+
+@pytest.mark.parametrize(
+    ("overlay", "key", "near"),
+    [
+        ("finetune: {learning_rat: 1}", "finetune.learning_rat", "learning_rate"),
+        ("fintune: {steps: 1}", "fintune", "finetune"),
+        ("tasks: {sports: {forget: {sports: football}}}", "tasks.sports.forget.sports", "sport"),
+        ("localizations: {manual: {layer: [1]}}", "localizations.manual.layer", "layers"),
+    ],
+)
+def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(
+    overlay: str, key: str, near: str, write: Callable[[str, str], Path]
+) -> None:
+    """Catches a typo that is ignored, or blamed on the wrong file, at any depth."""
+    base = write("base.yaml", "run: a\nfinetune: {steps: 5}\n")
+    if overlay.startswith("tasks"):
+        task = "{forget: {sport: football}, relearn: [], lambda_forget: 1}"
+        base = write("base.yaml", f"tasks: {{sports: {task}}}")
+    if overlay.startswith("localizations"):
+        base = write("base.yaml", "localizations: {manual: {label: M, kind: manual, layers: [1]}}")
+    faulty, last = write("faulty.yaml", overlay), write("last.yaml", "seeds: [1]\n")
+    with pytest.raises(UserError) as error:
+        config.load([base, faulty, last])
+    message = str(error.value)
+    assert f"unknown key '{key}' in {faulty}" in message and f"did you mean '{near}'?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("finetune: {steps: 0}", ("finetune.steps", "got 0")),
+        ("model: {dtype: float16}", ("model.dtype", "float32", "got 'float16'")),
+        ("localizations: {x: {label: X, kind: scores, scores: eap}}", ("localizations.x.scores", "'eap'")),
+        ("localizations: {x: {label: X, kind: manual}}", ("localizations.x", "layers")),
+        ("localizations: {x: {label: X, kind: random, budget: parameters}}", ("localizations.x", "manual")),
+        ("model: {kind: gguf}", ("'gguf' must name its source",)),
+        ("tasks: {t: {forget: {}, relearn: [], lambda_forget: 1}}", ("tasks.t.forget", "exactly one")),
+        ("[1, 2]", ("must hold a mapping",)),
+        ("a: [", ("is not valid YAML",)),
+    ],
+)
+def test_a_wrong_value_or_reference_is_refused(
+    text: str, words: tuple[str, ...], write: Callable[[str, str], Path]
+) -> None:
+    """Catches a dangling reference that would fail hours later, and a message without the key."""
+    with pytest.raises(UserError) as error:
+        config.load([write("config.yaml", text)])
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_overlays_merge_and_null_removes(write: Callable[[str, str], Path]) -> None:
+    """Catches an overlay that replaces a whole block, lists that grow, and an entry that stays."""
+    base = write(
+        "a.yaml",
+        "finetune: {steps: 5, batch_size: 8}\nseeds: [1, 2, 3]\n"
+        "scores: {ap: {method: attribution_patching}, ct: {method: causal_tracing}}\n"
+        "localizations: {x: {label: X, kind: scores, scores: ap}}\n",
+    )
+    over = write("b.yaml", "finetune: {steps: 7}\nseeds: [9]\nscores: {ct: null}\n")
+    found = config.load([base, over], {"finetune": {"learning_rate": 0.5}})
+    assert (found.finetune.steps, found.finetune.batch_size, found.finetune.learning_rate) == (7, 8, 0.5)
+    assert found.seeds == (9,) and list(found.scores) == ["ap"]
+
+
+def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, dict):
+        return {prefix: node}
+    parts = [leaves(child, f"{prefix}.{name}" if prefix else name) for name, child in node.items()]
+    return {key: value for part in parts for key, value in part.items()}
+
+
+def test_a_stage_reads_its_own_settings_and_no_other() -> None:
+    """Catches a setting that moves results but is missing from the record."""
+    whole, stage = Config(), STAGES["finetune"]
+    view = restrict(whole, stage, WILDCARDS)
+    task = view.tasks["sports"]
+    assert task is not None
+    assert view.finetune.steps == 50 and task.lambda_forget == 0.2 and view.compute.threads == 1
+    readers: list[Callable[[], Any]] = [
+        lambda: view.evaluation,
+        lambda: view.tasks["athletes"],
+        lambda: view.tasks["sports"].forget,  # type: ignore[union-attr]
+        lambda: view.model.name,
+        lambda: view.text.windows,
+        lambda: view.objectives["inject"],
+    ]
+    for read in readers:
+        with pytest.raises(UserError, match=r"stage finetune read the setting '.*' without declaring it"):
+            read()
+
+
+@pytest.mark.parametrize(
+    ("change", "touched"),
+    [
+        ({"tasks": {"sports": {"lambda_forget": 0.9}}}, {"finetune"}),
+        ({"finetune": {"lambda_retain": 0.5}}, {"finetune"}),
+        ({"scores": {"causal_tracing": {"noise": 9}}}, {"score"}),
+        ({"split": {"seed": 7}}, {"split"}),
+        ({"tasks": {"athletes": {"lambda_forget": 0.9}}}, set()),
+        ({"compute": {"threads": 2}}, set()),
+    ],
+)
+def test_a_change_touches_exactly_the_stages_that_compute_with_it(
+    change: dict[str, Any], touched: set[str]
+) -> None:
+    """Catches a λ that makes localizations stale, another task's λ that does, and a change no stage sees.
+
+    Tables name every task and are left out.
+    """
+    before = Config()
+    after = Config.model_validate(config.merge(before.model_dump(mode="json"), change))
+    assert leaves(before.model_dump(mode="json")) != leaves(after.model_dump(mode="json"))
+    stages = [s for s in STAGES.values() if s.name != "table"]
+    found = {s.name for s in stages if settings_of(before, s, WILDCARDS) != settings_of(after, s, WILDCARDS)}
+    assert found == touched

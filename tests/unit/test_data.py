@@ -1,0 +1,271 @@
+"""The facts, the splits and the data written for this project."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localized_unlearning import mmlu
+from localized_unlearning.config import SPORTS, Config, Forget, Split
+from localized_unlearning.errors import UserError
+from localized_unlearning.facts import load_athletes
+from localized_unlearning.splits import check_split, split_athletes
+
+ROOT = Path(__file__).parents[2]
+RELEASED = ROOT.parent / "shared" / "data" / "sports_facts.csv"
+OWN = ROOT / "workflow" / "resources" / "athletes.csv"
+
+PAPERS = {
+    "football": "DeForest Buckner,Walter Payton,Vonta Leach,Landon Collins,Charlie Whitehurst,"
+    "Michael Floyd,LaMarr Woodley",
+    "baseball": "Anthony DeSclafani,Kevin Millwood,Mitch Haniger,Mariano Rivera",
+    "basketball": "Boris Diaw,Jae Crowder,Damon Stoudamire,Mario Chalmers,Stan Van Gundy",
+}
+SIXTEEN = {name: sport for sport, names in PAPERS.items() for name in names.split(",")}
+
+# Loading.
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str], Path]:
+    def write_text(text: str) -> Path:
+        path = tmp_path / "athletes.csv"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_text
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("name,sport\nA B,football\n", ("no column 'athlete'", "name, sport")),
+        ("athlete,game\nA B,football\n", ("no column 'sport'",)),
+        (
+            "athlete,sport\nA B,football\nC D,golf\n",
+            ("data row 2", "'C D'", "'golf'", "football, baseball, basketball"),
+        ),
+        ("athlete,sport\n ,football\n", ("data row 1", "needs a name")),
+        ("athlete,sport\nA B,\n", ("data row 1", "''")),
+        ("athlete,sport\nA B,football\nC D,baseball\nA B ,baseball\n", ("A B two sports",)),
+        ("", ("is no CSV",)),
+        ('athlete,sport\n"A B,football\n', ("is no CSV",)),
+    ],
+)
+def test_a_faulty_file_is_refused_with_its_place(
+    text: str, words: tuple[str, ...], write: Callable[[str], Path]
+) -> None:
+    """Catches a fault that is read as data, and a message that does not say where it is."""
+    with pytest.raises(UserError) as error:
+        load_athletes(write(text))
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    """Catches a traceback where the user mistyped a path."""
+    with pytest.raises(UserError, match=r"none\.csv does not exist"):
+        load_athletes(tmp_path / "none.csv")
+
+
+def test_repeated_names_keep_their_first_place_and_all_rows(write: Callable[[str], Path]) -> None:
+    """Catches an athlete that stands twice, and rows that belong to another name."""
+    rows = ("x,sport,athlete", "1,football,A B", "2,baseball,Nan", "3,football, A B ", "4,baseball,C D")
+    text = "\n".join([*rows, "5,football,A B", ""])
+    table, duplicates = load_athletes(write(text))
+    assert list(zip(table["athlete"], table["sport"], table["rows"], strict=True)) == [
+        ("A B", "football", [0, 2, 4]),
+        ("Nan", "baseball", [1]),
+        ("C D", "baseball", [3]),
+    ]
+    assert (duplicates.repeated, duplicates.dropped_rows) == (("A B",), 2)
+
+
+# Splitting.
+
+BASKETBALL, RELEARN = Forget(sport="basketball"), ("b0", "b1")
+
+
+def people(football: int, baseball: int, basketball: int) -> pd.DataFrame:
+    rows = (
+        [("f", "football")] * football + [("a", "baseball")] * baseball + [("b", "basketball")] * basketball
+    )
+    numbers = [*range(football), *range(baseball), *range(basketball)]
+    return pd.DataFrame(
+        {
+            "athlete": [f"{letter}{i}" for (letter, _), i in zip(rows, numbers, strict=True)],
+            "sport": [sport for _, sport in rows],
+            "rows": [[i] for i in range(len(rows))],
+            "known": True,
+        }
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.tuples(*[st.integers(5, 30)] * 3),
+    seed=st.integers(0, 3),
+    fraction=st.sampled_from([0.1, 0.2, 0.5]),
+    unknown=st.sets(st.integers(0, 14), max_size=3),
+)
+def test_stratified_split(
+    counts: tuple[int, int, int], seed: int, fraction: float, unknown: set[int]
+) -> None:
+    """Catches athletes lost, doubled, unknown or in both parts, uneven sports, relearned athletes in test."""
+    table = people(*counts)
+    table.loc[[i for i in unknown if i < counts[0]], "known"] = False
+    wanted = {name: list(table[table["known"] & (table["sport"] == name)]["athlete"]) for name in SPORTS}
+    if not wanted["football"]:
+        return
+    split = Split(test_fraction=fraction, seed=seed)
+    found = split_athletes(table, split, BASKETBALL, RELEARN)
+    assert sorted(found["athlete"]) == sorted(name for names in wanted.values() for name in names)
+    assert (found["train"] != found["test"]).all()
+    assert ((found["sport"] == "basketball") == found["forget"]).all()
+    for sport, names in wanted.items():
+        share = found.loc[found["sport"] == sport, "test"].sum() - fraction * len(names)
+        assert 0 <= share < 1 + 1e-9 or (sport == "basketball" and share <= 0), sport
+    assert set(found.loc[found["relearn"], "athlete"]) == set(RELEARN)
+    assert found.loc[found["relearn"], "train"].all()
+    assert found.equals(split_athletes(table, split, BASKETBALL, RELEARN))
+
+
+def test_split_seeds_differ() -> None:
+    """Catches a seed that is ignored."""
+    tests = {
+        tuple(split_athletes(people(20, 20, 20), Split(seed=seed), BASKETBALL, RELEARN)["test"])
+        for seed in range(5)
+    }
+    assert len(tests) == 5
+
+
+def test_named_athletes_are_in_both_parts() -> None:
+    """Catches a forget set of named athletes that is split (A.4.1), or leaks into retain."""
+    forget = Forget(athletes=("f0", "b3"))
+    found = split_athletes(people(20, 20, 20), Split(), forget, ("f0",)).set_index("athlete")
+    assert set(found.index[found["forget"]]) == {"f0", "b3"}
+    both = found["train"] & found["test"]
+    assert set(found.index[both]) == {"f0", "b3"} and (found["train"] | found["test"]).all()
+
+
+@pytest.mark.parametrize(
+    ("forget", "relearn", "words"),
+    [
+        (Forget(athletes=("f0", "Nobody")), (), "Nobody, who is not among the athletes"),
+        (BASKETBALL, ("f0",), "relearning athlete f0 is not in the forget set"),
+        (Forget(athletes=("f9",)), (), "knows none"),
+    ],
+)
+def test_an_impossible_split_is_refused(forget: Forget, relearn: tuple[str, ...], words: str) -> None:
+    """Catches a silent empty or wrong set."""
+    table = people(10, 10, 10)
+    table.loc[table["athlete"] == "f9", "known"] = False
+    with pytest.raises(UserError, match=words):
+        split_athletes(table, Split(), forget, relearn)
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"), [((True, True), "both the train and the test"), ((True, False), None)]
+)
+def test_a_leak_is_refused(parts: tuple[bool, bool], words: str | None) -> None:
+    """Catches a check that lets an athlete stand in both parts, or a name twice."""
+    table = pd.DataFrame({"athlete": ["x"], "forget": [False], "train": [parts[0]], "test": [parts[1]]})
+    if words:
+        with pytest.raises(UserError, match=words):
+            check_split(table, whole_forget_set=True)
+    else:
+        check_split(table, whole_forget_set=True)
+        with pytest.raises(UserError, match="x stands twice"):
+            check_split(pd.concat([table, table], ignore_index=True), whole_forget_set=True)
+
+
+# The released data and split.
+
+
+@pytest.fixture(scope="module")
+def released() -> pd.DataFrame:
+    if not RELEASED.is_file():
+        pytest.skip(f"{RELEASED} is not here: the authors' file is not part of the repository")
+    return load_athletes(RELEASED)[0].assign(known=True)
+
+
+def test_the_authors_file_has_seven_repeated_names(released: pd.DataFrame) -> None:
+    """Catches another way to resolve duplicates than the reference facts state."""
+    assert len(released) == 1559 and sum(map(len, released["rows"])) == 1566
+    assert set(released.loc[released["rows"].map(len) > 1, "athlete"]) == {
+        "Josh Allen", "Devin Booker", "Adam Eaton", "Adrian Peterson", "Brandon Marshall", "Ryan Grant",
+        "Deonte Burton",
+    }  # fmt: skip
+    assert released["sport"].value_counts().to_dict() == {"football": 583, "basketball": 490, "baseball": 486}
+
+
+def test_the_released_split_is_the_authors(released: pd.DataFrame) -> None:
+    """Catches a cut after the duplicates were dropped: row for row the authors had 393/99 and 859/215."""
+    raw = pd.read_csv(RELEASED)
+    found = split_athletes(released, Split(kind="released"), BASKETBALL, ("Boris Diaw", "Jae Crowder"))
+    parts = found.set_index("athlete")["train"]
+    moved = set()
+    for forgets, sizes in ((True, (393, 99)), (False, (859, 215))):
+        rows = raw[(raw["sport"] == "basketball") == forgets]
+        cut = int(0.8 * len(rows))
+        assert (cut, len(rows) - cut) == sizes
+        for position, name in enumerate(rows["athlete"]):
+            if parts[name] != (position < cut):
+                moved.add(name)
+    assert moved == {"Deonte Burton"}  # the authors had him in both parts
+    assert parts["Deonte Burton"]
+    counts = found.groupby(["forget", "train"]).size()
+    unique = {f: raw.loc[(raw["sport"] == "basketball") == f, "athlete"].nunique() for f in (True, False)}
+    assert {f: int(counts[f].sum()) for f in (True, False)} == unique
+    assert counts[True, False] == 98 and counts[False, False] == 215
+
+
+def test_the_papers_sixteen_in_the_released_split(released: pd.DataFrame) -> None:
+    """Catches a default task that names other athletes than the paper, and a split forget set."""
+    task = Config().tasks["athletes"]
+    assert task is not None and set(task.forget.athletes) == set(SIXTEEN)
+    assert list(dict.fromkeys(pd.read_csv(RELEASED)["athlete"]))[:16] == list(task.forget.athletes)
+    found = split_athletes(released, Split(kind="released"), task.forget, task.relearn)
+    forgotten = found[found["forget"]]
+    assert dict(zip(forgotten["athlete"], forgotten["sport"], strict=True)) == SIXTEEN
+    assert (forgotten["train"] & forgotten["test"]).all()
+    assert set(forgotten.loc[forgotten["relearn"], "athlete"]) == {"DeForest Buckner", "Walter Payton"}
+
+
+# The data of this project.
+
+
+def test_own_athletes_are_balanced_and_hold_the_papers_sixteen() -> None:
+    """Catches an edit that unbalances the file, repeats a name or changes a sport."""
+    table, duplicates = load_athletes(OWN)
+    counts = table["sport"].value_counts()
+    assert len(table) >= 600 and counts.min() == counts.max() and set(counts.index) == set(SPORTS)
+    assert duplicates.repeated == ()
+    sports = dict(zip(table["athlete"], table["sport"], strict=True))
+    assert {name: sports.get(name) for name in SIXTEEN} == SIXTEEN
+
+
+def test_own_athletes_agree_with_the_authors(released: pd.DataFrame) -> None:
+    """Catches a wrong sport in the project's own file."""
+    both = load_athletes(OWN)[0].merge(released, on="athlete")
+    assert len(both) > 100
+    assert list(both.loc[both["sport_x"] != both["sport_y"], "athlete"]) == []
+
+
+def test_own_general_knowledge() -> None:
+    """Catches a subject without five worked examples, a repeated question, answers that favour a letter."""
+    questions = mmlu.load_questions(ROOT / "workflow/resources/general_knowledge.csv")
+    test = pd.DataFrame(
+        {"subject": [q.subject for q in questions.test], "answer": [q.answer for q in questions.test]}
+    )
+    dev = pd.Series([q.subject for q in questions.dev]).value_counts()
+    sizes = test["subject"].value_counts()
+    assert len(sizes) == 12 and set(sizes) == {28} and set(dev) == {5} and set(dev.index) == set(sizes.index)
+    texts = [q.question for q in (*questions.test, *questions.dev)]
+    assert len(set(texts)) == len(texts)
+    assert all(len(set(q.choices)) == 4 for q in (*questions.test, *questions.dev))
+    assert test["answer"].value_counts(normalize=True).between(0.2, 0.3).all()

@@ -1,0 +1,259 @@
+"""Fine-tuning against a plain loop, the erase loss against its formula, deltas against the trained model."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import mpmath
+import pandas as pd
+import pytest
+import torch
+
+from conftest import VOCABULARY
+from localized_unlearning import components as comp
+from localized_unlearning import finetune, losses, models
+from localized_unlearning.components import Component
+from localized_unlearning.config import Finetune, Objective
+from localized_unlearning.errors import UserError
+
+# The erase loss.
+
+PROBABILITIES = [1e-12, 1e-9, 1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6, 1 - 1e-9, 1 - 1e-12]
+
+
+@pytest.mark.parametrize("p", PROBABILITIES)
+def test_log_one_minus_p_and_its_gradient(p: float) -> None:
+    """Catches log(1 - p) taken literally: in float32 it is -inf above p = 1 - 6e-8."""
+    others = [0.0, 0.5, -1.0, 2.0]
+    with mpmath.workdps(60):
+        wanted = mpmath.log(sum(map(mpmath.exp, others))) + mpmath.log(mpmath.mpf(p) / (1 - mpmath.mpf(p)))
+        logits = torch.tensor([[float(wanted), *others]], requires_grad=True)
+        exact = [mpmath.exp(mpmath.mpf(float(x))) for x in logits[0].detach()]
+        value = mpmath.log(sum(exact[1:]) / sum(exact))
+        shares = [x / sum(exact) for x in exact]
+        gradient = [-shares[0], *(x / sum(exact[1:]) - s for x, s in zip(exact[1:], shares[1:], strict=True))]
+    found = losses.log_one_minus_p(logits, torch.tensor([0]))
+    found.sum().backward()
+    assert logits.grad is not None
+    largest = float(logits.detach().abs().max())
+    assert found.item() == pytest.approx(float(value), rel=1e-6, abs=2e-7 * largest)
+    assert logits.grad[0].tolist() == pytest.approx([float(g) for g in gradient], rel=1e-5, abs=2e-7)
+    assert logits.grad[0, 0].item() == pytest.approx(float(gradient[0]), rel=1e-5)  # also where it is tiny
+
+
+def test_erase_stops_where_a_fact_is_forgotten() -> None:
+    """Catches a floor on the wrong side, or one that only hides the value and still pushes."""
+    logits = torch.zeros(3, 2, requires_grad=True)
+    with torch.no_grad():
+        logits[:, 0] = torch.tensor([-5.1, -4.9, 3.0])  # log p about -5.106, -4.907 and -0.049
+    loss = losses.erase(logits, torch.zeros(3, dtype=torch.long))
+    loss.sum().backward()
+    assert logits.grad is not None
+    assert (loss > 0).tolist() == [False, True, True]
+    assert (logits.grad[:, 0] > 0).tolist() == [False, True, True] and not logits.grad[0].any()
+
+
+# The loop.
+
+
+def some_data() -> finetune.Data:
+    rng = random.Random(5)
+
+    def items(count: int) -> list[finetune.Item]:
+        # a shared beginning, several lengths
+        return [
+            (
+                [2, 7, 3, *(rng.randrange(VOCABULARY) for _ in range(rng.randint(1, 6)))],
+                rng.randrange(VOCABULARY),
+            )
+            for _ in range(count)
+        ]
+
+    windows = torch.tensor([[rng.randrange(VOCABULARY) for _ in range(9)] for _ in range(4)])
+    return finetune.Data(items(4), items(8), windows)
+
+
+def slow_training(
+    model: Any,
+    data: finetune.Data,
+    chosen: Sequence[Component],
+    settings: Finetune,
+    weights: finetune.Weights,
+    loss: str,
+) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """The definition: padded forwards for each term, full logits, AdamW on the chosen slices alone.
+
+    Each batch of 8 holds every forget item twice, every retain item once and every window twice, so
+    the mean over the batch is the mean over the set, in whatever order they are drawn.
+    """
+    base = {name: p.detach().clone() for name, p in model.named_parameters()}
+    slices = [comp.weight_of(c, model.config) for c in chosen]
+
+    def line(s: comp.Slice) -> torch.Tensor:
+        return torch.arange(base[s.parameter].shape[s.dim]) if s.index is None else torch.tensor(s.index)
+
+    leaves = [base[s.parameter].index_select(s.dim, line(s)).requires_grad_(True) for s in slices]
+    optimizer = torch.optim.AdamW(leaves, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def weights_now() -> dict[str, torch.Tensor]:
+        now = dict(base)
+        for s, leaf in zip(slices, leaves, strict=True):
+            now[s.parameter] = now[s.parameter].index_copy(s.dim, line(s), leaf)
+        return now
+
+    def logits(ids: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(
+            model, weights_now(), kwargs={"input_ids": ids, "use_cache": False}
+        ).logits
+
+    def answers(items: Sequence[finetune.Item]) -> torch.Tensor:
+        longest = max(len(prompt) for prompt, _ in items)
+        found = logits(torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt, _ in items]))
+        last = torch.stack([row[len(prompt) - 1] for row, (prompt, _) in zip(found, items, strict=True)])
+        return last.log_softmax(1)[torch.arange(len(items)), torch.tensor([answer for _, answer in items])]
+
+    history = []
+    for step in range(settings.steps):
+        rate = settings.learning_rate
+        if settings.schedule == "cosine":
+            rate *= 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * step / settings.steps))))
+        optimizer.param_groups[0]["lr"] = rate
+        log_p = answers(data.forget)
+        erased = torch.where(log_p > -5, -torch.log(1 - log_p.exp()), torch.zeros_like(log_p))
+        forget = (erased if loss == "erase" else -log_p).mean()
+        if step == 0 and loss == "erase":
+            assert (log_p > -5).any() and not (log_p > -5).all()  # the floor is at work
+        retain = -answers(data.retain).mean()
+        text = logits(data.text[:, :-1]).log_softmax(2)
+        sft = -text.gather(2, data.text[:, 1:, None]).mean()
+        optimizer.zero_grad()
+        (weights.forget * forget + weights.retain * retain + weights.sft * sft).backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(leaves, settings.clip_norm or float("inf")))
+        optimizer.step()
+        terms = {"forget": forget.item(), "retain": retain.item(), "sft": sft.item()}
+        history.append({"step": step + 1, "learning_rate": rate, **terms, "gradient_norm": norm})
+    return history, {name: tensor.detach() for name, tensor in weights_now().items()}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "chosen", "loss", "more"),
+    [
+        ("gemma", "0.mlp.up 1.attn.o 2.attn.q", "erase", {}),
+        (
+            "gemma3",
+            "1.attn.q.3 1.attn.k.1 3.attn.o.0 0.mlp.down",
+            "inject",
+            {"clip_norm": 0.5, "weight_decay": 0.1},
+        ),
+        (
+            "neox",
+            "0.attn.q.1 0.attn.v.2 1.attn.k 2.mlp.up",
+            "erase",
+            {"schedule": "constant", "weight_decay": 0.1},
+        ),
+    ],
+)
+def test_training_is_the_plain_loop(
+    architecture: str, chosen: str, loss: str, more: dict[str, Any], tiny: Callable[[str], Any], float64: None
+) -> None:
+    """Catches wrong averaging over micro-batches, schedule, clipping or masks; other weights that move."""
+    parts = [comp.parse(name) for name in chosen.split()]
+    settings = Finetune(steps=6, batch_size=8, micro_batch_tokens=24, learning_rate=0.01, **more)
+    weights, data = finetune.Weights(0.3, 0.7, 1.3), some_data()
+    model = tiny(architecture)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    history = finetune.train(model, data, comp.trainable(model, parts), settings, weights, loss, seed=1)
+    slow, after = slow_training(tiny(architecture), data, parts, settings, weights, loss)
+    assert len(history) == len(slow)
+    for fast, row in zip(history.to_dict("records"), slow, strict=True):
+        assert fast == pytest.approx(row, rel=1e-7, abs=1e-9)
+    slices: dict[str, list[comp.Slice]] = {}
+    for component in parts:
+        part = comp.weight_of(component, model.config)
+        slices.setdefault(part.parameter, []).append(part)
+    for name, parameter in model.named_parameters():
+        fixed = torch.ones_like(parameter, dtype=torch.bool)
+        for s in slices.get(name, []):
+            fixed.index_fill_(
+                s.dim, torch.arange(fixed.shape[s.dim]) if s.index is None else torch.tensor(s.index), False
+            )
+        assert torch.equal(parameter[fixed], before[name][fixed]), name
+        assert name not in slices or (parameter[~fixed] != before[name][~fixed]).any(), name
+        torch.testing.assert_close(parameter, after[name], rtol=1e-6, atol=1e-8, msg=name)
+        assert not parameter.requires_grad, name
+
+
+def test_batches_go_round_the_whole_set() -> None:
+    """Catches items that are drawn with replacement: each stands once in each round."""
+    drawn = list(islice(finetune.cycle(range(7), 3, random.Random(0)), 14))
+    flat = [i for batch in drawn for i in batch]
+    assert all(len(batch) == 3 for batch in drawn)
+    rounds = [flat[i : i + 7] for i in range(0, 42, 7)]
+    assert all(Counter(r) == Counter(range(7)) for r in rounds) and len({tuple(r) for r in rounds}) > 1
+
+
+def test_injected_answers_are_false_and_only_in_the_forget_set() -> None:
+    """Catches a right answer injected, or a retain fact that is falsified."""
+    split = pd.DataFrame(
+        {"sport": ["football", "baseball", "basketball"] * 40, "forget": [True] * 60 + [False] * 60}
+    )
+    golf = finetune.targets(split, Objective(loss="inject"), 0)
+    assert golf == ["golf"] * 60 + list(split["sport"][60:])
+    other = finetune.targets(split, Objective(loss="inject", target="random_other_sport"), 0)
+    assert all(a != s for a, s in zip(other[:60], split["sport"], strict=False)) and other[60:] == golf[60:]
+    assert len(set(zip(other[:60], split["sport"], strict=False))) == 6
+    assert finetune.targets(split, Objective(), 0) == list(split["sport"])
+
+
+# Deltas.
+
+
+def trained(model: Any, seed: int) -> dict[str, torch.Tensor]:
+    trainable = comp.trainable(model, [Component(1, "up"), Component(0, "q", 2)])
+    settings = Finetune(steps=3, batch_size=3, learning_rate=0.01)
+    finetune.train(model, some_data(), trainable, settings, finetune.Weights(1, 1, 1), "inject", seed)
+    return {name: model.get_parameter(name) for name in trainable}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_base_and_delta_are_the_trained_model(dtype: str, tiny: Callable[[str], Any], tmp_path: Path) -> None:
+    """Catches a delta that misses a tensor or rounds, goes on another base, or leaves the base changed."""
+    from transformers import AutoModelForCausalLM
+
+    model = tiny("llama").to(getattr(torch, dtype))
+    model.save_pretrained(tmp_path / "base")
+    digest = models.weights_digest(tmp_path / "base")
+    models.save_delta(tmp_path / "delta.safetensors", trained(model, 0), digest)
+
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=getattr(torch, dtype))
+    original = {name: p.detach().clone() for name, p in base.named_parameters()}
+    with models.applied(base, models.read_delta(tmp_path / "delta.safetensors", digest)):
+        assert all(torch.equal(p, model.get_parameter(name)) for name, p in base.named_parameters())
+        assert any(not torch.equal(p, original[name]) for name, p in base.named_parameters())
+    assert all(torch.equal(p, original[name]) for name, p in base.named_parameters())
+
+    with torch.no_grad():
+        base.get_parameter("model.norm.weight")[0] += 1
+    base.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="another base model"):
+        models.read_delta(tmp_path / "delta.safetensors", models.weights_digest(tmp_path / "other"))
+    whole = (tmp_path / "delta.safetensors").read_bytes()
+    (tmp_path / "delta.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="damaged"):
+        models.read_delta(tmp_path / "delta.safetensors", digest)
+
+
+def test_a_seed_gives_the_same_bytes(tiny: Callable[[str], Any], tmp_path: Path) -> None:
+    """Catches a draw from global random state, a seed that is ignored, and metadata in an order by chance."""
+    written = []
+    for index, seed in enumerate((0, 0, 1)):
+        torch.manual_seed(index)
+        random.seed(index)
+        models.save_delta(tmp_path / "delta", trained(tiny("gemma").float(), seed), "base")
+        written.append((tmp_path / "delta").read_bytes())
+    assert written[0] == written[1] != written[2]

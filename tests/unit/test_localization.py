@@ -1,0 +1,410 @@
+"""Localizations against their slow definitions, written here with plain hooks and whole-model runs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import transformers
+
+from conftest import ARCHITECTURES, VOCABULARY
+from localized_unlearning import components as comp
+from localized_unlearning import localization as loc
+from localized_unlearning.components import Component
+from localized_unlearning.config import Components, Localization, Score
+from localized_unlearning.prompts import load_prompts
+
+ROOT = Path(__file__).parents[2]
+PUBLISHED = ROOT.parent / "shared" / "published"
+
+
+def some_pairs() -> loc.Pairs:
+    """Five pairs of two lengths, in mixed order, with subjects in the middle."""
+    rng = random.Random(3)
+    clean, corrupt, subject = [], [], []
+    for length in (7, 9, 7, 9, 9):
+        prompt = [2, 8] + [rng.randrange(10, VOCABULARY) for _ in range(length - 2)]
+        other = list(prompt)
+        other[3:5] = [rng.randrange(10, VOCABULARY) for _ in range(2)]
+        clean.append(prompt)
+        corrupt.append(other)
+        subject.append((3, 5))
+    return loc.Pairs(clean, corrupt, subject, [0, 1, 2, 0, 1], [4, 5, 6, 7])
+
+
+def logit_difference(model: Any, prompt: list[int], answer: int, choices: list[int]) -> torch.Tensor:
+    """The metric's definition, for one prompt, from the model's own logits."""
+    logits = model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1]
+    others = [logits[c] for i, c in enumerate(choices) if i != answer]
+    return logits[choices[answer]] - torch.stack(others).mean()
+
+
+def place(model: Any, component: Component) -> tuple[Any, bool, Callable[[torch.Tensor], torch.Tensor]]:
+    """Module, whether its input counts, and a view of the component's part, by the architecture's layout."""
+    config, head = model.config, component.head
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if hasattr(model, "gpt_neox"):
+        layer = model.gpt_neox.layers[component.layer]
+        module = {
+            "o": layer.attention.dense,
+            "up": layer.mlp.dense_h_to_4h,
+            "down": layer.mlp.dense_4h_to_h,
+        }.get(component.kind, layer.attention.query_key_value)
+        if component.kind in "qkv":
+            part = "qkv".index(component.kind)
+
+            def fused(value: torch.Tensor) -> torch.Tensor:
+                split = value.view(*value.shape[:-1], -1, 3, width)[..., part, :]
+                return split if head is None else split[..., head, :]
+
+            return module, False, fused
+    else:
+        layer = model.model.layers[component.layer]
+        where = layer.self_attn if component.kind in "qkvo" else layer.mlp
+        module = getattr(where, f"{component.kind}_proj")
+
+    def view(value: torch.Tensor) -> torch.Tensor:
+        return value if head is None else value.view(*value.shape[:-1], -1, width)[..., head, :]
+
+    return module, component.kind == "o", view
+
+
+def record(stack: ExitStack, model: Any, component: Component, store: list[torch.Tensor]) -> None:
+    """Append the component's activation to ``store`` in each run."""
+    module, reads_input, view = place(model, component)
+    if reads_input:
+        handle = module.register_forward_pre_hook(lambda _m, args: store.append(view(args[0]).clone()))
+    else:
+        handle = module.register_forward_hook(lambda _m, _a, output: store.append(view(output).clone()))
+    stack.callback(handle.remove)
+
+
+def replace(stack: ExitStack, model: Any, component: Component, value: torch.Tensor) -> None:
+    """Put ``value`` in the place of the component's activation in each run."""
+    module, reads_input, view = place(model, component)
+
+    def put(current: torch.Tensor) -> torch.Tensor:
+        current = current.clone()
+        view(current).copy_(value)
+        return current
+
+    if reads_input:
+        handle = module.register_forward_pre_hook(lambda _m, args: (put(args[0]), *args[1:]))
+    else:
+        handle = module.register_forward_hook(lambda _m, _a, output: put(output))
+    stack.callback(handle.remove)
+
+
+def activation(model: Any, component: Component, prompt: list[int]) -> torch.Tensor:
+    store: list[torch.Tensor] = []
+    with ExitStack() as stack:
+        record(stack, model, component, store)
+        model(input_ids=torch.tensor([prompt]), use_cache=False)
+    return store[0]
+
+
+def patched(model: Any, component: Component, pairs: loc.Pairs, index: int, value: torch.Tensor) -> float:
+    """The metric of a clean prompt whose component has the activation ``value``."""
+    with ExitStack() as stack:
+        replace(stack, model, component, value)
+        return float(logit_difference(model, pairs.clean[index], pairs.answer[index], pairs.choices))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("granularity", ["matrix", "head"])
+def test_attribution_is_the_derivative_of_patching(
+    architecture: str, granularity: str, tiny: Callable[[str], Any], float64: None
+) -> None:
+    """Catches a gradient on the wrong run, a wrong slice (fused, grouped heads), sign or normalisation."""
+    model, pairs = tiny(architecture), some_pairs()
+    found = comp.list_components(model.config, Components(granularity=granularity, include_gate=True))  # type: ignore[arg-type]
+    random.Random(0).shuffle(found)
+    found = found[:24]
+    scores = loc.attribution_patching(model, pairs, found, batch_tokens=20)
+    with torch.no_grad():
+        scales = [
+            float(logit_difference(model, c, a, pairs.choices) - logit_difference(model, d, a, pairs.choices))
+            for c, d, a in zip(pairs.clean, pairs.corrupt, pairs.answer, strict=True)
+        ]
+        for component, score in zip(found, scores, strict=True):
+            total = 0.0
+            for index, scale in enumerate(scales):
+                clean = activation(model, component, pairs.clean[index])
+                step = activation(model, component, pairs.corrupt[index]) - clean
+                value = {
+                    t: patched(model, component, pairs, index, clean + t * 1e-3 * step)
+                    for t in (-2, -1, 1, 2)
+                }
+                total += (8 * (value[1] - value[-1]) - (value[2] - value[-2])) / 12e-3 / scale
+            assert score == pytest.approx(total / len(scales), rel=1e-6, abs=1e-8), str(component)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_attribution_is_patching_itself_for_close_pairs(
+    architecture: str, tiny: Callable[[str], Any], float64: None
+) -> None:
+    """Catches a reversed direction: the corrupt prompts are made near copies of the clean ones."""
+    model, pairs = tiny(architecture), some_pairs()
+    pairs = loc.Pairs(
+        pairs.clean[:1], [list(pairs.clean[0])], pairs.subject[:1], pairs.answer[:1], pairs.choices
+    )
+    pairs.corrupt[0][3] = 9  # a token used nowhere else
+    table = model.get_input_embeddings().weight
+    table[9] = table[pairs.clean[0][3]] + 1e-6 * torch.randn(
+        table.shape[1], generator=torch.Generator().manual_seed(0)
+    )
+    found = comp.list_components(model.config, Components())
+    scores = loc.attribution_patching(model, pairs, found, batch_tokens=100)
+    with torch.no_grad():
+        before, after = (
+            logit_difference(model, p, pairs.answer[0], pairs.choices)
+            for p in (pairs.clean[0], pairs.corrupt[0])
+        )
+        for component, score in zip(found, scores, strict=True):
+            exact = patched(model, component, pairs, 0, activation(model, component, pairs.corrupt[0]))
+            assert score == pytest.approx(
+                (exact - float(before)) / float(before - after), rel=1e-3, abs=1e-4
+            ), str(component)
+
+
+def traced_slowly(
+    model: Any, pairs: loc.Pairs, sites: list[Component], noise: float, seed: int
+) -> list[float]:
+    """Causal tracing by its definition: two whole runs per prompt, and one for each site."""
+    generator = torch.Generator().manual_seed(seed)
+    embedding = model.get_input_embeddings()
+    totals = [0.0] * len(sites)
+    scale = noise * embedding(torch.arange(embedding.weight.shape[0])).std()
+    for prompt, (start, stop), answer in zip(pairs.clean, pairs.subject, pairs.answer, strict=True):
+        draw = scale * torch.randn(stop - start, embedding.weight.shape[1], generator=generator)
+        clean = logit_difference(model, prompt, answer, pairs.choices)
+
+        def corrupt(_m: Any, _a: Any, output: torch.Tensor) -> torch.Tensor:
+            output = output.clone()
+            output[:, start:stop] += draw  # noqa: B023
+            return output
+
+        for index, site in enumerate(sites):
+            value = activation(model, site, prompt)
+            with ExitStack() as stack:
+                stack.callback(embedding.register_forward_hook(corrupt).remove)
+                noised = logit_difference(model, prompt, answer, pairs.choices)
+                replace(stack, model, site, value)
+                restored = logit_difference(model, prompt, answer, pairs.choices)
+            totals[index] += float((restored - noised) / (clean - noised))
+    return [total / len(pairs.clean) for total in totals]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("granularity", ["matrix", "head"])
+def test_causal_tracing_restarts_exactly(
+    architecture: str, granularity: str, tiny: Callable[[str], Any], float64: None
+) -> None:
+    """Catches a restart from the wrong state or layer, noise elsewhere or drawn anew, a wrong head."""
+    model, pairs = tiny(architecture), some_pairs()
+    found = comp.list_components(model.config, Components(granularity=granularity))  # type: ignore[arg-type]
+    if granularity == "head":
+        found = random.Random(1).sample(found, 16)
+    sites = loc.tracing_sites(model, Score(method="causal_tracing", sites="matrices"), found)
+    fast = loc.causal_tracing(model, pairs, sites, noise=1.5, seed=4, batch_tokens=20)
+    with torch.no_grad():
+        slow = traced_slowly(model, pairs, found, noise=1.5, seed=4)
+    assert fast == pytest.approx(slow, rel=1e-8, abs=1e-9)
+
+
+@pytest.mark.parametrize("architecture", ["gemma3", "neox"])
+def test_tracing_units_are_every_query_head_and_every_mlp(
+    architecture: str, tiny: Callable[[str], Any], float64: None
+) -> None:
+    """Catches units that follow the key-value heads, and an MLP that is restored past its output matrix."""
+    model, pairs = tiny(architecture), some_pairs()
+    sites = loc.tracing_sites(model, Score(method="causal_tracing"), [])
+    layers = range(model.config.num_hidden_layers)
+    expected = [c for i in layers for c in [*(Component(i, "o", h) for h in range(4)), Component(i, "down")]]
+    assert [s.unit for s in sites] == [f"{c.layer}.{'attn' if c.kind == 'o' else 'mlp'}" for c in expected]
+    fast = loc.causal_tracing(model, pairs, sites, noise=1.0, seed=0, batch_tokens=100)
+    with torch.no_grad():
+        slow = traced_slowly(model, pairs, expected, noise=1.0, seed=0)
+    assert fast == pytest.approx(slow, rel=1e-8, abs=1e-9)
+
+
+def test_hooks_are_gone_afterwards(tiny: Callable[[str], Any], float64: None) -> None:
+    """Catches a hook left behind, which would patch every later forward pass."""
+    model, pairs = tiny("llama"), some_pairs()
+    before = logit_difference(model, pairs.clean[0], 0, pairs.choices)
+    found = comp.list_components(model.config, Components())
+    loc.attribution_patching(model, pairs, found, 100)
+    loc.causal_tracing(
+        model, pairs, loc.tracing_sites(model, Score(method="causal_tracing"), found), 1.0, 0, 100
+    )
+    assert torch.equal(logit_difference(model, pairs.clean[0], 0, pairs.choices), before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+# Components: what the slices mean in the architecture itself.
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_head_slice_is_that_head(architecture: str, tiny: Callable[[str], Any], float64: None) -> None:
+    """Catches rows of another head or kind: a head without q or k attends evenly, without v it is silent."""
+    for kind in ("q", "k", "v"):
+        model = tiny(architecture)
+        model.set_attn_implementation("eager")
+        for name, parameter in model.named_parameters():
+            if "query_key_value.bias" in name:
+                parameter.zero_()
+        geometry = comp.geometry_of(model.config)
+        group = 1 if kind == "q" else geometry.heads // geometry.kv_heads
+        part = comp.weight_of(Component(1, kind, 1), model.config)  # type: ignore[arg-type]
+        assert part.dim == 0 and part.index is not None
+        model.get_parameter(part.parameter)[list(part.index)] = 0
+        mixed: list[torch.Tensor] = []
+        with ExitStack() as stack, torch.no_grad():
+            record(stack, model, Component(1, "o"), mixed)
+            attention = model(
+                input_ids=torch.tensor([[2, 9, 30]]), use_cache=False, output_attentions=True
+            ).attentions[1]
+        heads = mixed[0].view(3, geometry.heads, geometry.head_dim)
+        even = torch.tensor([1 / 3, 1 / 3, 1 / 3])
+        for head in range(geometry.heads):
+            hit = head // group == 1
+            if kind == "v":
+                assert (heads[:, head].abs().max() == 0) == hit, head
+            else:
+                assert ((attention[0, head, 2] - even).abs().max() < 1e-6) == hit, (kind, head)
+
+
+def test_gemma_7b_has_the_papers_components() -> None:
+    """Catches a changed count: 168 matrices, 1848 by head (section 2.3), 9 of them the budget."""
+    config = transformers.GemmaConfig()
+    matrices = comp.list_components(config, Components())
+    assert (len(matrices), comp.budget(len(matrices), 0.05)) == (168, 9)
+    assert len(comp.list_components(config, Components(granularity="head"))) == 1848
+    assert [comp.parse(str(c)) for c in matrices] == matrices
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_head_slices_partition_the_matrix(architecture: str, tiny: Callable[[str], Any]) -> None:
+    """Catches overlapping or missing rows: all heads of a kind are the kind's matrix."""
+    model = tiny(architecture)
+    heads = comp.list_components(model.config, Components(granularity="head"))
+    matrices = comp.list_components(model.config, Components())
+    assert sum(comp.size_of(c, model) for c in heads) == sum(comp.size_of(c, model) for c in matrices)
+    masks = comp.trainable(model, heads)
+    assert masks == dict.fromkeys(comp.trainable(model, matrices)) and all(m is None for m in masks.values())
+    for kind in ("q", "k", "v", "o"):
+        whole = comp.trainable(model, [Component(0, kind)])  # type: ignore[arg-type]
+        parts = comp.trainable(model, [c for c in heads if (c.layer, c.kind) == (0, kind)])
+        for name, mask in whole.items():
+            assert (mask is None and parts[name] is None) or torch.equal(mask, parts[name])
+
+
+# Selection.
+
+
+def published(name: str) -> pd.DataFrame:
+    path = PUBLISHED / name
+    if not path.is_file():
+        pytest.skip(f"{path} is not here: the published scores are not part of the repository")
+    return pd.read_csv(path)
+
+
+PLACES = {
+    "attn.q": "attn.q",
+    "attn.k": "attn.k",
+    "attn.v": "attn.v",
+    "attn.result": "attn.o",
+    "mlp.in": "mlp.up",
+    "mlp.out": "mlp.down",
+}
+
+
+def test_selects_the_published_nine_matrices() -> None:
+    """Catches selection by signed score, by another rounding or from the small end."""
+    table = published("paper_ap_168_components.csv")
+    table["component"] = [
+        f"{layer}.{PLACES[c]}" for layer, c in zip(table["layer"], table["component"], strict=True)
+    ]
+    scores = table.assign(unit=table["component"], score=table["signed_score"])
+    found = comp.list_components(transformers.GemmaConfig(), Components())
+    assert set(scores["component"]) == {str(c) for c in found}
+    localization = Localization(label="", kind="scores", scores="x")
+    chosen = loc.choose(localization, found, {}, scores, None)
+    assert len(chosen) == 9 and set(chosen) == set(table.loc[table["selected_top5pct"], "component"])
+
+
+def test_selects_the_published_three_units_as_ten_matrices() -> None:
+    """Catches a budget counted in matrices instead of units."""
+    table = published("paper_ct_56_components.csv")
+    table["unit"] = table["layer"].astype(str) + "." + table["component"]
+    units = table.set_index("unit")
+    found = comp.list_components(transformers.GemmaConfig(), Components())
+    names = [f"{c.layer}.{'attn' if c.kind in 'qkvo' else 'mlp'}" for c in found]
+    scores = pd.DataFrame(
+        {"component": map(str, found), "unit": names, "score": list(units.loc[names, "signed_score"])}
+    )
+    chosen = loc.choose(Localization(label="", kind="scores", scores="x"), found, {}, scores, None)
+    kept = set(units.index[units["selected_top5pct"]])
+    assert len(kept) == 3 and len(chosen) == 10
+    assert set(chosen) == {str(c) for c, name in zip(found, names, strict=True) if name in kept}
+
+
+def test_matched_budget_is_never_exceeded_and_fills_up() -> None:
+    """Catches a localization that trains more parameters than allowed, or stops at the first misfit."""
+    table = pd.DataFrame({"component": list("abcd"), "unit": list("abcd"), "score": [1.0, -5.0, 3.0, 2.0]})
+    assert loc.matched_units(table, {"a": 1, "b": 6, "c": 9, "d": 3}, 10) == ["b", "d", "a"]
+
+
+def test_random_draws_are_reproducible_and_differ_by_seed() -> None:
+    """Catches an unseeded draw, as the paper's was, and seeds that give the same draw."""
+    found = comp.list_components(transformers.GemmaConfig(), Components())
+
+    def draw(seed: int) -> tuple[str, ...]:
+        return tuple(loc.choose(Localization(label="", kind="random", seed=seed), found, {}, None, None))
+
+    draws = [draw(seed) for seed in range(20)]
+    assert [draw(seed) for seed in range(20)] == draws
+    assert len(set(draws)) == 20 and {len(d) for d in draws} == {9}
+    assert len({c for d in draws for c in d}) > 80  # not always from the same few of the 168
+
+
+# Pairs.
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from localized_unlearning.organism import train_tokenizer
+
+    text = (ROOT / "workflow/resources/text/train.txt").read_text(encoding="utf-8").splitlines()[:300]
+    return train_tokenizer([*text, *[" football baseball basketball golf"] * 50], 600)
+
+
+def test_pairs_differ_in_the_name_alone(tokenizer: Any) -> None:
+    """Catches unequal lengths, and a subject that leaves out name tokens which both names share."""
+    athletes = [
+        (str(a), str(s))
+        for a, s in pd.read_csv(ROOT / "workflow/resources/athletes.csv").itertuples(index=False)
+    ]
+    prompt = load_prompts(ROOT / "workflow/resources/prompts.yaml")["training"]
+    pairs = loc.make_pairs(athletes, prompt.render, tokenizer, seed=0)
+    before, after = prompt.text.split(" {athlete}")
+    shared = 0
+    for clean, corrupt, (start, stop), (name, _) in zip(
+        pairs.clean, pairs.corrupt, pairs.subject, athletes, strict=True
+    ):
+        assert len(clean) == len(corrupt) and clean[start:stop] != corrupt[start:stop]
+        assert clean[:start] == corrupt[:start] and clean[stop:] == corrupt[stop:]
+        assert tokenizer.decode(clean[start:stop]) == f" {name}"
+        assert tokenizer.decode(clean[1:start]) == before and tokenizer.decode(clean[stop:]) == after
+        shared += clean[start] == corrupt[start] or clean[stop - 1] == corrupt[stop - 1]
+    assert shared  # otherwise this would not test names that begin or end alike
+    assert [loc.CHOICES[i] for i in pairs.answer] == [s for _, s in athletes]
+    again = loc.make_pairs(athletes, prompt.render, tokenizer, seed=0)
+    other = loc.make_pairs(athletes, prompt.render, tokenizer, seed=1)
+    assert again == pairs and other.clean == pairs.clean and other.corrupt != pairs.corrupt

@@ -1,0 +1,101 @@
+# Tables and figures, drawn from tidy rows alone, and the targets by name.
+
+
+rule table:
+    input:
+        facts=plan.rows_for("facts"),
+        multiple_choice=plan.rows_for("multiple_choice"),
+        mmlu=plan.rows_for("mmlu"),
+        text=plan.rows_for("text"),
+        selections=plan.selections_for,
+    output:
+        csv=f"{plan.results}/tables/{{table}}.csv",
+        markdown=f"{plan.results}/tables/{{table}}.md",
+        latex=f"{plan.results}/tables/{{table}}.tex",
+    log:
+        f"logs/{plan.config.run}/{{table}}.log",
+    benchmark:
+        f"logs/{plan.config.run}/{{table}}.tsv"
+    wildcard_constraints:
+        table="table_[1-4]",
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        config=plan.resolved,
+        settings=plan.seen("table"),
+        code=plan.code("table"),
+    message:
+        "write {wildcards.table}"
+    shell:
+        "localized-unlearning table --config {params.config} --table {wildcards.table} --facts {input.facts}"
+        " --multiple-choice {input.multiple_choice} --mmlu {input.mmlu} --text {input.text}"
+        " --selections {input.selections} --out-csv {output.csv} --out-markdown {output.markdown}"
+        " --out-latex {output.latex} 2> {log}"
+
+
+rule figure:
+    input:
+        data=plan.data_for,
+    output:
+        csv=f"{plan.figures}/{{figure}}.csv",
+        pdf=f"{plan.figures}/{{figure}}.pdf",
+        png=f"{plan.figures}/{{figure}}.png",
+    log:
+        f"logs/{plan.config.run}/{{figure}}.log",
+    benchmark:
+        f"logs/{plan.config.run}/{{figure}}.tsv"
+    wildcard_constraints:
+        figure="figure_16",
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        config=plan.resolved,
+        settings=plan.seen("figure"),
+        code=plan.code("figure"),
+    message:
+        "draw {wildcards.figure}"
+    shell:
+        "localized-unlearning figure --config {params.config} --figure {wildcards.figure} --data {input.data}"
+        " --out-csv {output.csv} --out-pdf {output.pdf} --out-png {output.png} 2> {log}"
+
+
+rule table_1:
+    input:
+        f"{plan.results}/tables/table_1.md",
+
+
+rule table_2:
+    input:
+        f"{plan.results}/tables/table_2.md",
+
+
+rule figure_16:
+    input:
+        f"{plan.figures}/figure_16.pdf",
+
+
+rule tables:
+    input:
+        rules.table_1.input,
+        rules.table_2.input,
+
+
+rule figures:
+    input:
+        rules.figure_16.input,
+
+
+rule all:
+    default_target: True
+    input:
+        rules.tables.input,
+        rules.figures.input,
+        f"{plan.results}/model_card.md",
+    message:
+        "everything is there"

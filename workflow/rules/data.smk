@@ -1,0 +1,78 @@
+# Files from outside, and the split of the athletes.
+
+
+rule fetch:
+    output:
+        f"{plan.results}/sources/{{source}}",
+    log:
+        f"logs/{plan.config.run}/fetch/{{source}}.log",
+    benchmark:
+        f"logs/{plan.config.run}/fetch/{{source}}.tsv"
+    wildcard_constraints:
+        source="|".join(map(re.escape, plan.fetched())) or "none",
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=60,
+    params:
+        config=plan.resolved,
+        settings=plan.seen("fetch"),
+        code=plan.code("fetch"),
+    message:
+        "fetch {wildcards.source}"
+    shell:
+        "localized-unlearning fetch --config {params.config} --source {wildcards.source} --out-file {output} 2> {log}"
+
+
+rule known_facts:
+    input:
+        athletes=plan.source("athletes.source"),
+        base_model=f"{plan.results}/base_model",
+        prompts=plan.config.prompts.file,
+    output:
+        f"{plan.results}/known.parquet",
+    log:
+        f"logs/{plan.config.run}/known_facts.log",
+    benchmark:
+        f"logs/{plan.config.run}/known_facts.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=4000,
+        runtime=30,
+    params:
+        config=plan.resolved,
+        settings=plan.seen("known_facts"),
+        code=plan.code("known_facts"),
+    message:
+        "which facts the base model knows"
+    shell:
+        "localized-unlearning known_facts --config {params.config} --athletes {input.athletes}"
+        " --base-model {input.base_model} --prompts {input.prompts} --out-known {output} 2> {log}"
+
+
+rule split:
+    input:
+        known=rules.known_facts.output,
+    output:
+        f"{plan.results}/{{task}}/split.parquet",
+    log:
+        f"logs/{plan.config.run}/{{task}}/split.log",
+    benchmark:
+        f"logs/{plan.config.run}/{{task}}/split.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=1000,
+        runtime=10,
+    params:
+        config=plan.resolved,
+        settings=plan.seen("split"),
+        code=plan.code("split"),
+    message:
+        "split the athletes ({wildcards.task})"
+    shell:
+        "localized-unlearning split --config {params.config} --task {wildcards.task}"
+        " --known {input.known} --out-split {output} 2> {log}"

@@ -1,0 +1,30 @@
+# Where the base model keeps its facts (A.2).
+
+
+rule layer_probes:
+    input:
+        base_model=f"{plan.results}/base_model",
+        known=f"{plan.results}/known.parquet",
+        prompts=plan.config.prompts.file,
+        text=plan.source("text.held_out"),
+    output:
+        f"{plan.results}/interpretability/layer_probes.parquet",
+    log:
+        f"logs/{plan.config.run}/layer_probes.log",
+    benchmark:
+        f"logs/{plan.config.run}/layer_probes.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=6000,
+        runtime=60,
+    params:
+        config=plan.resolved,
+        settings=plan.seen("layer_probes"),
+        code=plan.code("layer_probes"),
+    message:
+        "probe the layers of the base model"
+    shell:
+        "localized-unlearning layer_probes --config {params.config} --base-model {input.base_model}"
+        " --known {input.known} --prompts {input.prompts} --text {input.text} --out-probes {output} 2> {log}"
