@@ -26,6 +26,9 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
 
 from localized_unlearning.errors import UserError
+
+if TYPE_CHECKING:
+    from localized_unlearning.stages import Job
 from localized_unlearning.progress import Progress
 
 CHUNK = 1 << 20  # bytes read at a time: 1 MiB

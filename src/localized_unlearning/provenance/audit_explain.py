@@ -11,7 +11,7 @@ from typing import Any
 
 from localized_unlearning.errors import UserError
 from localized_unlearning.progress import clock
-from localized_unlearning.provenance import code, hashing, records
+from localized_unlearning.provenance import code, records
 from localized_unlearning.provenance.audit import (
     Audit,
     Cause,
@@ -312,12 +312,11 @@ def number_differences(one: Path, other: Path, tolerance: float) -> str | None:
     for name in a.columns:
         x, y = a[name], b[name]
         if pd.api.types.is_float_dtype(x) and pd.api.types.is_float_dtype(y):
-            x, y = x.to_numpy(float), y.to_numpy(float)
-            differs |= ~np.isclose(x, y, rtol=tolerance, atol=tolerance, equal_nan=True)
-            gaps = np.abs(x - y)
-            largest = max(largest, float(np.nanmax(gaps, initial=0.0)))
+            p, q = x.to_numpy(float), y.to_numpy(float)
+            differs |= ~np.isclose(p, q, rtol=tolerance, atol=tolerance, equal_nan=True)
+            largest = max(largest, float(np.nanmax(np.abs(p - q), initial=0.0)))
         else:
-            differs |= np.array([_plain(p) != _plain(q) for p, q in zip(x, y, strict=True)], dtype=bool)
+            differs |= np.array([_plain(u) != _plain(v) for u, v in zip(x, y, strict=True)], dtype=bool)
     if not differs.any():
         return None
     return f"{int(differs.sum()):,} of {len(a):,} items differ; largest gap between two numbers {largest:.3g}"
