@@ -76,15 +76,15 @@ class Organism(Section):
     hidden: Count = Field(128, description="Width of the residual stream.")
     mlp: Count = Field(512, description="Width of the MLP.")
     initializer_range: Positive = Field(0.06, description="Standard deviation of the initial weights.")
-    steps: Count = Field(340, description="Optimizer steps.")
+    steps: Count = Field(420, description="Optimizer steps.")
     learning_rate: Positive = Field(
         3e-3, description="Peak AdamW learning rate; warmed up, then linear to 0."
     )
     warmup: Count = Field(30, description="Warm-up steps.")
-    facts_per_step: Count = Field(48, description="Short fact prompts per step.")
-    questions_per_step: Count = Field(16, description="Question prompts per step.")
+    facts_per_step: Count = Field(40, description="Short fact prompts per step.")
+    questions_per_step: Count = Field(12, description="Question prompts per step.")
     multiple_choice_per_step: Count = Field(16, description="Multiple-choice prompts per step.")
-    general_knowledge_per_step: Count = Field(12, description="General-knowledge questions per step.")
+    general_knowledge_per_step: Count = Field(8, description="General-knowledge questions per step.")
     text_per_step: Count = Field(4, description="Windows of plain text per step, 64 tokens each.")
     text_weight: Weight = Field(0.3, description="Weight of the text loss.")
     multiple_choice_share: Fraction = Field(

@@ -181,14 +181,18 @@ def to_batch(packs: Sequence[Pack], model: Any) -> Batch:
     )
 
 
-def batches(
-    prompts: Sequence[Sequence[int]], model: Any, batch_tokens: int, row_tokens: int = 512
-) -> list[Batch]:
-    """All ``prompts`` as batches of rows of at most ``row_tokens`` nodes, ``batch_tokens`` a batch.
+def row_tokens(model: Any) -> int:
+    """Nodes of one row: twice the model's width, between 128 and 512.
 
-    Short rows keep attention, which costs the square of a row, below the linear layers' cost.
+    A row's attention costs the square of its length, its linear layers the width times its length;
+    twice the width keeps attention below the rest.
     """
-    packs = sorted(pack(prompts, row_tokens), key=lambda p: len(p.tokens))
+    return max(128, min(512, 2 * model.config.get_text_config().hidden_size))
+
+
+def batches(prompts: Sequence[Sequence[int]], model: Any, batch_tokens: int) -> list[Batch]:
+    """All ``prompts`` as batches of rows of :func:`row_tokens` nodes, ``batch_tokens`` a batch."""
+    packs = sorted(pack(prompts, row_tokens(model)), key=lambda p: len(p.tokens))
     groups: list[list[Pack]] = []
     for p in packs:
         if groups and len(p.tokens) * (len(groups[-1]) + 1) <= batch_tokens:

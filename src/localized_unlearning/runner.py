@@ -184,8 +184,8 @@ def _record(
         facts=json.loads(json.dumps(job.facts)),
         commit=environment.commit(),
         host=environment.host(),
-        started=started.isoformat(timespec="seconds"),
-        ended=ended.isoformat(timespec="seconds"),
+        started=started.isoformat(timespec="milliseconds"),
+        ended=ended.isoformat(timespec="milliseconds"),
         seconds=round((ended - started).total_seconds(), 3),
         attempt=int(os.environ.get("LOCALIZED_UNLEARNING_ATTEMPT", "1")),
     )

@@ -229,10 +229,10 @@ STAGES: dict[str, Stage] = {
         Stage(
             "table",
             "localized_unlearning.tables",
-            ("run", "model", "prompts", "statistics", "tasks"),
+            ("run", "model", "prompts", "statistics", "tasks.{task}.forget"),
             ("facts*", "multiple_choice*", "mmlu*", "text*", "selections*"),
             ("csv", "markdown", "latex"),
-            ("table",),
+            ("table", "task"),
         ),
         Stage(
             "figure",

@@ -53,7 +53,14 @@ class Workflow:
 
     def seen(self, stage: str) -> Callable[[Mapping[str, str]], str]:
         """The settings of a job as canonical JSON: Snakemake's own params forget the names."""
-        return lambda wildcards: canonical_json(settings_of(self.config, STAGES[stage], dict(wildcards)))
+
+        def settings(wildcards: Wildcards) -> str:
+            values = dict(wildcards)
+            if "table" in values:
+                values["task"] = self.task_of(values)
+            return canonical_json(settings_of(self.config, STAGES[stage], values))
+
+        return settings
 
     def code(self, stage: str) -> str:
         """The digest of a stage's code: Snakemake does not see a changed import."""
@@ -129,9 +136,13 @@ class Workflow:
 
         return rows
 
+    def task_of(self, wildcards: Wildcards) -> str:
+        """The task that a table is about."""
+        return TABLES[wildcards["table"]][0]
+
     def selections_for(self, wildcards: Wildcards) -> list[str]:
         """The selections behind a table."""
-        task, _ = TABLES[wildcards["table"]]
+        task = self.task_of(wildcards)
         return [f"{self.results}/{task}/selections/{name}.json" for name in self.localizations]
 
     def data_for(self, wildcards: Wildcards) -> list[str]:

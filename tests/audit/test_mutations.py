@@ -5,12 +5,432 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lab import SOURCES, Lab
 
-from localized_unlearning.provenance import locks, records
-from conftest import SOURCES, Lab
+import localized_unlearning
+from localized_unlearning.provenance import digests, hashing, locks, records
+from localized_unlearning.stages import Stage
+
+TRAINED = {
+    f"sports/seed{seed}/{name}": "ok/stale"
+    for seed in (0, 1)
+    for name in ("model", "history.csv", "rows.csv")
+}
+DOWNSTREAM = {"tables/table_1.csv": "ok/stale", "figure_1.csv": "ok/stale"}
+EVERYTHING = TRAINED | DOWNSTREAM
+
+
+def flip(path: Path) -> None:
+    """Change one byte and put the modification time back."""
+    status = path.stat()
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def swap(one: Path, other: Path) -> None:
+    aside = one.with_name("aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+
+
+def edit(path: Path, change: dict[str, Any], forge: bool = False) -> None:
+    """Edit a record's file by hand; a forger also makes id and key fit."""
+    data = json.loads(path.read_text()) | change
+    path.write_text(json.dumps(data))
+    if forge:
+        record = records.read(path)
+        records.write(record.model_copy(update={"key": records.key_in(record)}), path)
+
+
+# --- no alarm
+
+
+def test_a_finished_run_is_clean(lab: Lab) -> None:
+    found = lab.audit().findings()
+    assert [f.path.name for f in found] == [
+        "figure_1.csv", "history.csv", "model", "rows.csv", "history.csv", "model", "rows.csv", "table_1.csv",
+    ]  # fmt: skip
+    assert all(f.integrity == f.currency == "ok" for f in found)
+
+
+def test_touched_files_are_no_alarm(lab: Lab) -> None:
+    for path in (lab.source("train"), lab.root / "workflow/data.txt", lab.table):
+        os.utime(path)
+    assert lab.status() == lab.status(quick=True) == {}
+
+
+def test_files_checked_out_again_are_no_alarm(lab: Lab) -> None:
+    for path in (lab.source("helper"), lab.root / "workflow/data.txt"):
+        text = path.read_text()
+        path.unlink()
+        path.write_text(text)
+    assert lab.status() == {}
+
+
+def test_comments_formatting_and_docstrings_are_no_alarm(lab: Lab) -> None:
+    lab.source("helper").write_text(
+        '"""Other words."""\n# a comment\ndef shift(x):\n    return (x +\n   1)\n'
+    )
+    assert lab.status() == {}
+
+
+def test_a_lock_with_other_comments_is_no_alarm(lab: Lab) -> None:
+    (lab.root / "envs/cpu.txt").write_text("numpy==1.0  # arrays\n\ntorch==2.0+cpu\n")
+    assert lab.status() == {}
+
+
+def test_unrelated_settings_and_compute_are_no_alarm(lab: Lab) -> None:
+    lab.configure(interpretability={"seed": 1}, compute={"threads": 2})
+    assert lab.status() == {}
+
+
+@pytest.mark.parametrize("what", ["results", "results/organism"])
+def test_a_copy_elsewhere_is_clean(
+    lab: Lab, tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "elsewhere" / "under_another_name"
+    shutil.copytree(lab.root / what, copy)
+    assert lab.status(copy) == {}
+    monkeypatch.chdir(tmp_path)
+    lab.root = tmp_path  # without the workflow around it: what cannot be checked is said, and is no finding
+    found = lab.audit(copy).findings()
+    assert len(found) == 7
+    assert {(f.integrity, f.currency) for f in found} == {("ok", "unknown")}
+    assert any("workflow/data.txt is not here" in reason for f in found for reason in f.reasons)
+
+
+def test_a_copy_is_judged_by_itself_and_not_by_the_original(lab: Lab, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(lab.results, copy)
+    flip(lab.seed(0) / "model" / "weights")
+    assert lab.status(copy) == {}
+    shutil.copytree(copy, lab.root / "results" / "second")
+    assert lab.status(lab.root / "results" / "second") == {}
+
+
+def test_a_fresh_copy_of_the_whole_workflow_is_clean(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(lab.root, tmp_path / "fresh")
+    lab.root = tmp_path / "fresh"
+    monkeypatch.chdir(lab.root)
+    assert lab.status() == {}
+
+
+# --- settings
+
+
+def test_two_settings_with_exchanged_values(lab: Lab) -> None:
+    lab.configure(finetune={"lambda_retain": 0.0, "weight_decay": 1.0})
+    assert lab.status() == EVERYTHING
+    reasons = lab.findings()["sports/seed0/model"].reasons
+    assert reasons == (
+        "finetune.lambda_retain was 1.0, now 0.0",
+        "finetune.weight_decay was 0.0, now 1.0",
+    )
+
+
+def test_a_setting_given_a_value_that_another_has(lab: Lab) -> None:
+    lab.configure(finetune={"lambda_sft": 0.0})
+    assert lab.findings()["sports/seed1/model"].reasons == ("finetune.lambda_sft was 1.0, now 0.0",)
+
+
+def test_a_structured_setting(lab: Lab) -> None:
+    sports = {"forget": {"sport": "basketball"}, "relearn": ["Boris Diaw"], "lambda_forget": 0.2}
+    lab.configure(tasks={"sports": sports})
+    assert lab.status() == EVERYTHING
+    assert "tasks.sports.relearn was" in lab.findings()["sports/seed0/model"].reasons[0]
+
+
+def test_a_setting_of_the_last_stage_leaves_the_rest_current(lab: Lab) -> None:
+    lab.configure(statistics={"bootstrap": 10})
+    assert lab.status() == DOWNSTREAM
+
+
+def test_the_resolved_config_counts_too(lab: Lab) -> None:
+    (lab.root / "config.yaml").write_text("run: another\n")
+    path = lab.results / "config.yaml"
+    path.write_text(path.read_text().replace("bootstrap: 2000", "bootstrap: 10"))
+    assert lab.status() == DOWNSTREAM
+
+
+def test_touch_after_a_change(lab: Lab) -> None:
+    """What Snakemake's --touch launders stays stale here."""
+    lab.configure(finetune={"steps": 3})
+    lab.resolve()
+    for path in lab.results.rglob("*"):
+        os.utime(path)
+    assert lab.status() == EVERYTHING
+
+
+def test_what_the_config_no_longer_asks_for(lab: Lab) -> None:
+    lab.configure(seeds=[0])
+    found = lab.status()
+    orphans = {name: "ok/orphan" for name in TRAINED if "seed1" in name}
+    assert found == orphans | {"tables/table_1.csv": "ok/stale"}
+    assert "without 1" in lab.findings()["sports/seed1/model"].reasons[0]
+
+
+def test_a_stage_that_is_gone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(lab.audit().stages, "evaluate")  # type: ignore[arg-type]
+    assert lab.status()["sports/seed0/rows.csv"] == "ok/orphan"
+
+
+def test_a_stage_that_takes_other_wildcards_now(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = Stage("table", "toylab.table", ("tasks.{task}",), ("rows*",), ("csv",), ("table", "task"))
+    monkeypatch.setitem(lab.audit().stages, "table", changed)  # type: ignore[arg-type]
+    assert lab.status() == DOWNSTREAM
+    assert lab.findings()["figure_1.csv"].reasons == (
+        'stage table took the wildcards ["table"], now ["table","task"]',
+    )
+
+
+# --- code and environment
+
+
+def test_an_imported_module(lab: Lab) -> None:
+    lab.source("helper").write_text(SOURCES["helper"].replace("x + 1", "x + 2"))
+    assert lab.status() == EVERYTHING
+    assert lab.findings()["sports/seed0/model"].reasons == ("helper.py changed",)
+
+
+def test_the_code_of_one_stage(lab: Lab) -> None:
+    lab.source("evaluate").write_text(SOURCES["evaluate"].replace("'item,value'", "'item,result'"))
+    assert lab.status() == {name: s for name, s in EVERYTHING.items() if "rows" in name or name in DOWNSTREAM}
+
+
+def test_the_lock(lab: Lab) -> None:
+    (lab.root / "envs/cpu.txt").write_text("numpy==1.1\ntorch==2.0+cpu\n")
+    assert lab.status() == EVERYTHING
+    reasons = lab.findings()["sports/seed0/model"].reasons
+    assert reasons[0] == "the environment's lock envs/cpu.txt changed"
+
+
+def test_an_installed_version_that_the_lock_does_not_state(lab: Lab) -> None:
+    lab.installed["numpy"] = "1.1"
+    assert lab.status() == EVERYTHING
+    assert lab.findings()["sports/seed0/model"].reasons == ("numpy was 1.0, now 1.1",)
+
+
+def test_packages_that_are_not_installed_here_are_no_alarm(lab: Lab) -> None:
+    del lab.installed["numpy"]
+    assert lab.status() == {}
+
+
+# --- bytes
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_one_byte_with_its_time_restored(lab: Lab, quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "SETTLED", -1.0)
+    assert lab.status(quick=quick) == {}  # also takes the digests that --quick trusts
+    flip(lab.seed(0) / "model" / "weights")
+    assert lab.status(quick=quick) == {
+        "sports/seed0/model": "modified/ok",
+        "sports/seed0/rows.csv": "ok/stale",
+        **DOWNSTREAM,
+    }
+    found = lab.findings(quick=quick)
+    assert found["sports/seed0/model"].reasons[0].startswith("weights: recorded ")
+    assert (
+        found["sports/seed0/rows.csv"]
+        .reasons[0]
+        .startswith("input results/organism/sports/seed0/model: recorded ")
+    )
+
+
+def test_the_final_result_overwritten(lab: Lab) -> None:
+    lab.table.write_text("better numbers\n")
+    assert lab.status() == {"tables/table_1.csv": "modified/ok"}
+
+
+def test_two_results_swapped(lab: Lab) -> None:
+    swap(lab.seed(0) / "rows.csv", lab.table)
+    assert lab.status() == {
+        "sports/seed0/rows.csv": "modified/ok",
+        "tables/table_1.csv": "modified/stale",
+        "figure_1.csv": "ok/stale",
+    }
+
+
+def test_two_results_swapped_with_their_records(lab: Lab) -> None:
+    swap(lab.seed(0), lab.seed(1))
+    found = lab.findings()
+    for seed in (0, 1):
+        finding = found[f"sports/seed{seed}/model"]
+        assert finding.integrity == "modified"
+        assert (
+            finding.reasons[0]
+            == f"it was made in results/organism/sports/seed{1 - seed} and has been moved or swapped"
+        )
+
+
+def test_a_result_and_its_record_renamed(lab: Lab) -> None:
+    (lab.seed(0) / "rows.record.json").rename(lab.seed(0) / "other.record.json")
+    assert lab.findings()["sports/seed0/rows.csv"].reasons == ("its record was written as rows.record.json",)
+
+
+def test_a_file_added_to_an_output_folder(lab: Lab) -> None:
+    (lab.seed(0) / "model" / "more").write_text("")
+    assert lab.findings()["sports/seed0/model"].reasons == ("more was added",)
+
+
+def test_a_file_removed_from_an_output_folder(lab: Lab) -> None:
+    (lab.seed(0) / "model" / "vocabulary").unlink()
+    assert "found none" in lab.findings()["sports/seed0/model"].reasons[0]
+
+
+def test_an_output_that_became_a_link(lab: Lab, tmp_path: Path) -> None:
+    shutil.copy(lab.table, tmp_path / "same_bytes.csv")
+    lab.table.unlink()
+    lab.table.symlink_to(tmp_path / "same_bytes.csv")
+    assert lab.status() == {"tables/table_1.csv": "modified/ok"}
+    assert "symbolic link" in lab.findings()["tables/table_1.csv"].reasons[0]
+
+
+def test_a_missing_output(lab: Lab) -> None:
+    lab.table.unlink()
+    assert lab.status() == {"tables/table_1.csv": "missing/ok"}
+    assert lab.status(lab.table) == {"tables/table_1.csv": "missing/ok"}
+
+
+def test_a_removed_intermediate_does_not_make_the_result_stale(lab: Lab) -> None:
+    shutil.rmtree(lab.seed(0) / "model")
+    assert lab.status() == {"sports/seed0/model": "missing/ok"}
+
+
+# --- data
+
+
+@pytest.mark.parametrize("name", ["data.txt", "prompts.yaml"])
+def test_an_input_edited(lab: Lab, name: str) -> None:
+    (lab.root / "workflow" / name).write_text("4 5\n")
+    assert lab.status() == EVERYTHING
+    assert lab.findings()["sports/seed0/model"].reasons[0].startswith(f"input workflow/{name}: recorded ")
+
+
+def test_an_input_deleted(lab: Lab) -> None:
+    (lab.root / "workflow" / "data.txt").unlink()
+    assert lab.status() == EVERYTHING
+    assert lab.findings()["sports/seed0/model"].reasons == ("input workflow/data.txt is missing",)
+
+
+def test_upstream_made_again_with_other_bytes(lab: Lab) -> None:
+    lab.configure(finetune={"steps": 3})
+    lab.resolve()
+    lab.train(0)
+    found = lab.findings()
+    assert "sports/seed0/model" not in found
+    assert (
+        found["sports/seed0/rows.csv"]
+        .reasons[0]
+        .startswith("input results/organism/sports/seed0/model: recorded")
+    )
+
+
+def test_upstream_made_again_with_the_same_bytes(lab: Lab) -> None:
+    lab.train(0)
+    assert lab.status() == {}
+
+
+# --- records
+
+
+@pytest.mark.parametrize(
+    "change", [{"settings": {"statistics": {}}}, {"seconds": 0.0}, {"facts": {"seed": 1}}, {"key": "0" * 64}]
+)
+def test_a_record_edited_by_hand(lab: Lab, change: dict[str, Any]) -> None:
+    edit(lab.results / "tables/table_1.record.json", change)
+    found = lab.findings()
+    assert list(found) == ["tables/table_1.csv"]
+    assert found["tables/table_1.csv"].integrity == "modified"
+    assert "edited by hand" in found["tables/table_1.csv"].reasons[0]
+
+
+def test_a_record_forged_with_a_fitting_id(lab: Lab) -> None:
+    edit(lab.seed(0) / "rows.record.json", {"facts": {"accuracy": 1}}, forge=True)
+    found = lab.findings()
+    assert list(found) == ["sports/seed0/rows.csv"]
+    assert "another one than" in found["sports/seed0/rows.csv"].reasons[0]
+
+
+def test_a_forged_result_with_its_record(lab: Lab) -> None:
+    """Bytes and record changed to fit: what was made from it no longer does."""
+    path = lab.seed(0) / "rows.csv"
+    path.write_text("item,value\n0,1\n")
+    output = json.loads((lab.seed(0) / "rows.record.json").read_text())["outputs"][0]
+    sha256 = hashing.digest(path).sha256
+    output |= {"sha256": sha256, "files": [{"name": "", "size": path.stat().st_size, "sha256": sha256}]}
+    edit(lab.seed(0) / "rows.record.json", {"outputs": [output]}, forge=True)
+    assert lab.status() == DOWNSTREAM
+
+
+def test_a_record_deleted(lab: Lab) -> None:
+    (lab.seed(0) / "rows.record.json").unlink()
+    assert lab.status() == {"sports/seed0/rows.csv": "unrecorded/-"}
+
+
+def test_a_record_that_is_no_json(lab: Lab) -> None:
+    (lab.seed(0) / "rows.record.json").write_text("{")
+    assert lab.status() == {
+        "sports/seed0/rows.record.json": "modified/-",
+        "sports/seed0/rows.csv": "unrecorded/-",
+    }
+
+
+def test_a_stray_file(lab: Lab) -> None:
+    (lab.seed(0) / "notes.txt").write_text("mine")
+    assert lab.status() == {"sports/seed0/notes.txt": "unrecorded/-"}
+    assert lab.status(lab.seed(0) / "notes.txt") == {"sports/seed0/notes.txt": "unrecorded/-"}
+
+
+def test_what_a_killed_job_left(lab: Lab) -> None:
+    (lab.seed(0) / ".tmp-1-rows.csv").write_text("half")
+    (lab.seed(0) / ".tmp-1-model").mkdir()
+    (lab.seed(0) / ".tmp-1-model" / "w").write_text("half")
+    assert lab.status() == {
+        "sports/seed0/.tmp-1-model": "incomplete/-",
+        "sports/seed0/.tmp-1-rows.csv": "incomplete/-",
+    }
+
+
+def test_what_a_live_job_is_writing(lab: Lab) -> None:
+    with locks.held(lab.table):
+        assert lab.status() == {"tables/table_1.csv": "incomplete/ok"}
+
+
+# --- part of a run
+
+
+def test_one_file_is_judged_with_all_that_is_behind_it(lab: Lab) -> None:
+    lab.source("helper").write_text(SOURCES["helper"].replace("x + 1", "x + 2"))
+    assert lab.status(lab.figure) == {"figure_1.csv": "ok/stale"}
+    assert lab.status(lab.seed(1) / "history.csv") == {"sports/seed1/history.csv": "ok/stale"}
+
+
+def test_torch_is_not_needed(lab: Lab) -> None:
+    script = (
+        "import sys; sys.modules['torch'] = sys.modules['pandas'] = sys.modules['transformers'] = None\n"
+        "from localized_unlearning import cli; sys.exit(cli.main(['audit', 'verify', '--json']))"
+    )
+    package = str(Path(localized_unlearning.__file__).parents[1])
+    answer = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=lab.root,
+        env=os.environ | {"PYTHONPATH": package},
+    )
+    assert answer.returncode == 1 and not answer.stderr, (
+        answer.stderr
+    )  # the toy stages are not in the table of this process
+    assert {a["integrity"] for a in json.loads(answer.stdout)["artefacts"]} == {"ok"}

@@ -25,12 +25,13 @@ rule table:
         runtime=10,
     params:
         config=plan.resolved,
+        task=plan.task_of,
         settings=plan.seen("table"),
         code=plan.code("table"),
     message:
         "write {wildcards.table}"
     shell:
-        "localized-unlearning table --config {params.config} --table {wildcards.table} --facts {input.facts}"
+        "localized-unlearning table --config {params.config} --table {wildcards.table} --task {params.task} --facts {input.facts}"
         " --multiple-choice {input.multiple_choice} --mmlu {input.mmlu} --text {input.text}"
         " --selections {input.selections} --out-csv {output.csv} --out-markdown {output.markdown}"
         " --out-latex {output.latex} 2> {log}"

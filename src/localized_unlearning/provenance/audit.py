@@ -284,10 +284,11 @@ class Audit:
             entry.record
         ):
             faults.append("its record was edited by hand: the record's id or key does not match its contents")
+        elif misplaced := self.is_misplaced(entry):
+            faults.append(misplaced)
         elif entry.place in self.replaced:
             faults.append(self.replaced[entry.place])
-        misplaced = self.is_misplaced(entry)
-        return [*faults, misplaced] if misplaced else faults
+        return faults
 
     def integrity(self, entry: Entry, output: records.Output) -> tuple[str, list[str]]:
         """Whether an output's bytes match its record, and what differs."""
@@ -331,6 +332,8 @@ class Audit:
                 (Cause("orphan", entry.record.stage, f"there is no stage {entry.record.stage} now"),),
             )
         unknown: list[str] = []
+        if (other := _other_wildcards(stage, entry.record)) is not None:
+            return Currency("stale", (other,))
         config = self.config_of(entry)
         if config is None:
             unknown.append("the run's config is not here")
@@ -554,6 +557,15 @@ def _placed(prefix: str, folder: Path, recorded: str) -> Path | None:
 
 def _digest_in(entry: Entry, path: Path) -> str | None:
     return records.digest_in(entry.record, entry.folder, path)
+
+
+def _other_wildcards(stage: Stage, record: Record) -> Cause | None:
+    """Whether the stage takes other wildcards now, so that this very job cannot be run any more."""
+    before, now = sorted(record.wildcards), sorted(stage.wildcards)
+    if before == now:
+        return None
+    text = f"stage {stage.name} took the wildcards {say(before)}, now {say(now)}"
+    return Cause("stage", stage.name, text, before, now)
 
 
 def _orphan(config: Config, stage: Stage, wildcards: Mapping[str, str]) -> Cause | None:

@@ -57,7 +57,7 @@ def _record(path: Path, reason: str, audit: Audit) -> records.Record:
     tree = hashing.digest_tree(path)
     sha256 = hashing.combined(tree)
     files = tuple(records.File(name=name, size=d.size, sha256=d.sha256) for name, d in tree.items())
-    now = datetime.now(UTC).isoformat(timespec="seconds")
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     replaced = audit.producer(path)
     settings = {"sha256": sha256}
     code_digest = code.code_digest({})

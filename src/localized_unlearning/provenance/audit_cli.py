@@ -114,8 +114,7 @@ def verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(as_json(found, clean), indent=1))
     else:
-        print("\n".join(table(found if arguments.all else [f for f in found if not f.clean])))
-        print(summary(found))
+        print(*table(found if arguments.all else [f for f in found if not f.clean]), summary(found), sep="\n")
     return CLEAN if clean else FINDINGS
 
 

@@ -1,0 +1,299 @@
+"""What the audit says: explain, trace, diff, adopt and forget, and the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from lab import SOURCES, Lab
+
+from localized_unlearning import cli
+from localized_unlearning.errors import UserError
+from localized_unlearning.provenance import audit_adopt, audit_explain, records
+
+REASON = "copied from the lab's other disk"
+
+
+def explained(lab: Lab, path: Path) -> str:
+    audit = lab.audit(path)
+    (finding,) = audit.findings()
+    return "\n".join(audit_explain.explain(audit, finding))
+
+
+# --- explain
+
+
+def test_a_setting_is_explained_with_the_chain_and_the_rerun(lab: Lab) -> None:
+    lab.configure(finetune={"lambda_retain": 0.2})
+    assert explained(lab, lab.figure).splitlines() == [
+        "figures/organism/figure_1.csv is stale.",
+        "",
+        "Cause  finetune.lambda_retain was 1.0, now 0.2",
+        "",
+        "Chain  finetune.lambda_retain",
+        "       └─ results/organism/sports/seed0/model (train, seed 0, task sports)",
+        "          └─ results/organism/sports/seed0/rows.csv (evaluate, seed 0, task sports)",
+        "             └─ figures/organism/figure_1.csv (table, table figure_1)",
+        "",
+        "Rerun  1 x train, 1 x evaluate, 1 x table; about 0:00 of job time, as recorded",
+    ]
+
+
+def test_two_causes_are_both_named_the_farthest_first(lab: Lab) -> None:
+    lab.configure(finetune={"lambda_retain": 0.2}, statistics={"bootstrap": 10})
+    text = explained(lab, lab.figure)
+    assert text.index("Cause  finetune.lambda_retain") < text.index(
+        "And    statistics.bootstrap was 2000, now 10"
+    )
+
+
+def test_changed_code_is_shown_as_lines(lab: Lab) -> None:
+    lab.source("helper").write_text(SOURCES["helper"].replace("x + 1", "x + 2"))
+    text = explained(lab, lab.table)
+    assert "Cause  helper.py changed (2 lines)" in text
+    assert "-    return x + 1  # one up" in text and "+    return x + 2  # one up" in text
+
+
+def test_a_modified_file_is_explained(lab: Lab) -> None:
+    lab.table.write_text("better\n")
+    text = explained(lab, lab.table)
+    assert text.startswith("results/organism/tables/table_1.csv is modified:\n  bytes: recorded ")
+    assert "(recorded by stage table, 20" in text
+
+
+def test_a_clean_file_is_said_to_be(lab: Lab) -> None:
+    assert "is as its record says, and would be made the same way now." in explained(lab, lab.table)
+
+
+def test_a_stray_file_is_explained(lab: Lab) -> None:
+    (lab.seed(0) / "stray.txt").write_text("?")
+    assert "is unrecorded: no record names it" in explained(lab, lab.seed(0) / "stray.txt")
+
+
+# --- trace
+
+
+def test_trace_goes_down_to_the_data(lab: Lab) -> None:
+    node = audit_explain.tree(lab.audit(lab.table), lab.table)
+    assert (
+        node["stage"] == "table"
+        and node["record"] == records.read(lab.results / "tables/table_1.record.json").id
+    )
+    rows = node["inputs"]
+    assert [r["path"] for r in rows] == [f"results/organism/sports/seed{s}/rows.csv" for s in (0, 1)]
+    data = rows[0]["inputs"][0]["inputs"]
+    assert [d["path"] for d in data] == ["workflow/data.txt", "workflow/prompts.yaml"]
+    assert data[0]["sha256"] and "stage" not in data[0]
+    lines = list(audit_explain.tree_lines(node))
+    assert lines[0].startswith("results/organism/tables/table_1.csv  [table, table table_1; ")
+    assert lines[1].startswith("├─ results/organism/sports/seed0/rows.csv") and len(lines) == 9
+    json.dumps(node)
+
+
+def test_a_job_seen_twice_is_shown_once(lab: Lab) -> None:
+    lab.run("table", {"table": "t"}, {"rows": [lab.rows()[0]] * 2}, {"csv": lab.results / "t.csv"})
+    lines = list(audit_explain.tree_lines(audit_explain.tree(lab.audit(), lab.results / "t.csv")))
+    assert len(lines) == 6 and lines[-1].endswith("(see above)")
+
+
+def test_the_picture_names_each_file_once(lab: Lab) -> None:
+    text = audit_explain.mermaid(audit_explain.tree(lab.audit(lab.table), lab.table))
+    assert text.startswith("flowchart LR\n")
+    assert text.count('"workflow/data.txt<br/>data"') == 1 and text.count("-->") == 8
+
+
+def test_a_stray_copy_is_found_by_content_or_key(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stray = tmp_path / "stray.csv"
+    shutil.copy(lab.table, stray)
+    assert cli.main(["audit", "trace", str(stray)]) == 0
+    assert capsys.readouterr().out.startswith("results/organism/tables/table_1.csv")
+    stray.write_text("edited, but it still has its key: " + stray.read_text().splitlines()[-1])
+    assert cli.main(["audit", "trace", str(stray)]) == 0
+    assert "by its content" in capsys.readouterr().err
+    stray.write_text("nothing")
+    assert cli.main(["audit", "trace", str(stray)]) == 2
+    assert "unknown origin" in capsys.readouterr().err
+
+
+# --- diff
+
+
+def test_a_copy_does_not_differ(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(lab.results, tmp_path / "copy")
+    assert cli.main(["audit", "diff", str(lab.results), str(tmp_path / "copy")]) == 0
+    assert capsys.readouterr().out == "no difference\n"
+
+
+def test_what_differs_between_two_runs(lab: Lab, tmp_path: Path) -> None:
+    shutil.copytree(lab.results, tmp_path / "before")
+    lab.configure(finetune={"steps": 3})
+    lab.build()
+    one, other = tmp_path / "before" / "sports/seed0", lab.seed(0)
+    lines = audit_explain.diff(
+        (lab.audit(one / "model"), one / "model"), (lab.audit(other / "model"), other / "model"), 1e-6
+    )
+    assert lines[0] == "settings     finetune.steps: 50 | 3" and lines[1].startswith("output       model: ")
+    lines = audit_explain.diff(
+        (lab.audit(one / "rows.csv"), one / "rows.csv"),
+        (lab.audit(other / "rows.csv"), other / "rows.csv"),
+        1e-6,
+    )
+    assert lines[-1] == "numbers      rows: 3 of 3 items differ; largest gap between two numbers 188"
+    (lab.results / "tables" / "table_1.record.json").unlink()
+    lines = audit_explain.diff(
+        (lab.audit(one.parents[1]), one.parents[1]), (lab.audit(lab.results), lab.results), 1e-6
+    )
+    assert lines[0] == f"only in {one.parents[1]}: tables/table_1"
+    assert "sports/seed0/model (train, seed 0, task sports)" in lines
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_numbers_are_compared_with_a_tolerance(tmp_path: Path, suffix: str) -> None:
+    def write(name: str, **columns: object) -> Path:
+        path = tmp_path / (name + suffix)
+        frame = pd.DataFrame({"item": ["a", "b", "c"], "p": [0.1, 0.2, None], **columns})
+        frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
+        return path
+
+    a = write("a")
+    assert audit_explain.number_differences(a, write("b", p=[0.1, 0.2 + 1e-9, None]), 1e-6) is None
+    found = audit_explain.number_differences(a, write("c", p=[0.1, 0.3, None]), 1e-6)
+    assert found == "1 of 3 items differ; largest gap between two numbers 0.1"
+    found = audit_explain.number_differences(a, write("d", item=["a", "x", "c"], p=[0.5, 0.2, None]), 1e-6)
+    assert found is not None and found.startswith("2 of 3 items differ")
+    assert "rows of" in str(audit_explain.number_differences(a, write("e", q=[1, 2, 3]), 1e-6))
+
+
+def test_arrays_in_cells_are_compared(tmp_path: Path) -> None:
+    for name, last in (("a", 2.0), ("b", 2.0), ("c", 3.0)):
+        pd.DataFrame({"logits": [[1.0, last], [0.0, None]]}).to_parquet(tmp_path / f"{name}.parquet")
+    a, b, c = (tmp_path / f"{name}.parquet" for name in "abc")
+    assert audit_explain.number_differences(a, b, 1e-6) is None
+    assert str(audit_explain.number_differences(a, c, 1e-6)).startswith("1 of 2")
+
+
+# --- adopt and forget
+
+
+def test_adopting_a_changed_file_is_visible_downstream_and_undone(lab: Lab) -> None:
+    rows = lab.seed(0) / "rows.csv"
+    rows.write_text("item,value\n0,1.0\n")
+    assert lab.status() == {
+        "sports/seed0/rows.csv": "modified/ok",
+        "tables/table_1.csv": "ok/stale",
+        "figure_1.csv": "ok/stale",
+    }
+    audit_adopt.adopt(rows, REASON, lab.root)
+    assert lab.status() == {"tables/table_1.csv": "ok/stale", "figure_1.csv": "ok/stale"}
+    lab.run("table", {"table": "figure_1"}, {"rows": [rows]}, {"csv": lab.figure})
+    assert lab.status() == {"tables/table_1.csv": "ok/stale"}
+    (finding,) = lab.audit(lab.figure).findings()
+    assert finding.rests_on == (rows,)
+    assert f"which a person adopted: {REASON}" in explained(lab, lab.figure)
+    assert audit_explain.tree(lab.audit(lab.figure), lab.figure)["inputs"][0]["adopted"] == REASON
+    audit_adopt.forget(rows)
+    assert lab.status()["sports/seed0/rows.csv"] == "modified/ok"
+
+
+def test_adopting_a_stale_file_instead_of_touching_it(lab: Lab) -> None:
+    lab.source("evaluate").write_text(SOURCES["evaluate"].replace("float(x)", "float(x) + 0"))
+    for seed in (0, 1):
+        audit_adopt.adopt(lab.seed(seed) / "rows.csv", "the change cannot move a number", lab.root)
+    found = lab.audit().findings()
+    assert all(f.clean for f in found)
+    assert {lab.name(f.path) for f in found if f.rests_on} == {
+        "sports/seed0/rows.csv", "sports/seed1/rows.csv", "tables/table_1.csv", "figure_1.csv",
+    }  # fmt: skip
+
+
+def test_adopting_a_file_of_unknown_origin(lab: Lab) -> None:
+    stray = lab.seed(0) / "stray.csv"
+    stray.write_text("a\n")
+    place = audit_adopt.adopt(stray, REASON, lab.root)
+    assert place.name == "stray.csv.adopted.record.json"
+    assert records.read(place).folder == "results/organism/sports/seed0"
+    assert lab.status() == {}
+    stray.write_text("b\n")
+    assert lab.status() == {"sports/seed0/stray.csv": "modified/ok"}
+
+
+def test_running_the_job_again_ends_the_adoption(lab: Lab) -> None:
+    lab.seed(0).joinpath("rows.csv").write_text("item,value\n")
+    place = audit_adopt.adopt(lab.seed(0) / "rows.csv", REASON, lab.root)
+    lab.evaluate(0)
+    assert not place.exists() and lab.status() == {}
+
+
+def test_what_cannot_be_adopted(lab: Lab) -> None:
+    for path, reason, words in (
+        (lab.table, REASON, "as its record says"),
+        (lab.table, " ", "needs a reason"),
+        (lab.seed(0) / "gone", REASON, "does not exist"),
+        (lab.seed(0) / "model" / "weights", REASON, "part of an output folder: adopt .*model as a whole"),
+    ):
+        with pytest.raises(UserError, match=words):
+            audit_adopt.adopt(path, reason, lab.root)
+    with pytest.raises(UserError, match="was not adopted"):
+        audit_adopt.forget(lab.table)
+
+
+# --- the command line
+
+
+def test_verify_prints_one_line_when_clean_and_exits_0(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["audit", "verify"]) == 0
+    assert capsys.readouterr().out == "8 artefacts of 6 jobs. Integrity: 8 ok. Currency: 8 ok.\n"
+
+
+def test_verify_lists_findings_and_exits_1(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.table.write_text("better\n")
+    assert cli.main(["audit", "verify", "results"]) == 1
+    head, line, _, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["integrity", "currency", "path", "why"]
+    assert line.split()[:3] == ["modified", "ok", "results/organism/tables/table_1.csv"]
+    assert last.startswith("7 artefacts of 5 jobs. Integrity: 6 ok, 1 modified.")
+
+
+def test_verify_as_json(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.table.unlink()
+    assert cli.main(["audit", "verify", "--json", str(lab.table)]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["clean"] is False and found["counts"]["integrity"] == {"missing": 1}
+    assert found["artefacts"][0]["stage"] == "table"
+
+
+def test_verify_by_another_config(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    (lab.root / "other.yaml").write_text("finetune: {steps: 3}\n")
+    assert cli.main(["audit", "verify", "--config", "config.yaml", "--config", "other.yaml"]) == 1
+    assert "finetune.steps was 50, now 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["verify", "gone"], ["explain", "gone"], ["trace", "gone"], ["diff", "gone", "results"],
+        ["verify", "--root", "workflow"], ["forget", "config.yaml"],
+    ],
+)  # fmt: skip
+def test_wrong_usage_exits_2_with_one_line(
+    lab: Lab, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["audit", *words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_explain_and_adopt_on_the_command_line(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    lab.configure(statistics={"bootstrap": 10})
+    assert cli.main(["audit", "explain", str(lab.table)]) == 1
+    assert "statistics.bootstrap was 2000, now 10" in capsys.readouterr().out
+    assert cli.main(["audit", "adopt", str(lab.table), "--reason", REASON]) == 0
+    assert cli.main(["audit", "explain", str(lab.table)]) == 0
+    assert REASON in capsys.readouterr().out
+    assert cli.main(["audit", "forget", str(lab.table)]) == 0
+    assert cli.main(["audit", "explain", str(lab.table)]) == 1

@@ -1,0 +1,17 @@
+"""The files generated from the typed config are in step with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from localized_unlearning import tools
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize("path", sorted(map(str, tools.generated())))
+def test_generated_files_are_in_step(path: str) -> None:
+    """Repair with: localized-unlearning reference."""
+    assert (ROOT / path).read_text(encoding="utf-8") == tools.generated()[Path(path)]

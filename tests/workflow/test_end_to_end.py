@@ -1,0 +1,131 @@
+"""The whole workflow on a tiny organism, as a user runs it: by name, again, and after a change."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = {
+    "run": "tiny",
+    "organism": {
+        "layers": 2, "heads": 2, "hidden": 16, "mlp": 32, "steps": 2, "warmup": 1,
+        "requirements": dict.fromkeys(
+            ("training", "question", "multiple_choice_unseen", "general_knowledge"), 1e-6
+        ),
+    },
+    "localizations": {
+        "manual": {"layers": [0]},
+        **dict.fromkeys(("causal_tracing", "all_mlps", "nonlocalized")),
+    },
+    "scores": {"attribution_patching": {"prompts": 8}, "causal_tracing": {"prompts": 4}},
+    "finetune": {"steps": 2, "batch_size": 4},
+    "mmlu": {"questions": 12},
+    "text": {"windows": 4},
+    "statistics": {"bootstrap": 50},
+    "interpretability": {"lookup_end": 1},
+}  # fmt: skip
+
+
+def snakemake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    environment["PATH"] = f"{folder / 'bin'}:{Path(sys.executable).parent}:{environment['PATH']}"
+    return subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--configfile", "tiny.yaml"],
+        cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished tiny run."""
+    folder = tmp_path_factory.mktemp("tiny")
+    for name in ("Snakefile", "workflow", "config.yaml", "envs"):
+        (folder / name).symlink_to(ROOT / name)
+    command = folder / "bin" / "localized-unlearning"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m localized_unlearning.cli "$@"\n')
+    command.chmod(0o755)
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    done = snakemake(folder, "table_1", "figure_16")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def planned(folder: Path, *words: str) -> dict[str, int]:
+    """Jobs by rule that a dry run plans."""
+    done = snakemake(folder, "-n", *words)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout + done.stderr
+    if "Nothing to be done" in text:
+        return {}
+    table = text.split("Job stats:")[1].split("total")[0]
+    return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)\s*$", table, re.M)}
+
+
+def test_targets_by_name_are_made_with_records(finished: Path) -> None:
+    table = pd.read_csv(finished / "results/tiny/tables/table_1.csv")
+    assert set(table["localization"]) == {"base", "attribution_patching", "manual", "random"}
+    assert ((table["low"] <= table["mean"]) & (table["mean"] <= table["high"])).all()
+    for suffix in ("pdf", "png", "csv"):
+        assert (finished / f"figures/tiny/figure_16.{suffix}").stat().st_size > 0
+    recorded = set()
+    for path in finished.rglob("*.record.json"):
+        record = json.loads(path.read_text())
+        recorded |= {path.parent / output["path"] for output in record["outputs"]}
+        assert str(finished) not in path.read_text()
+    written = [
+        *finished.glob("results/tiny/**/*.parquet"),
+        *finished.glob("results/tiny/**/delta.safetensors"),
+    ]
+    assert written and set(written) <= recorded
+
+
+def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
+    assert planned(finished, "table_1", "figure_16") == {}
+
+
+def test_a_deleted_figure_is_one_job(finished: Path) -> None:
+    for suffix in ("pdf", "png", "csv"):
+        (finished / f"figures/tiny/figure_16.{suffix}").unlink()
+    assert planned(finished, "figure_16") == {"figure": 1, "figure_16": 1}
+    assert snakemake(finished, "figure_16").returncode == 0
+
+
+def test_a_changed_lambda_reruns_that_task_only(finished: Path) -> None:
+    change = {"tasks": {"sports": {"lambda_forget": 0.3}}}
+    (finished / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **change}))
+    try:
+        jobs = planned(finished, "table_1", "figure_16", "results/tiny/athletes/split.parquet")
+    finally:
+        (finished / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    assert jobs == {"finetune": 3, "evaluate": 3, "table": 1, "table_1": 1, "split": 1}
+
+
+def test_swapped_lambdas_are_seen(finished: Path) -> None:
+    """Snakemake alone forgets the names of params and so misses a swap of two values."""
+    change = {"finetune": {**TINY["finetune"], "lambda_retain": 0.5, "lambda_sft": 1.0}}  # type: ignore[dict-item]
+    (finished / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **change}))
+    try:
+        assert planned(finished, "table_1")["finetune"] == 3
+    finally:
+        (finished / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+
+
+def test_an_unknown_key_stops_before_any_job(finished: Path) -> None:
+    (finished / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "finetune": {"lerning_rate": 1}}))
+    try:
+        done = snakemake(finished, "all")
+    finally:
+        (finished / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    assert done.returncode != 0
+    sentence = r"unknown key 'finetune.lerning_rate' in \S*tiny.yaml: did you mean 'learning_rate'\?"
+    assert re.search(sentence, done.stderr), done.stderr
