@@ -153,7 +153,7 @@ def make_pairs(
     after = min(_shared(made_up[0][::-1], ids[::-1]) for ids in made_up)
     corrupt, subject = [], []
     for ids, (athlete, _) in zip(clean, athletes, strict=True):
-        others = by_length.get(len(ids))
+        others = [other for other in by_length.get(len(ids), []) if other != ids]
         if not others:
             raise UserError(
                 f"no made-up name has as many tokens as '{athlete}' in this tokenizer: "

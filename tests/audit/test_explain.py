@@ -12,7 +12,7 @@ from lab import SOURCES, Lab
 
 from localized_unlearning import cli
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import audit_adopt, audit_explain, records
+from localized_unlearning.provenance import audit_adopt, audit_cli, audit_explain, records
 
 REASON = "copied from the lab's other disk"
 
@@ -257,6 +257,23 @@ def test_verify_lists_findings_and_exits_1(lab: Lab, capsys: pytest.CaptureFixtu
     assert head.split() == ["integrity", "currency", "path", "why"]
     assert line.split()[:3] == ["modified", "ok", "results/organism/tables/table_1.csv"]
     assert last.startswith("7 artefacts of 5 jobs. Integrity: 6 ok, 1 modified.")
+
+
+def test_verify_sums_up_many_stale_artefacts(
+    lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(audit_cli, "LISTED", 5)
+    lab.configure(finetune={"steps": 3})
+    lab.table.write_text("better\n")
+    assert cli.main(["audit", "verify"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert out[1:3] == ["    4  finetune.steps was 50, now 3", "    3  only of what they were made from"]
+    assert out[5].split()[:2] == ["modified", "stale"]
+    assert out[-1].startswith(
+        "Note: config.yaml differs from results/organism/config.yaml, by which run organism"
+    )
+    assert cli.main(["audit", "verify", "--all"]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 8 + 3
 
 
 def test_verify_as_json(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,6 +94,7 @@ class Finding:
         reasons: why it is not ok.
         entry: its record, where there is one.
         rests_on: adopted files that it was made from, itself included.
+        causes: why it is not current.
     """
 
     path: Path
@@ -102,6 +103,7 @@ class Finding:
     reasons: tuple[str, ...] = ()
     entry: Entry | None = None
     rests_on: tuple[Path, ...] = ()
+    causes: tuple[Cause, ...] = ()
 
     @property
     def clean(self) -> bool:
@@ -141,6 +143,11 @@ class Audit:
                 )
 
     # --- the records
+
+    @cached_property
+    def notes(self) -> list[str]:
+        """What people should know about how the judgement was made."""
+        return []
 
     @cached_property
     def damaged(self) -> dict[Path, str]:
@@ -343,7 +350,7 @@ class Audit:
                 return Currency("orphan", (orphan,))
         causes = [
             *(_setting_causes(config, stage, entry.record) if config else ()),
-            *_code_causes(stage, entry.record),
+            *_code_causes(stage, entry.record, self.closure(stage)),
             *self._environment_causes(entry.record, unknown),
             *self._input_causes(entry, unknown),
         ]
@@ -374,32 +381,64 @@ class Audit:
         if default.is_file() and configuration.read_yaml(default).get("run", Config().run) == run:
             layers.append(default)
         layers = [path for path in layers if path.is_file()]
-        return configuration.load(layers) if layers else None
+        loaded = configuration.load(layers) if layers else None
+        if len(layers) > 1 and loaded != configuration.load(layers[:1]):
+            self.notes.append(
+                f"config.yaml differs from {shown(layers[0])}, by which run {run} was last made: judged by config.yaml; "
+                f"--config {shown(layers[0])} judges by the other"
+            )
+        return loaded
+
+    @cached_property
+    def _closures(self) -> dict[str, dict[str, str]]:
+        return {}
+
+    def closure(self, stage: Stage) -> dict[str, str]:
+        """The code of a stage as it is now."""
+        if stage.module not in self._closures:
+            self._closures[stage.module] = code.closure(stage.module)
+        return self._closures[stage.module]
+
+    @cached_property
+    def _installed(self) -> dict[str, str]:
+        return environment.versions()
+
+    @cached_property
+    def _fitting_lock(self) -> str | None:
+        return environment.lock_name(self.root)
+
+    @cached_property
+    def _locks(self) -> dict[str | None, tuple[str | None, list[str] | None]]:
+        return {None: (None, None)}
+
+    def lock(self, name: str | None) -> tuple[str | None, list[str] | None]:
+        """Digest and lines of a lock in ``envs``; nothing for one that does not exist."""
+        if name is not None and name not in self._locks:
+            lines = environment.lock_lines(self.root, name)
+            self._locks[name] = environment.lock_digest(self.root, name), lines
+        return self._locks[name]
 
     def _environment_causes(self, record: Record, unknown: list[str]) -> Iterator[Cause]:
-        fits = environment.lock_name(self.root)
+        fits = self._fitting_lock
         if record.lock is not None and not (self.root / "envs").is_dir():
             unknown.append("the environment's lock is not here")
             return
         name = record.lock_name or fits
-        lock = environment.lock_digest(self.root, name) if name else None
+        lock, lines = self.lock(name)
         if record.lock != lock:
-            file = f"envs/{name}"
-            text = f"{file} changed" if record.lock and lock else f"{file} {'is new' if lock else 'is gone'}"
-            yield Cause("environment", file, f"the environment's lock {text}", record.lock, lock)
-        installed = environment.versions() if fits == record.lock_name else {}
-        versions = {name: installed.get(name, version) for name, version in record.versions.items()}
-        lines = environment.lock_lines(self.root, name) if name else None
+            what = "changed" if record.lock and lock else "is new" if lock else "is gone"
+            text = f"the environment's lock envs/{name} {what}"
+            yield Cause("environment", f"envs/{name}", text, record.lock, lock)
+        installed = self._installed if fits == record.lock_name else {}
+        versions = {package: installed.get(package, version) for package, version in record.versions.items()}
         now = environment.deviations(versions, lines)
         for package in sorted(record.deviations.keys() | now.keys()):
             if record.deviations.get(package) == now.get(package):
                 continue
             before, after = record.versions.get(package), versions.get(package)
-            text = (
-                f"{package} was {before}, now {after}"
-                if before != after
-                else f"{package} {after} is not what the lock states"
-            )
+            text = f"{package} was {before}, now {after}"
+            if before == after:
+                text = f"{package} {after} is not what the lock states"
             yield Cause("environment", package, text, before, after)
 
     def _input_causes(self, entry: Entry, unknown: list[str]) -> Iterator[Cause]:
@@ -480,6 +519,7 @@ class Audit:
             (*reasons, *(cause.text for cause in currency.causes), *currency.unknown),
             entry,
             self.rests_on(entry),
+            currency.causes,
         )
 
     def _without_record(self) -> Iterator[Finding]:
@@ -624,7 +664,7 @@ def say(value: Any) -> str:
     return records.canonical(value) if not isinstance(value, str) else value
 
 
-def _code_causes(stage: Stage, record: Record) -> Iterator[Cause]:
+def _code_causes(stage: Stage, record: Record, modules: Mapping[str, str]) -> Iterator[Cause]:
     function = f"{stage.module}:{stage.function}"
     if record.function is not None and record.function != function:
         yield Cause(
@@ -634,6 +674,6 @@ def _code_causes(stage: Stage, record: Record) -> Iterator[Cause]:
             record.function,
             function,
         )
-    for module, old, new in changes(record.code, code.closure(stage.module)):
+    for module, old, new in changes(record.code, modules):
         what = "is used now" if old is None else "is not used any more" if new is None else "changed"
         yield Cause("code", module, f"{module.partition('.')[2] or module}.py {what}", old, new)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CLEAN, FINDINGS, USAGE = 0, 1, 2
 JSON_VERSION = 1
+LISTED = 20  # findings that are listed one by one
 
 
 def add_commands(commands: Any) -> None:
@@ -109,12 +110,21 @@ def _default_paths(root: Path) -> list[Path]:
 
 def verify(arguments: argparse.Namespace) -> int:
     """Judge every artefact under some paths."""
-    found = _audit(arguments, arguments.paths or _default_paths(arguments.root)).findings()
+    audit = _audit(arguments, arguments.paths or _default_paths(arguments.root))
+    found = audit.findings()
     clean = all(finding.clean for finding in found)
     if arguments.json:
         print(json.dumps(as_json(found, clean), indent=1))
     else:
-        print(*table(found if arguments.all else [f for f in found if not f.clean]), summary(found), sep="\n")
+        listed = found if arguments.all else [f for f in found if not f.clean]
+        if len(listed) > LISTED and not arguments.all:
+            stale = [f for f in listed if f.integrity == "ok" and f.currency == "stale"]
+            listed = [f for f in listed if f not in stale]
+            print(*by_cause(stale), sep="\n")
+        print(*table(listed), sep="\n", end="\n" if listed else "")
+        print(summary(found))
+        for note in audit.notes:
+            print(f"Note: {note}.")
     return CLEAN if clean else FINDINGS
 
 
@@ -157,6 +167,17 @@ def table(found: Sequence[Finding]) -> list[str]:
             f"{f.integrity:11} {f.currency:9} {shown(f.path):{width}}  {(f.reasons or ('',))[0]}{more}".rstrip()
         )
     return [*lines, ""] if lines else []
+
+
+def by_cause(stale: Sequence[Finding]) -> list[str]:
+    """Many stale artefacts as lines: each cause and how many it is a cause of."""
+    counted = Counter(cause.text for f in stale for cause in f.causes if cause.kind != "upstream")
+    lines = [
+        "stale  because (--all lists every artefact)",
+        *(f"{n:5}  {text}" for text, n in counted.most_common()),
+    ]
+    follow = sum(all(cause.kind == "upstream" for cause in f.causes) for f in stale)
+    return [*lines, *([f"{follow:5}  only of what they were made from"] if follow else []), ""]
 
 
 def summary(found: Sequence[Finding]) -> str:
