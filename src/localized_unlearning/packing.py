@@ -187,7 +187,7 @@ def row_tokens(model: Any) -> int:
     A row's attention costs the square of its length, its linear layers the width times its length;
     twice the width keeps attention below the rest.
     """
-    return max(128, min(512, 2 * model.config.get_text_config().hidden_size))
+    return max(128, min(512, 2 * int(model.config.get_text_config().hidden_size)))
 
 
 def batches(prompts: Sequence[Sequence[int]], model: Any, batch_tokens: int) -> list[Batch]:
