@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import VOCABULARY
+from tiny_models import VOCABULARY
 from localized_unlearning import components as comp
 from localized_unlearning import finetune, losses, models
 from localized_unlearning.components import Component

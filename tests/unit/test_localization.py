@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from conftest import ARCHITECTURES, VOCABULARY
+from tiny_models import ARCHITECTURES, VOCABULARY
 from localized_unlearning import components as comp
 from localized_unlearning import localization as loc
 from localized_unlearning.components import Component

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import ARCHITECTURES, VOCABULARY, WINDOW
+from tiny_models import ARCHITECTURES, VOCABULARY, WINDOW
 from localized_unlearning import packing
 
 
