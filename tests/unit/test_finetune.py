@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 import torch
 
-from tiny_models import VOCABULARY
 from localized_unlearning import components as comp
 from localized_unlearning import finetune, losses, models
 from localized_unlearning.components import Component
 from localized_unlearning.config import Finetune, Objective
 from localized_unlearning.errors import UserError
+from tiny_models import VOCABULARY
 
 # The erase loss.
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 import transformers
 
-from tiny_models import ARCHITECTURES, VOCABULARY
 from localized_unlearning import components as comp
 from localized_unlearning import localization as loc
 from localized_unlearning.components import Component
 from localized_unlearning.config import Components, Localization, Score
 from localized_unlearning.prompts import load_prompts
+from tiny_models import ARCHITECTURES, VOCABULARY
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT.parent / "shared" / "published"

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiny_models import ARCHITECTURES, VOCABULARY, WINDOW
 from localized_unlearning import packing
+from tiny_models import ARCHITECTURES, VOCABULARY, WINDOW
 
 
 def prompts_with_shared_beginnings() -> list[list[int]]:
