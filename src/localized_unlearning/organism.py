@@ -154,7 +154,7 @@ def answer_loss(model: Any, items: Sequence[Item]) -> torch.Tensor:
     """Summed cross-entropy of the answers, over packed prompts."""
     import torch
 
-    packs = packing.pack([prompt for prompt, _ in items], packing.row_tokens(model))
+    packs = packing.pack([prompt for prompt, _ in items], packing.row_length(model))
     batch = packing.to_batch(packs, model)
     logits = packing.logits_of(model, packing.last_hidden(model, batch))
     targets = torch.tensor([items[i][1] for i in batch.prompts.tolist()])

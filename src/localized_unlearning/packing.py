@@ -181,7 +181,7 @@ def to_batch(packs: Sequence[Pack], model: Any) -> Batch:
     )
 
 
-def row_tokens(model: Any) -> int:
+def row_length(model: Any) -> int:
     """Nodes of one row: twice the model's width, between 128 and 512.
 
     A row's attention costs the square of its length, its linear layers the width times its length;
@@ -190,9 +190,11 @@ def row_tokens(model: Any) -> int:
     return max(128, min(512, 2 * int(model.config.get_text_config().hidden_size)))
 
 
-def batches(prompts: Sequence[Sequence[int]], model: Any, batch_tokens: int) -> list[Batch]:
-    """All ``prompts`` as batches of rows of :func:`row_tokens` nodes, ``batch_tokens`` a batch."""
-    packs = sorted(pack(prompts, row_tokens(model)), key=lambda p: len(p.tokens))
+def batches(
+    prompts: Sequence[Sequence[int]], model: Any, batch_tokens: int, row_tokens: int | None = None
+) -> list[Batch]:
+    """All ``prompts`` as batches of rows of ``row_tokens`` nodes (:func:`row_length`), ``batch_tokens`` a batch."""
+    packs = sorted(pack(prompts, row_tokens or row_length(model)), key=lambda p: len(p.tokens))
     groups: list[list[Pack]] = []
     for p in packs:
         if groups and len(p.tokens) * (len(groups[-1]) + 1) <= batch_tokens:
