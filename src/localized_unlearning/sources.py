@@ -409,4 +409,7 @@ def run(job: Job) -> None:
     node: Any = job.config
     for part in job.wildcards["source"].split("."):
         node = getattr(node, part)
-    fetch(node, job.outputs["file"], Path.cwd())
+    output = job.outputs["file"]
+    # A place that outlives a failed job, so that the next one resumes the download.
+    kept = output.parent / ".incomplete" / job.wildcards["source"]
+    os.replace(fetch(node, kept, Path.cwd()), output)
