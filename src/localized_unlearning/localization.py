@@ -261,7 +261,7 @@ def attribution_patching(
     kinds = sorted({c.kind for c in found})
     totals = torch.zeros(len(found), dtype=torch.float64)
     embedding = model.get_input_embeddings()
-    for rows in Progress("attribution patching", "batch").over(list(by_length(pairs, batch_tokens))):
+    for rows in Progress("attribution patching", "prompt batch").over(list(by_length(pairs, batch_tokens))):
         answer = torch.tensor([pairs.answer[i] for i in rows], device=model.device)
         with torch.no_grad(), recorded(model, kinds, grad=False) as corrupt:
             corrupt_value = _metric_of(model, [pairs.corrupt[i] for i in rows], answer, pairs.choices)
@@ -361,7 +361,7 @@ def causal_tracing(
     kinds = sorted({s.kind for s in sites})
     layers = comp.layers_of(model)
     with torch.inference_mode():
-        for rows in Progress("causal tracing", "batch").over(list(by_length(pairs, batch_tokens))):
+        for rows in Progress("causal tracing", "prompt batch").over(list(by_length(pairs, batch_tokens))):
             answer = torch.tensor([pairs.answer[i] for i in rows], device=model.device)
             ids = torch.tensor([pairs.clean[i] for i in rows], device=model.device)
             with recorded(model, kinds, grad=False) as clean:

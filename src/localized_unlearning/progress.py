@@ -42,9 +42,10 @@ class Progress:
                 shown = now
                 gone = now - started
                 left = gone / done * (total - done)
+                plural = "es" if self.unit.endswith(("ch", "x", "s")) else "s"
                 note = f", {self._note}" if self._note else ""
                 print(
-                    f"{self.what}: {done}/{total} {self.unit}s{note}, {clock(gone)} gone, {clock(left)} left",
+                    f"{self.what}: {done}/{total} {self.unit}{plural}{note}, {clock(gone)} gone, {clock(left)} left",
                     file=self.stream,
                     flush=True,
                 )
