@@ -17,6 +17,7 @@ from localized_unlearning.config import SPORTS, Finetune, Objective
 from localized_unlearning.localization import read_selection
 from localized_unlearning.progress import Progress
 from localized_unlearning.prompts import load_prompts
+from localized_unlearning.splits import read_split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -183,7 +184,7 @@ def run(job: Job) -> None:
     seed = int(job.wildcards["seed"])
     device = models.setup(config.compute)
     model, tokenizer = models.load(job.inputs["base_model"], config.model.dtype, device)
-    split = pd.read_parquet(job.inputs["split"])
+    split = read_split(job.inputs["split"])
     split = split[split["train"]].reset_index(drop=True)
     prompt = load_prompts(job.inputs["prompts"])[config.prompts.training]
     answers = targets(split, objective, seed)

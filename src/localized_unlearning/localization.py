@@ -22,6 +22,7 @@ from localized_unlearning.components import ATTENTION_KINDS, Component
 from localized_unlearning.config import CHOICES, Components, Localization, Score
 from localized_unlearning.errors import UserError
 from localized_unlearning.progress import Progress
+from localized_unlearning.splits import read_split
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -464,7 +465,7 @@ def score(job: Job) -> None:
     assert settings is not None
     device = models.setup(job.config.compute)
     model, tokenizer = models.load(job.inputs["base_model"], job.config.model.dtype, device)
-    split = pd.read_parquet(job.inputs["split"])
+    split = read_split(job.inputs["split"])
     train = split[split["train"]]
     athletes = list(zip(train["athlete"], train["sport"], strict=True))
     if settings.prompts is not None and settings.prompts < len(athletes):

@@ -8,6 +8,7 @@ athletes is not split, so those athletes are in both parts (A.4.1); everyone els
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,6 +92,18 @@ def check_split(table: pd.DataFrame, whole_forget_set: bool) -> None:
             f"{table.loc[both, 'athlete'].iloc[0]} is in both the train and the test part: "
             "every athlete may be in one only"
         )
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """A split file, checked again, since it may have been edited or brought from elsewhere.
+
+    Raises:
+        UserError: when an athlete stands twice, or in both parts.
+    """
+    table = pd.read_parquet(path)
+    named = not (table["forget"] & ~table["test"]).any()
+    check_split(table, whole_forget_set=named)
+    return table
 
 
 def _test_part(rows: pd.DataFrame, split: Split, forget: bool) -> np.ndarray:

@@ -3,58 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-TINY = {
-    "run": "tiny",
-    "organism": {
-        "layers": 2, "heads": 2, "hidden": 16, "mlp": 32, "steps": 2, "warmup": 1,
-        "requirements": dict.fromkeys(
-            ("training", "question", "multiple_choice_unseen", "general_knowledge"), 1e-6
-        ),
-    },
-    "localizations": {
-        "manual": {"layers": [0]},
-        **dict.fromkeys(("causal_tracing", "all_mlps", "nonlocalized")),
-    },
-    "scores": {"attribution_patching": {"prompts": 8}, "causal_tracing": {"prompts": 4}},
-    "finetune": {"steps": 2, "batch_size": 4},
-    "mmlu": {"questions": 12},
-    "text": {"windows": 4},
-    "statistics": {"bootstrap": 50},
-    "interpretability": {"lookup_end": 1},
-}  # fmt: skip
-
-
-def snakemake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    environment["PATH"] = f"{folder / 'bin'}:{Path(sys.executable).parent}:{environment['PATH']}"
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--configfile", "tiny.yaml"],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+from tiny_run import TINY, snakemake, workplace
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished tiny run."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in ("Snakefile", "workflow", "config.yaml", "envs"):
-        (folder / name).symlink_to(ROOT / name)
-    command = folder / "bin" / "localized-unlearning"
-    command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m localized_unlearning.cli "$@"\n')
-    command.chmod(0o755)
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    folder = workplace(tmp_path_factory.mktemp("tiny"))
     done = snakemake(folder, "table_1", "figure_16")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
@@ -112,7 +74,7 @@ def test_a_changed_lambda_reruns_that_task_only(finished: Path) -> None:
 
 def test_swapped_lambdas_are_seen(finished: Path) -> None:
     """Snakemake alone forgets the names of params and so misses a swap of two values."""
-    change = {"finetune": {**TINY["finetune"], "lambda_retain": 0.5, "lambda_sft": 1.0}}  # type: ignore[dict-item]
+    change = {"finetune": {**TINY["finetune"], "lambda_retain": 0.5, "lambda_sft": 1.0}}
     (finished / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **change}))
     try:
         assert planned(finished, "table_1")["finetune"] == 3

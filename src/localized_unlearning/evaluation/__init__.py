@@ -16,6 +16,7 @@ from localized_unlearning.evaluation.facts import ask_facts
 from localized_unlearning.evaluation.knowledge import ask_questions
 from localized_unlearning.evaluation.multiple_choice import ask_multiple_choice
 from localized_unlearning.evaluation.text import read_text
+from localized_unlearning.splits import read_split
 
 if TYPE_CHECKING:
     from localized_unlearning.stages import Job
@@ -32,7 +33,7 @@ def run(job: Job) -> None:
     device = models.setup(config.compute)
     tokens = config.compute.batch_tokens
     model, tokenizer = models.load(job.inputs["base_model"], config.model.dtype, device)
-    split = pd.read_parquet(job.inputs["split"])
+    split = read_split(job.inputs["split"])
     split = split[split["test"]].reset_index(drop=True)
     book = load_prompts(job.inputs["prompts"])
     questions = mmlu.load_questions(job.inputs["mmlu"])
