@@ -10,7 +10,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-
 from localized_unlearning.evaluation.facts import ask_facts
 from localized_unlearning.evaluation.knowledge import ask_questions
 from localized_unlearning.evaluation.multiple_choice import ask_multiple_choice
