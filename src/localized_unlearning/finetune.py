@@ -52,6 +52,16 @@ class Weights:
     sft: float
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """Examples of each loss term in a step, and tokens of one forward and backward."""
+
+    forget: int
+    retain: int
+    text: int
+    micro_batch_tokens: int
+
+
 def targets(split: pd.DataFrame, objective: Objective, seed: int) -> list[str]:
     """The answer that each row of ``split`` is trained on: the sport, or for injected facts a false one."""
     rng = random.Random(seed)
@@ -63,6 +73,31 @@ def targets(split: pd.DataFrame, objective: Objective, seed: int) -> list[str]:
         else:
             answers.append(sport)
     return answers
+
+
+def read_data(
+    job: Job, tokenizer: Any, athletes: pd.DataFrame, answers: Sequence[str], forget: Sequence[bool]
+) -> Data:
+    """The training prompt about ``athletes``, each with its answer, and the plain text; all tokenised.
+
+    Args:
+        job: gives the prompts file, the text file and their settings.
+        tokenizer: the model's.
+        athletes: rows with a column ``athlete``.
+        answers: what each athlete's prompt is trained on.
+        forget: which of them count for the forget loss; the others for the retain loss.
+    """
+    prompt = load_prompts(job.inputs["prompts"])[job.config.prompts.training]
+    kinds = sorted(set(answers))
+    token = dict(zip(kinds, models.answer_tokens(tokenizer, kinds), strict=True))
+    encoded = models.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
+    items = [(ids, token[a]) for ids, a in zip(encoded, answers, strict=True)]
+    text = Path(job.inputs["text"]).read_text(encoding="utf-8")
+    return Data(
+        [i for i, f in zip(items, forget, strict=True) if f],
+        [i for i, f in zip(items, forget, strict=True) if not f],
+        losses.text_windows(tokenizer, text, job.config.text.tokens),
+    )
 
 
 def cycle(items: Sequence[int], size: int, rng: random.Random) -> Iterator[list[int]]:
@@ -93,6 +128,47 @@ def fact_losses(
         )
 
 
+def gradients(
+    model: Any, data: Data, sizes: Sizes, weights: Weights, loss: str, seed: int
+) -> Iterator[dict[str, float]]:
+    """One step after another: accumulate the gradient of the whole loss, and yield the step's losses.
+
+    Gradients land in whatever of ``model`` requires them; the caller moves the parameters and clears
+    the gradients before it asks for the next step. Every loss term is averaged over its examples.
+
+    Yields:
+        ``forget``, ``retain`` and ``sft`` in nats, before the step.
+    """
+    rng = random.Random(seed)
+    forget_batches = cycle(range(len(data.forget)), sizes.forget, rng)
+    retain_batches = cycle(range(len(data.retain)), sizes.retain, rng)
+    text_batches = cycle(range(len(data.text)), sizes.text, rng)
+    rows = max(1, sizes.micro_batch_tokens // data.text.shape[1])
+    while True:
+        forget = [data.forget[i] for i in next(forget_batches)]
+        retain = [data.retain[i] for i in next(retain_batches)]
+        total = {"forget": 0.0, "retain": 0.0, "sft": 0.0}
+        for f, r in fact_losses(model, forget, retain, loss, sizes.micro_batch_tokens):
+            (weights.forget * f / sizes.forget + weights.retain * r / sizes.retain).backward()
+            total["forget"] += f.item() / sizes.forget
+            total["retain"] += r.item() / sizes.retain
+        if weights.sft:
+            for windows in data.text[next(text_batches)].split(rows):
+                sft = losses.text_losses(model, windows.to(model.device)).sum() / sizes.text
+                (weights.sft * sft).backward()
+                total["sft"] += sft.item()
+        yield total
+
+
+def schedule_of(optimizer: Any, kind: str, steps: int) -> Any:
+    """The learning-rate schedule: cosine to 0 over ``steps`` (A.3), or constant."""
+    import torch
+
+    if kind == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+
+
 def train(
     model: Any,
     data: Data,
@@ -104,9 +180,6 @@ def train(
 ) -> pd.DataFrame:
     """Train the parameters in ``trainable`` in place; everything else keeps its bits.
 
-    One step takes ``batch_size`` examples of each loss term, accumulated over micro-batches; every
-    term is averaged over its examples.
-
     Returns:
         One row per step: ``step``, ``learning_rate``, ``forget``, ``retain``, ``sft`` and ``gradient_norm``.
     """
@@ -117,33 +190,14 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
-    schedule = (
-        torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
-        if settings.schedule == "cosine"
-        else torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-    )
-    rng = random.Random(seed)
+    schedule = schedule_of(optimizer, settings.schedule, settings.steps)
     size = settings.batch_size
-    forget_batches = cycle(range(len(data.forget)), size, rng)
-    retain_batches = cycle(range(len(data.retain)), size, rng)
-    windows_per_step = settings.sft_batch_size or size
-    text_batches = cycle(range(len(data.text)), windows_per_step, rng)
-    rows = max(1, settings.micro_batch_tokens // data.text.shape[1])
+    sizes = Sizes(size, size, settings.sft_batch_size or size, settings.micro_batch_tokens)
+    steps = gradients(model, data, sizes, weights, loss, seed)
     history = []
     progress = Progress("fine-tuning", "step")
     for step in progress.over(range(settings.steps)):
-        forget = [data.forget[i] for i in next(forget_batches)]
-        retain = [data.retain[i] for i in next(retain_batches)]
-        total = {"forget": 0.0, "retain": 0.0, "sft": 0.0}
-        for f, r in fact_losses(model, forget, retain, loss, settings.micro_batch_tokens):
-            ((weights.forget * f + weights.retain * r) / size).backward()
-            total["forget"] += f.item() / size
-            total["retain"] += r.item() / size
-        if weights.sft:
-            for windows in data.text[next(text_batches)].split(rows):
-                sft = losses.text_losses(model, windows.to(model.device)).sum() / windows_per_step
-                (weights.sft * sft).backward()
-                total["sft"] += sft.item()
+        total = next(steps)
         for name, mask in trainable.items():
             if mask is not None:
                 parameters[name].grad.mul_(mask)
@@ -186,18 +240,8 @@ def run(job: Job) -> None:
     model, tokenizer = models.load(job.inputs["base_model"], config.model.dtype, device)
     split = read_split(job.inputs["split"])
     split = split[split["train"]].reset_index(drop=True)
-    prompt = load_prompts(job.inputs["prompts"])[config.prompts.training]
     answers = targets(split, objective, seed)
-    kinds = sorted(set(answers))
-    token = dict(zip(kinds, models.answer_tokens(tokenizer, kinds), strict=True))
-    encoded = models.encode(tokenizer, [prompt.render(a) for a in split["athlete"]])
-    items = [(ids, token[a]) for ids, a in zip(encoded, answers, strict=True)]
-    text = Path(job.inputs["text"]).read_text(encoding="utf-8")
-    data = Data(
-        [i for i, f in zip(items, split["forget"], strict=True) if f],
-        [i for i, f in zip(items, split["forget"], strict=True) if not f],
-        losses.text_windows(tokenizer, text, config.text.tokens),
-    )
+    data = read_data(job, tokenizer, split, answers, split["forget"].to_numpy())
     trainable = comp.trainable(model, read_selection(job.inputs["selection"]))
     base = {name: model.get_parameter(name).detach().clone() for name in trainable}
     weights = Weights(task.lambda_forget, config.finetune.lambda_retain, config.finetune.lambda_sft)
