@@ -44,6 +44,7 @@ include: "workflow/rules/base_model.smk"
 include: "workflow/rules/localization.smk"
 include: "workflow/rules/unlearning.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/relearning.smk"
 include: "workflow/rules/interpretability.smk"
 include: "workflow/rules/collect.smk"
 

@@ -48,6 +48,7 @@ def run(job: Job) -> None:
         tokenizer,
         athletes,
         book[config.prompts.multiple_choice],
+        ("fixed", "shuffled"),
         config.evaluation.shuffled_seed,
         tokens,
     )

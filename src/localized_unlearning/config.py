@@ -261,6 +261,44 @@ class Evaluation(Section):
     )
 
 
+class Series(Section):
+    """What is asked at each point of a series: after each relearning iteration, at each mask size."""
+
+    retain: int | None = Field(
+        40,
+        ge=1,
+        description="Retained test athletes, drawn once; null asks all. Forget-set athletes are all asked.",
+    )
+    questions: int | None = Field(
+        36, ge=1, description="MMLU-format questions, stratified (the paper: tinyMMLU's 100); null asks all."
+    )
+    shots: int = Field(0, ge=0, le=5, description="Worked examples before each question (tinyMMLU: 5).")
+    seed: int = Field(0, description="Seed of the retained athletes.")
+
+
+class Relearning(Section):
+    """Relearning two athletes of the forget set with LoRA (sections 3.1.2 and A.4.2)."""
+
+    iterations: Count = Field(10, description="Optimizer steps, with an evaluation after each (A.4.2: 10).")
+    rank: Count = Field(64, description="LoRA's rank on every linear module (A.4.2: 64).")
+    alpha: Count = Field(32, description="LoRA's alpha (not in the paper; released code: 32).")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.05, description="LoRA's dropout while training (not in the paper; released code: 0.05)."
+    )
+    learning_rate: Positive = Field(
+        2e-3, description="AdamW's learning rate (released code: 1e-4 on Gemma-7B)."
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Learning-rate schedule (released code: cosine)."
+    )
+    retain_batch: Count = Field(4, description="Retained athletes per iteration (released code: 4).")
+    text_batch: Count = Field(4, description="Text windows per iteration (released code: 4).")
+    lambda_relearn: Weight = Field(0.2, description="Weight of the two athletes' loss (released code: 0.2).")
+    lambda_retain: Weight = Field(1.0, description="Weight of the retain loss.")
+    lambda_sft: Weight = Field(1.0, description="Weight of the text loss.")
+    micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
+
+
 class Statistics(Section):
     """Intervals in tables and figures."""
 
@@ -348,6 +386,8 @@ class Config(Section):
     localizations: dict[str, Localization | None] = Field(default_factory=_default_localizations)
     finetune: Finetune = Finetune()
     evaluation: Evaluation = Evaluation()
+    series: Series = Series()
+    relearning: Relearning = Relearning()
     interpretability: Interpretability = Interpretability()
     statistics: Statistics = Statistics()
 

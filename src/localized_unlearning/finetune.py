@@ -241,7 +241,7 @@ def run(job: Job) -> None:
     split = read_split(job.inputs["split"])
     split = split[split["train"]].reset_index(drop=True)
     answers = targets(split, objective, seed)
-    data = read_data(job, tokenizer, split, answers, split["forget"].to_numpy())
+    data = read_data(job, tokenizer, split, answers, list(split["forget"]))
     trainable = comp.trainable(model, read_selection(job.inputs["selection"]))
     base = {name: model.get_parameter(name).detach().clone() for name in trainable}
     weights = Weights(task.lambda_forget, config.finetune.lambda_retain, config.finetune.lambda_sft)

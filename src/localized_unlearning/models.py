@@ -139,14 +139,17 @@ def applied(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[None]:
 
     parameters = dict(model.named_parameters())
     kept = {name: parameters[name].detach().clone() for name in tensors}
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
-        try:
-            yield
-        finally:
-            for name, tensor in kept.items():
-                parameters[name].copy_(tensor)
+
+    def put(values: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():  # not around the yield: the caller may train something else meanwhile
+            for name, value in values.items():
+                parameters[name].copy_(value)
+
+    put(tensors)
+    try:
+        yield
+    finally:
+        put(kept)
 
 
 def download(job: Job) -> None:

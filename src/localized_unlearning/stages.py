@@ -219,6 +219,14 @@ STAGES: dict[str, Stage] = {
             ("task", "objective", "localization", "seed"),
         ),
         Stage(
+            "relearn",
+            "localized_unlearning.relearning",
+            ("relearning", "series", "evaluation", "mmlu", "prompts", "text.tokens", "model.dtype"),
+            ("base_model", "split", "delta", "prompts", "mmlu", "text"),
+            ("facts", "multiple_choice", "mmlu"),
+            ("task", "objective", "localization", "seed"),
+        ),
+        Stage(
             "layer_probes",
             "localized_unlearning.interpretability",
             ("interpretability", "prompts", "text.tokens", "model.dtype"),

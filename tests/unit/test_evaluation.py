@@ -80,7 +80,7 @@ def test_facts(model: Any, tokenizer: Any, book: PromptBook) -> None:
 def test_multiple_choice(model: Any, tokenizer: Any, book: PromptBook) -> None:
     """In both orders, the answer's letter stands before the athlete's sport in the very prompt that was read."""
     prompt = book["multiple_choice"]
-    rows = evaluation.ask_multiple_choice(model, tokenizer, ATHLETES, prompt, 3, 256)
+    rows = evaluation.ask_multiple_choice(model, tokenizer, ATHLETES, prompt, ("fixed", "shuffled"), 3, 256)
     tokens = [first_token(tokenizer, letter) for letter in LETTERS]
     orders = set()
     for _, row in rows.iterrows():

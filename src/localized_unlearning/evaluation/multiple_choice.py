@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,9 +13,15 @@ from localized_unlearning.prompts import LETTERS, Prompt
 
 
 def ask_multiple_choice(
-    model: Any, tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, seed: int, batch_tokens: int
+    model: Any,
+    tokenizer: Any,
+    athletes: pd.DataFrame,
+    prompt: Prompt,
+    orders: Sequence[str],
+    seed: int,
+    batch_tokens: int,
 ) -> pd.DataFrame:
-    """One row per option order (``fixed``, ``shuffled``) and athlete.
+    """One row per option order (of ``fixed`` and ``shuffled``) and athlete.
 
     Columns: ``order``, ``athlete``, ``sport``, ``forget``, ``relearn``, ``answer`` (index of the right
     letter), ``logit_A`` to ``logit_D`` (by letter), ``text_A`` to ``text_D`` (by text: the first token of
@@ -24,7 +31,7 @@ def ask_multiple_choice(
     letters = models.answer_tokens(tokenizer, LETTERS)
     words = models.answer_tokens(tokenizer, [option.capitalize() for option in prompt.options])
     tables = []
-    for order in ("fixed", "shuffled"):
+    for order in orders:
         options = [
             list(prompt.options) if order == "fixed" else rng.sample(prompt.options, len(prompt.options))
             for _ in range(len(athletes))
