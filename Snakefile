@@ -45,6 +45,7 @@ include: "workflow/rules/localization.smk"
 include: "workflow/rules/unlearning.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/relearning.smk"
+include: "workflow/rules/probing.smk"
 include: "workflow/rules/interpretability.smk"
 include: "workflow/rules/collect.smk"
 

@@ -299,6 +299,15 @@ class Relearning(Section):
     micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
 
 
+class Probing(Section):
+    """Probes on trained models (sections 3.1.3 and A.4.3)."""
+
+    regularization: Positive = Field(1.0, description="scikit-learn's C of the logistic regressions.")
+    seed: int = Field(
+        0, description="Seed of the half of a named forget set that trains the probes, and of the control."
+    )
+
+
 class Statistics(Section):
     """Intervals in tables and figures."""
 
@@ -388,6 +397,7 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     series: Series = Series()
     relearning: Relearning = Relearning()
+    probing: Probing = Probing()
     interpretability: Interpretability = Interpretability()
     statistics: Statistics = Statistics()
 

@@ -11,37 +11,15 @@ import numpy as np
 import pandas as pd
 
 from localized_unlearning import components as comp
-from localized_unlearning import losses, models, packing
+from localized_unlearning import losses, models
 from localized_unlearning.config import SPORTS, Interpretability
+from localized_unlearning.probing import predictions, residuals
 from localized_unlearning.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from localized_unlearning.stages import Job
-
-
-def residuals(model: Any, prompts: Sequence[Sequence[int]], batch_tokens: int) -> np.ndarray:
-    """Residual stream after every layer at each prompt's last token ``[layer, prompt, hidden]``, float32."""
-    import torch
-
-    layers = comp.layers_of(model)
-    out = np.empty((len(layers), len(prompts), model.config.get_text_config().hidden_size), dtype=np.float32)
-    with torch.inference_mode():
-        for batch in packing.batches(prompts, model, batch_tokens):
-
-            def keep(index: int, batch: packing.Batch = batch) -> Any:
-                def hook(_module: Any, _args: Any, output: Any) -> None:
-                    hidden = output[0] if isinstance(output, tuple) else output
-                    out[index, batch.prompts.numpy()] = hidden[batch.rows, batch.nodes].float().cpu().numpy()
-
-                return hook
-
-            with ExitStack() as stack:
-                for index, layer in enumerate(layers):
-                    stack.callback(layer.register_forward_hook(keep(index)).remove)
-                model.base_model(**batch.inputs)
-    return out
 
 
 def mean_attention_outputs(model: Any, windows: Tensor, from_layer: int) -> dict[int, Tensor]:
@@ -74,23 +52,6 @@ def attention_replaced(model: Any, values: dict[int, Tensor]) -> Iterator[None]:
         for layer, value in values.items():
             stack.callback(comp.module_of(model, layer, "o").register_forward_hook(replace(value)).remove)
         yield
-
-
-def probe(
-    train: np.ndarray, test: np.ndarray, train_sport: np.ndarray, test_sport: np.ndarray, c: float
-) -> np.ndarray:
-    """Which test athletes a multinomial logistic regression gets right ``[test]``.
-
-    Activations ``[athlete, hidden]`` are standardised with the training part's mean and deviation, so that
-    the solver converges at every layer.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000))
-    classifier.fit(train, train_sport)
-    return np.asarray(classifier.predict(test) == test_sport)
 
 
 def test_rows(sports: Sequence[str], settings: Interpretability) -> np.ndarray:
@@ -135,9 +96,7 @@ def layer_probes(job: Job) -> None:
         for layer, values in enumerate(activations):
             kinds = [("sport", sports)] + ([] if ablated else [("shuffled labels", shuffled)])
             for label, target in kinds:
-                right = probe(
-                    values[~test], values[test], target[~test], target[test], settings.regularization
-                )
+                said = predictions(values[~test], target[~test], values[test], settings.regularization)
                 rows.append(
                     pd.DataFrame(
                         {
@@ -146,7 +105,7 @@ def layer_probes(job: Job) -> None:
                             "labels": label,
                             "layer": layer,
                             "athlete": athletes.loc[test, "athlete"].to_numpy(),
-                            "right": right,
+                            "right": said == target[test],
                         }
                     )
                 )
@@ -155,3 +114,76 @@ def layer_probes(job: Job) -> None:
     pd.concat(rows, ignore_index=True).assign(majority=majority).to_parquet(
         job.outputs["probes"], index=False
     )
+
+
+def mean_head_outputs(model: Any, windows: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+    """Mean output of the heads of ``layers`` before W_O, over text windows and positions ``[heads * head_dim]``."""
+    import torch
+
+    means: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(_module: Any, args: tuple[Tensor, ...]) -> None:
+            means[layer] = args[0].float().mean((0, 1))
+
+        return hook
+
+    with torch.inference_mode(), ExitStack() as stack:
+        for layer in layers:
+            stack.callback(comp.module_of(model, layer, "o").register_forward_pre_hook(keep(layer)).remove)
+        model.base_model(input_ids=windows.to(model.device), use_cache=False)
+    return means
+
+
+@contextmanager
+def head_replaced(model: Any, layer: int, head: int, value: Tensor) -> Iterator[None]:
+    """Replace one head's output before W_O, at every position, by its part of ``value`` ``[heads * head_dim]``."""
+    columns = list(comp.weight_of(comp.Component(layer, "o", head), model.config).index or ())
+
+    def replace(_module: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        patched = args[0].clone()
+        patched[..., columns] = value[columns].to(patched)
+        return (patched, *args[1:])
+
+    handle = comp.module_of(model, layer, "o").register_forward_pre_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def head_ablation(job: Job) -> None:
+    """Stage: final-layer probe accuracy when one head of the lookup layers is mean-ablated (Figure 15).
+
+    All attention past the lookup layers is mean-ablated as well; the probe is fitted anew on each run's
+    activations (A.2). One row per head and test athlete: ``layer``, ``head`` (both -1: no single head
+    ablated), ``athlete`` and ``right``.
+    """
+    from localized_unlearning.prompts import load_prompts
+
+    config = job.config
+    settings = config.interpretability
+    device = models.setup(config.compute)
+    model, tokenizer = models.load(job.inputs["base_model"], config.model.dtype, device)
+    known = pd.read_parquet(job.inputs["known"])
+    athletes = known[known["known"]].reset_index(drop=True)
+    sports = np.array([SPORTS.index(s) for s in athletes["sport"]])
+    test = test_rows(list(athletes["sport"]), settings)
+    prompt = load_prompts(job.inputs["prompts"])[config.prompts.training]
+    encoded = models.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
+    text = Path(job.inputs["text"]).read_text(encoding="utf-8")
+    windows = losses.text_windows(tokenizer, text, config.text.tokens)[: settings.mean_windows]
+    early = range(settings.lookup_end)
+    means = mean_head_outputs(model, windows, early)
+    heads = [(layer, head) for layer in early for head in range(comp.geometry_of(model.config).heads)]
+    rows = []
+    with attention_replaced(model, mean_attention_outputs(model, windows, settings.lookup_end)):
+        for layer, head in Progress("ablating heads", "run").over([(-1, -1), *heads]):
+            with nullcontext() if head < 0 else head_replaced(model, layer, head, means[layer]):
+                last = residuals(model, encoded, config.compute.batch_tokens)[-1]
+            said = predictions(last[~test], sports[~test], last[test], settings.regularization)
+            rows.append(
+                athletes.loc[test, ["athlete"]].assign(layer=layer, head=head, right=said == sports[test])
+            )
+    job.facts.update(seeds={"probe": settings.seed}, device=device)
+    pd.concat(rows, ignore_index=True).to_parquet(job.outputs["ablation"], index=False)

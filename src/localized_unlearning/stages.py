@@ -227,6 +227,22 @@ STAGES: dict[str, Stage] = {
             ("task", "objective", "localization", "seed"),
         ),
         Stage(
+            "probe",
+            "localized_unlearning.probing",
+            ("probing", "prompts.training", "model.dtype"),
+            ("base_model", "split", "delta?", "prompts"),
+            ("probes",),
+            ("task", "objective", "localization", "seed"),
+        ),
+        Stage(
+            "head_ablation",
+            "localized_unlearning.interpretability",
+            ("interpretability", "prompts.training", "text.tokens", "model.dtype"),
+            ("base_model", "known", "prompts", "text"),
+            ("ablation",),
+            function="head_ablation",
+        ),
+        Stage(
             "layer_probes",
             "localized_unlearning.interpretability",
             ("interpretability", "prompts", "text.tokens", "model.dtype"),
