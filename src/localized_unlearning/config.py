@@ -299,6 +299,32 @@ class Relearning(Section):
     micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
 
 
+class Masking(Section):
+    """A differentiable mask over the weights of the selected components (sections 2.4, 3.2 and A.3)."""
+
+    steps: Count = Field(30, description="Optimizer steps (A.3: 50).")
+    batch_size: Count = Field(16, description="Athletes per fact-loss term and step (A.3: 10 x 15 = 150).")
+    text_batch: Count = Field(8, description="Text windows per step (A.3: 150).")
+    optimizer: Literal["sgd", "adam"] = Field("adam", description="Optimizer of the mask (A.3: SGD).")
+    learning_rate: Positive = Field(0.05, description="Its learning rate (A.3: 1e-3).")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="SGD's momentum (not in the paper; released code: 0.9)."
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Learning-rate schedule (not in the paper; released code: cosine)."
+    )
+    lambda_forget: Weight = Field(0.3, description="λ1 for masks, both tasks (A.3: 0.3).")
+    lambda_retain: Weight = Field(1.0, description="λ2 (A.3: 1).")
+    lambda_sft: Weight = Field(1.0, description="λ3 (A.3: 1).")
+    lambda_mask: Weight = Field(1e-7, description="λ4, the weight of the sum of the mask (A.3: 1e-7).")
+    micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
+    edit_sizes: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1000, 3000, 10_000, 20_000, 40_000, 80_000),
+        min_length=1,
+        description="How many weights are set to zero, one point each (the paper: up to 2.4 million of Gemma-7B).",
+    )
+
+
 class Probing(Section):
     """Probes on trained models (sections 3.1.3 and A.4.3)."""
 
@@ -398,6 +424,7 @@ class Config(Section):
     series: Series = Series()
     relearning: Relearning = Relearning()
     probing: Probing = Probing()
+    masking: Masking = Masking()
     interpretability: Interpretability = Interpretability()
     statistics: Statistics = Statistics()
 

@@ -1,0 +1,176 @@
+"""Masks against their definition: weights times m = 1 - d, its gradient by autograd, edits made from scratch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localized_unlearning import components as comp
+from localized_unlearning import losses, masking
+from localized_unlearning.components import Component
+from localized_unlearning.config import Masking
+from localized_unlearning.errors import UserError
+from localized_unlearning.finetune import Data, Weights
+from tiny_models import VOCABULARY
+
+SETTINGS = Masking(
+    steps=1,
+    batch_size=3,
+    text_batch=3,
+    optimizer="sgd",
+    learning_rate=1.0,
+    schedule="constant",
+    lambda_mask=0.002,
+)
+WEIGHTS = Weights(0.3, 1.0, 0.5)
+PROMPTS = torch.randint(10, VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(0))
+CHOSEN = {
+    "gemma": [Component(0, "q"), Component(1, "up"), Component(2, "o", 1)],
+    "llama": [Component(0, "k", 1), Component(1, "down"), Component(1, "v")],
+    "neox": [Component(1, "q"), Component(1, "k", 2), Component(2, "up")],
+}
+
+
+@pytest.fixture
+def data() -> Data:
+    """Three athletes and three windows of each kind, all read in every step."""
+
+    def items(seed: int) -> list[tuple[list[int], int]]:
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randint(10, VOCABULARY, (3, 8), generator=generator).tolist()
+        return [(row[:-1], row[-1]) for row in rows]
+
+    text = torch.randint(10, VOCABULARY, (3, 12), generator=torch.Generator().manual_seed(3))
+    return Data(items(1), items(2), text)
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        found: torch.Tensor = model(PROMPTS).logits
+    return found
+
+
+def slow_loss(model: Any, data: Data, removed: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The whole objective of section 2.4 for masks, one prompt at a time, through autograd."""
+    base = dict(model.named_parameters())
+    masked = {name: base[name] * (1 - d) for name, d in removed.items()}
+
+    def run(ids: list[int]) -> torch.Tensor:
+        out: torch.Tensor = torch.func.functional_call(model, masked, (torch.tensor([ids]),)).logits[0]
+        return out
+
+    forget = torch.stack([losses.erase(run(p)[-1:], torch.tensor([a]))[0] for p, a in data.forget]).mean()
+    retain = torch.stack([-torch.log_softmax(run(p)[-1], 0)[a] for p, a in data.retain]).mean()
+    sft = torch.stack(
+        [torch.nn.functional.cross_entropy(run(w[:-1].tolist()), w[1:]) for w in data.text]
+    ).mean()
+    whole = sum((1 - d).sum() for d in removed.values())
+    return (
+        WEIGHTS.forget * forget + WEIGHTS.retain * retain + WEIGHTS.sft * sft + SETTINGS.lambda_mask * whole
+    )
+
+
+@pytest.mark.parametrize("name", list(CHOSEN))
+def test_one_step_is_the_clamped_gradient_of_the_definition(
+    tiny: Callable[[str], Any], data: Data, name: str, float64: None
+) -> None:
+    model = tiny(name)
+    trainable = comp.trainable(model, CHOSEN[name])
+    removed = {n: torch.zeros_like(model.get_parameter(n), requires_grad=True) for n in trainable}
+    slow_loss(model, data, removed).backward()
+    found, history = masking.train(model, data, trainable, SETTINGS, WEIGHTS, seed=0)
+    for parameter, part in trainable.items():
+        gradient = removed[parameter].grad
+        assert gradient is not None
+        expected = (-gradient if part is None else -gradient * part).clamp(0, 1)
+        assert torch.allclose(found[parameter].double(), expected, atol=2e-6)  # d is kept in float32
+        assert (expected > 0).any() and (expected == 0).any()
+    assert history["most_removed"].iloc[0] == max(float(d.max()) for d in found.values())
+
+
+@pytest.mark.parametrize("name", list(CHOSEN))
+def test_training_a_mask_leaves_the_model_as_it_was(
+    tiny: Callable[[str], Any], data: Data, name: str
+) -> None:
+    model = tiny(name).float()
+    before = copy.deepcopy(model.state_dict())
+    trainable = comp.trainable(model, CHOSEN[name])
+    settings = SETTINGS.model_copy(update={"steps": 3, "optimizer": "adam", "learning_rate": 0.2})
+    first, _ = masking.train(model, data, trainable, settings, WEIGHTS, seed=0)
+    again, _ = masking.train(model, data, trainable, settings, WEIGHTS, seed=0)
+    assert all(torch.equal(model.state_dict()[n], value) for n, value in before.items())
+    assert not any(p.requires_grad for p in model.parameters())
+    for parameter, part in trainable.items():
+        assert torch.equal(first[parameter], again[parameter])
+        assert first[parameter].min() >= 0 and first[parameter].max() <= 1
+        if part is not None:
+            assert not first[parameter][~part.expand_as(first[parameter])].any()
+
+
+def test_edits_are_the_bases_weights_times_zero_or_one(tiny: Callable[[str], Any]) -> None:
+    """Each nested edit is, bit for bit, the one made from scratch; all ones is the base, all zeros no component."""
+    base = tiny("llama").float()
+    names = sorted(comp.trainable(base, CHOSEN["llama"]))
+    generator = torch.Generator().manual_seed(1)
+    removed = {n: torch.rand(base.get_parameter(n).shape, generator=generator) for n in names}
+    sizes = {n: d.numel() for n, d in removed.items()}
+    total = sum(sizes.values())
+    ranked = masking.rank(removed, total)
+    flat = torch.cat([removed[n].flatten() for n in names])
+    model = copy.deepcopy(base)
+    for size, done in masking.edits(model, ranked, sizes, [total, 0, 7, 900]):
+        assert done == size
+        cut = flat.sort(descending=True).values[size - 1] if size else torch.tensor(2.0)
+        offset = 0
+        for name in names:
+            original = base.get_parameter(name)
+            keep = (flat[offset : offset + original.numel()] < cut).view_as(original)
+            assert torch.equal(model.get_parameter(name), original * keep)
+            offset += original.numel()
+        others = [n for n, _ in base.named_parameters() if n not in names]
+        assert all(torch.equal(model.get_parameter(n), base.get_parameter(n)) for n in others)
+        if size == 0:
+            assert torch.equal(logits(model), logits(base))
+    assert not any(model.get_parameter(n).any() for n in names)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=30), st.integers(0, 40))
+def test_ranking_is_by_size_then_place_and_never_takes_an_unmoved_weight(
+    values: list[float], largest: int
+) -> None:
+    half = len(values) // 2
+    removed = {"b": torch.tensor(values[half:]), "a": torch.tensor(values[:half])}
+    expected = sorted((i for i, v in enumerate(values) if v > 0), key=lambda i: (-values[i], i))
+    assert masking.rank(removed, largest).tolist() == expected[:largest]
+
+
+def test_a_mask_that_did_not_move_edits_nothing(tiny: Callable[[str], Any]) -> None:
+    model = tiny("gemma").float()
+    before = logits(model)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    removed = {name: torch.zeros_like(model.get_parameter(name))}
+    ranked = masking.rank(removed, 100)
+    sizes = {name: removed[name].numel()}
+    assert list(masking.edits(model, ranked, sizes, [0, 10, 100])) == [(0, 0), (10, 0), (100, 0)]
+    assert torch.equal(logits(model), before)
+
+
+def test_a_mask_file_is_small_and_knows_its_base(tmp_path: Path) -> None:
+    ranked = torch.randperm(4000, generator=torch.Generator().manual_seed(0))[:1000]
+    path = tmp_path / "mask.safetensors"
+    masking.save_mask(path, ranked, {"b": 1000, "a": 3000}, "base")
+    assert path.stat().st_size <= 2 * 4000
+    found, sizes = masking.read_mask(path, "base")
+    assert torch.equal(found, ranked) and sizes == {"a": 3000, "b": 1000}
+    with pytest.raises(UserError, match="another base model"):
+        masking.read_mask(path, "other")
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(UserError, match="is damaged"):
+        masking.read_mask(path, "base")
