@@ -30,15 +30,6 @@ wildcard_constraints:
     seed=r"\d+",
 
 
-localrules:
-    all,
-    tables,
-    figures,
-    table_1,
-    table_2,
-    figure_16,
-
-
 include: "workflow/rules/data.smk"
 include: "workflow/rules/base_model.smk"
 include: "workflow/rules/localization.smk"

@@ -342,6 +342,16 @@ class Statistics(Section):
     seed: int = Field(0, description="Seed of the bootstrap.")
 
 
+class Figures(Section):
+    """How figures are drawn."""
+
+    overlay: dict[str, str] = Field(
+        default_factory=dict,
+        description="Published curves to draw beside ours: a CSV by figure (figure_1: path), with the columns of the "
+        "figure's own CSV (panel, localization, iteration / edit_size / layer, mean).",
+    )
+
+
 class Interpretability(Section):
     """Probes and ablations on the base model (A.2)."""
 
@@ -427,6 +437,7 @@ class Config(Section):
     masking: Masking = Masking()
     interpretability: Interpretability = Interpretability()
     statistics: Statistics = Statistics()
+    figures: Figures = Figures()
 
     @model_validator(mode="before")
     @classmethod

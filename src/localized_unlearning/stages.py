@@ -279,8 +279,8 @@ STAGES: dict[str, Stage] = {
         Stage(
             "figure",
             "localized_unlearning.figures",
-            ("statistics",),
-            ("data*",),
+            ("statistics", "localizations", "prompts.question"),
+            ("data*", "overlay?"),
             ("csv", "pdf", "png"),
             ("figure",),
         ),

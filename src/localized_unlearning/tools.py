@@ -130,7 +130,7 @@ def _entry(name: str, value: Any, lines: list[str], depth: int) -> None:
                 lines.append(f"{indent}  {key}: {_scalar(item)}")
         else:
             _block(value, lines, depth + 1)
-    elif isinstance(value, dict):
+    elif isinstance(value, dict) and value:
         lines.append(f"{indent}{name}:")
         for key, item in value.items():
             dumped = item.model_dump(mode="json", exclude_unset=True)

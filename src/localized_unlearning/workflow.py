@@ -15,11 +15,14 @@ import yaml
 from localized_unlearning import config as configuration
 from localized_unlearning.config import Config
 from localized_unlearning.provenance import code
-from localized_unlearning.published import TABLES
+from localized_unlearning.published import FIGURES, TABLES
 from localized_unlearning.sources import Source
 from localized_unlearning.stages import STAGES, canonical_json, settings_of
 
 Wildcards = Mapping[str, str]
+
+SHORT_EXAM = ("facts", "multiple_choice", "mmlu")
+"""What is asked at each point of a series."""
 
 
 class Workflow:
@@ -147,4 +150,32 @@ class Workflow:
 
     def data_for(self, wildcards: Wildcards) -> list[str]:
         """The rows a figure is drawn from."""
-        return {"figure_16": [f"{self.results}/interpretability/layer_probes.parquet"]}[wildcards["figure"]]
+        figure = FIGURES[wildcards["figure"]]
+        if figure.kind in ("heads", "layers"):
+            name = {"heads": "head_ablation", "layers": "layer_probes"}[figure.kind]
+            return [f"{self.results}/interpretability/{name}.parquet"]
+        seed = self.config.seeds[0]
+        models = [self.model_folder(figure.task, figure.objective, name, seed) for name in self.localizations]
+        if figure.kind == "probes":
+            base = self.model_folder(figure.task, "none", "base", 0)
+            return [f"{model}/probes.parquet" for model in (base, *models)]
+        folder = "relearning" if figure.kind == "relearning" else "sweep"
+        return [f"{model}/{folder}/{rows}.parquet" for model in models for rows in SHORT_EXAM]
+
+    def overlay_for(self, wildcards: Wildcards) -> str | list[str]:
+        """The published curves that the config lays over a figure, if any."""
+        return self.config.figures.overlay.get(wildcards["figure"], [])
+
+    @property
+    def table_names(self) -> list[str]:
+        """The tables that this config can make: it may lack a task or an objective."""
+        return [name for name, (task, objective) in TABLES.items() if self._has(task, objective)]
+
+    @property
+    def figure_names(self) -> list[str]:
+        """The figures that this config can make."""
+        return [name for name, figure in FIGURES.items() if self._has(figure.task, figure.objective)]
+
+    def _has(self, task: str, objective: str) -> bool:
+        known = ("", "mask", *self.config.objectives)
+        return task in ("", *self.config.tasks) and objective in known

@@ -40,6 +40,7 @@ rule table:
 rule figure:
     input:
         data=plan.data_for,
+        overlay=plan.overlay_for,
     output:
         csv=f"{plan.figures}/{{figure}}.csv",
         pdf=f"{plan.figures}/{{figure}}.pdf",
@@ -49,7 +50,7 @@ rule figure:
     benchmark:
         f"logs/{plan.config.run}/{{figure}}.tsv"
     wildcard_constraints:
-        figure="figure_16",
+        figure=r"figure_\d+",
     conda:
         "../../envs/cpu.yaml"
     resources:
@@ -62,34 +63,40 @@ rule figure:
     message:
         "draw {wildcards.figure}"
     shell:
-        "localized-unlearning figure --config {params.config} --figure {wildcards.figure} --data {input.data}"
+        "localized-unlearning figure --config {params.config} --figure {wildcards.figure} --data {input.data} --overlay '{input.overlay}'"
         " --out-csv {output.csv} --out-pdf {output.pdf} --out-png {output.png} 2> {log}"
 
 
-rule table_1:
-    input:
-        f"{plan.results}/tables/table_1.md",
+for name in plan.table_names:
+
+    rule:
+        name:
+            name
+        input:
+            f"{plan.results}/tables/{name}.md",
+        localrule: True
 
 
-rule table_2:
-    input:
-        f"{plan.results}/tables/table_2.md",
+for name in plan.figure_names:
 
-
-rule figure_16:
-    input:
-        f"{plan.figures}/figure_16.pdf",
+    rule:
+        name:
+            name
+        input:
+            f"{plan.figures}/{name}.pdf",
+        localrule: True
 
 
 rule tables:
     input:
-        rules.table_1.input,
-        rules.table_2.input,
+        expand(f"{plan.results}/tables/{{name}}.md", name=plan.table_names),
+    localrule: True
 
 
 rule figures:
     input:
-        rules.figure_16.input,
+        expand(f"{plan.figures}/{{name}}.pdf", name=plan.figure_names),
+    localrule: True
 
 
 rule all:
@@ -98,5 +105,6 @@ rule all:
         rules.tables.input,
         rules.figures.input,
         f"{plan.results}/model_card.md",
+    localrule: True
     message:
         "everything is there"

@@ -1,0 +1,51 @@
+"""From per-item rows to the points of a figure: what stands in the CSV beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from localized_unlearning.statistics import item_scores, wilson
+
+Frames = Mapping[str, pd.DataFrame]
+"""Row tables by the name of their file: facts, multiple_choice, mmlu, probes, ..."""
+
+
+def points(rows: pd.DataFrame, right: pd.Series, by: Sequence[str], confidence: float) -> pd.DataFrame:
+    """Share of right items with its Wilson interval, for each group: columns ``by``, ``mean``, ``low``, ``high``, ``n``."""
+    found = []
+    for key, group in right.groupby([rows[name] for name in by], sort=False):
+        keys = key if isinstance(key, tuple) else (key,)
+        found.append(
+            {**dict(zip(by, keys, strict=True)), **wilson(group.to_numpy(dtype=bool), confidence)._asdict()}
+        )
+    return pd.DataFrame(found)
+
+
+def answered(rows: pd.DataFrame) -> pd.Series:
+    """Which answers are right among the candidates (accuracy ``choice``)."""
+    return pd.Series(item_scores(rows, "choice") > 0.5, index=rows.index)
+
+
+def series(frames: Frames, question: str, x: str, confidence: float) -> pd.DataFrame:
+    """Accuracies along a series: relearning iterations or edit sizes.
+
+    Panels: ``forget`` and ``retain`` (question prompt), ``mcq_forget`` and ``mcq_retain`` (fixed order), each
+    for forget sets also without the relearned athletes (``forget_others``, ``mcq_forget_others``), and ``mmlu``.
+    """
+    facts = frames["facts"]
+    facts = facts[facts["prompt"] == question]
+    choice, mmlu = frames["multiple_choice"], frames["mmlu"]
+    tables = []
+    for prefix, rows in (("", facts), ("mcq_", choice[choice["order"] == "fixed"])):
+        parts = {
+            "forget": rows[rows["forget"]],
+            "forget_others": rows[rows["forget"] & ~rows["relearn"]],
+            "retain": rows[~rows["forget"]],
+        }
+        for name, part in parts.items():
+            table = points(part, answered(part), ["localization", x], confidence)
+            tables.append(table.assign(panel=prefix + name))
+    tables.append(points(mmlu, answered(mmlu), ["localization", x], confidence).assign(panel="mmlu"))
+    return pd.concat(tables, ignore_index=True)
