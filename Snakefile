@@ -21,6 +21,8 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
+shell.prefix(plan.shell_prefix)
+
 
 wildcard_constraints:
     task="|".join(plan.tasks),

@@ -7,6 +7,7 @@ Snakemake rule runs, what a Slurm job runs and what a person can run at a prompt
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,9 +83,21 @@ def _run_stage(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 on success, 1 for a fault told in one sentence, 2 for wrong usage."""
+def main(argv: Sequence[str] | None = None, warm_start: bool = True) -> int:
+    """Run one command; 0 on success, 1 for a fault told in one sentence, 2 for wrong usage.
+
+    With ``LOCALIZED_UNLEARNING_WARM`` in the environment, as the workflow sets it, a stage starts warm
+    (see :mod:`localized_unlearning.warm`); ``warm_start`` is false in the forked child itself.
+    """
     arguments = build_parser().parse_args(argv)
+    if warm_start and "stage" in arguments and os.environ.get("LOCALIZED_UNLEARNING_WARM"):
+        from localized_unlearning import warm
+
+        given = sys.argv[1:] if argv is None else list(argv)
+        if warm.possible():
+            status = warm.run(given, start="base_model" in arguments.stage.inputs)
+            if status is not None:
+                return status
     try:
         if "stage" in arguments:
             return _run_stage(arguments)

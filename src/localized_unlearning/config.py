@@ -41,6 +41,10 @@ class Compute(Section):
     device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda or cuda:N.")
     threads: Count = Field(1, description="CPU threads of one job; the rules reserve as many cores.")
     batch_tokens: Count = Field(4096, description="Tokens of one forward pass while evaluating.")
+    warm_start: bool = Field(
+        True,
+        description="Fork jobs from a process that has imported torch and transformers; never inside a Slurm allocation.",
+    )
 
 
 class Model(Section):

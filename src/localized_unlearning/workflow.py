@@ -41,6 +41,11 @@ class Workflow:
         self.figures = f"figures/{self.config.run}"
         self.resolved = f"{self.results}/config.yaml"
 
+    @property
+    def shell_prefix(self) -> str:
+        """What stands before every command: whether jobs may start warm."""
+        return "export LOCALIZED_UNLEARNING_WARM=1; " if self.config.compute.warm_start else ""
+
     def write_resolved(self) -> None:
         """Write the resolved config beside the results, atomically, if it changed."""
         text = "# The resolved config of this run, written by the workflow; jobs read it.\n" + yaml.safe_dump(

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from tiny_run import TINY, snakemake, workplace
+from localized_unlearning.config import merge
+from tiny_run import TINY, configure, snakemake, workplace
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +92,18 @@ def test_an_unknown_key_stops_before_any_job(finished: Path) -> None:
     assert done.returncode != 0
     sentence = r"unknown key 'finetune.lerning_rate' in \S*tiny.yaml: did you mean 'learning_rate'\?"
     assert re.search(sentence, done.stderr), done.stderr
+
+
+def test_a_cold_rerun_gives_the_same_bytes(finished: Path) -> None:
+    """Same seed, same machine: every artefact of training and evaluating repeats, warm start or not."""
+    model = finished / "results/tiny/sports/erase/manual/seed0"
+    names = ("delta.safetensors", "history.csv", "facts.parquet", "multiple_choice.parquet", "mmlu.parquet")
+    before = {name: (model / name).read_bytes() for name in names}
+    configure(finished, merge(TINY, {"compute": {"warm_start": False}}))
+    target = str((model / "facts.parquet").relative_to(finished))
+    try:
+        done = snakemake(finished, target, "--forcerun", "finetune", "evaluate")
+    finally:
+        configure(finished, TINY)
+    assert done.returncode == 0, done.stderr
+    assert {name: (model / name).read_bytes() for name in names} == before

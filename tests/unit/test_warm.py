@@ -1,0 +1,151 @@
+"""Warm starts with a command line of our own making: what the client sees is what a cold run would give."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localized_unlearning import warm
+
+CLI = """
+import os, signal, sys, time
+from pathlib import Path
+def main(arguments, warm_start=True):
+    assert warm_start is False
+    verb, *rest = arguments
+    if verb == "say":
+        print(os.getcwd(), os.environ.get("WORD"), *rest)
+        print("aside", file=sys.stderr)
+    elif verb == "exit": sys.exit(int(rest[0]))
+    elif verb == "return": return int(rest[0])
+    elif verb == "raise": raise RuntimeError("broken")
+    elif verb == "die": os.kill(os.getpid(), int(rest[0]))
+    elif verb == "sleep":
+        Path(rest[0]).write_text(str(os.getpid()))
+        time.sleep(60)
+    elif verb == "tidy":
+        def stop(number, frame):
+            Path(rest[0]).write_text("tidied"); sys.exit(143)
+        signal.signal(signal.SIGTERM, stop); Path(rest[0]).write_text("running"); time.sleep(60)
+    return 0
+"""
+CLIENT = """
+import sys
+from pathlib import Path
+from localized_unlearning import warm
+warm.address = lambda: Path(sys.argv[1])
+status = warm.run(sys.argv[2:], start=False)
+sys.exit(99 if status is None else status)
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """A folder with a stub package around the real warm.py, and a server of it."""
+    package = tmp_path / "localized_unlearning"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "cli.py").write_text(CLI)
+    shutil.copy(warm.__file__, package / "warm.py")
+    command = f"from pathlib import Path; from localized_unlearning.warm import serve; serve(Path({str(tmp_path / 's')!r}), (), 3)"
+    server = subprocess.Popen([sys.executable, "-c", command], env=environment(tmp_path))
+    deadline = time.monotonic() + 20
+    while not (tmp_path / "s").exists():
+        assert time.monotonic() < deadline and server.poll() is None
+        time.sleep(0.02)
+    yield tmp_path
+    server.kill()
+    server.wait()
+
+
+def environment(place: Path, **more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(place), **more}
+
+
+def client(place: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", CLIENT, str(place / "s"), *words], env=environment(place, **more), cwd=place,
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+
+
+def test_folder_environment_and_streams_are_the_clients(place: Path) -> None:
+    done = client(place, "say", "a b", WORD="hello")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{place} hello a b\n", "aside\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [(("exit", "3"), 3), (("return", "2"), 2), (("raise",), 1), (("die", "9"), 137), (("die", "15"), 143)],
+)
+def test_no_status_is_lost(place: Path, words: tuple[str, ...], status: int) -> None:
+    done = client(place, *words)
+    assert done.returncode == status
+    assert ("RuntimeError: broken" in done.stderr) == (words[0] == "raise")
+
+
+def test_changed_code_is_read_afresh(place: Path) -> None:
+    assert client(place, "say").returncode == 0
+    (place / "localized_unlearning" / "cli.py").write_text("def main(a, warm_start): return 7")
+    assert client(place, "say").returncode == 7
+
+
+def running(place: Path, verb: str) -> tuple[subprocess.Popen[bytes], Path]:
+    mark = place / verb
+    words = [sys.executable, "-c", CLIENT, str(place / "s"), verb, str(mark)]
+    process = subprocess.Popen(words, env=environment(place))
+    wait_for(lambda: mark.exists() and mark.read_text() != "")
+    return process, mark
+
+
+def wait_for(condition: object) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_killed_client_takes_its_job_along(place: Path) -> None:
+    process, mark = running(place, "sleep")
+    child = int(mark.read_text())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    wait_for(lambda: not Path(f"/proc/{child}").exists())
+    process, mark = running(place, "tidy")
+    process.terminate()
+    process.wait()
+    wait_for(lambda: mark.read_text() == "tidied")
+    assert client(place, "return", "0").returncode == 0
+
+
+def test_many_at_once(place: Path) -> None:
+    words = [sys.executable, "-c", CLIENT, str(place / "s"), "exit"]
+    processes = [subprocess.Popen([*words, str(i)], env=environment(place)) for i in range(12)]
+    assert [p.wait(30) for p in processes] == list(range(12))
+
+
+def test_an_idle_server_leaves_and_the_next_job_runs_cold(place: Path) -> None:
+    wait_for(lambda: not (place / "s").exists())
+    assert client(place, "say").returncode == 99
+
+
+def test_the_address_is_private_and_changes_with_what_was_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    first = warm.address()
+    assert first == warm.address() and first.parent.stat().st_mode & 0o077 == 0
+    monkeypatch.setenv("OMP_NUM_THREADS", "13")
+    assert warm.address() != first
+    first.parent.chmod(0o755)
+    with pytest.raises(PermissionError, match="not private"):
+        warm.address()
+    assert warm.run(["--version"], start=True) is None
