@@ -46,3 +46,7 @@ include: "workflow/rules/collect.smk"
 
 onstart:
     plan.write_resolved()
+
+
+onsuccess:
+    shell(f"localized-unlearning audit verify {' '.join(plan.folders())} --config {plan.resolved} || true")

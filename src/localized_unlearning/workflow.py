@@ -46,6 +46,10 @@ class Workflow:
         """What stands before every command: whether jobs may start warm."""
         return "export LOCALIZED_UNLEARNING_WARM=1; " if self.config.compute.warm_start else ""
 
+    def folders(self) -> list[str]:
+        """The run's folders that exist, for the audit."""
+        return [folder for folder in (self.results, self.figures) if Path(folder).is_dir()]
+
     def write_resolved(self) -> None:
         """Write the resolved config beside the results, atomically, if it changed."""
         text = "# The resolved config of this run, written by the workflow; jobs read it.\n" + yaml.safe_dump(

@@ -108,3 +108,24 @@ rule all:
     localrule: True
     message:
         "everything is there"
+
+
+rule report:
+    localrule: True
+    params:
+        config=plan.resolved,
+    message:
+        "one page of what is there"
+    shell:
+        "localized-unlearning report --config {params.config}"
+
+
+rule audit:
+    localrule: True
+    params:
+        config=plan.resolved,
+        folders=lambda _: plan.folders(),
+    message:
+        "compare every file with its record, and every record with what would be done now"
+    shell:
+        "localized-unlearning audit verify {params.folders} --config {params.config}"

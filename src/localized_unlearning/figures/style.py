@@ -136,5 +136,8 @@ def one_legend(figure: Figure, axes: Any, columns: int = 4) -> None:
 
 def save(figure: Figure, pdf: Any, png: Any, key: str) -> None:
     """Write a figure as vector PDF and as PNG, with its key and without dates, so that bytes repeat."""
-    figure.savefig(pdf, metadata={"Keywords": key, "CreationDate": None, "ModDate": None})
-    figure.savefig(png, dpi=200, metadata={"Keywords": key})
+    import matplotlib as mpl
+
+    with mpl.rc_context(RC):
+        figure.savefig(pdf, metadata={"Keywords": key, "CreationDate": None, "ModDate": None})
+        figure.savefig(png, dpi=200, metadata={"Keywords": key})
