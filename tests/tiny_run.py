@@ -30,6 +30,9 @@ TINY: dict[str, Any] = {
     "text": {"windows": 4},
     "statistics": {"bootstrap": 50},
     "interpretability": {"lookup_end": 1},
+    "series": {"retain": 4, "questions": 4},
+    "relearning": {"iterations": 2, "rank": 2},
+    "masking": {"steps": 2, "batch_size": 4, "text_batch": 2, "edit_sizes": [0, 10]},
 }  # fmt: skip
 
 

@@ -21,7 +21,9 @@ LABELS = {
 }  # fmt: skip
 LOCALIZATIONS = [name for name in LABELS if name != "base"]
 SPORTS = ("football", "baseball", "basketball", "golf")
-image = pytest.mark.mpl_image_compare(baseline_dir="baseline", style="default", savefig_kwargs={"dpi": 70}, tolerance=4)
+image = pytest.mark.mpl_image_compare(
+    baseline_dir="baseline", style="default", savefig_kwargs={"dpi": 70}, tolerance=4
+)
 
 
 def logits(right: np.ndarray, answer: np.ndarray, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from tiny_run import TINY, configure, snakemake, workplace
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished tiny run."""
     folder = workplace(tmp_path_factory.mktemp("tiny"))
-    done = snakemake(folder, "table_1", "figure_16")
+    done = snakemake(folder, "all")
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -38,8 +38,9 @@ def test_targets_by_name_are_made_with_records(finished: Path) -> None:
     table = pd.read_csv(finished / "results/tiny/tables/table_1.csv")
     assert set(table["localization"]) == {"base", "attribution_patching", "manual", "random"}
     assert ((table["low"] <= table["mean"]) & (table["mean"] <= table["high"])).all()
-    for suffix in ("pdf", "png", "csv"):
-        assert (finished / f"figures/tiny/figure_16.{suffix}").stat().st_size > 0
+    for number in range(1, 17):
+        for suffix in ("pdf", "png", "csv"):
+            assert (finished / f"figures/tiny/figure_{number}.{suffix}").stat().st_size > 0
     recorded = set()
     for path in finished.rglob("*.record.json"):
         record = json.loads(path.read_text())
@@ -52,25 +53,60 @@ def test_targets_by_name_are_made_with_records(finished: Path) -> None:
     assert written and set(written) <= recorded
 
 
+def test_the_run_verifies_itself_at_its_end(finished: Path) -> None:
+    done = snakemake(finished, "audit")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"\d+ artefacts.* ok", done.stdout), done.stdout
+    path = finished / "results/tiny/sports/split.parquet"
+    kept = path.read_bytes()
+    path.write_bytes(kept + b" ")
+    try:
+        done = snakemake(finished, "audit")
+    finally:
+        path.write_bytes(kept)
+    assert done.returncode != 0 and "split.parquet" in done.stdout
+
+
+def test_the_report_holds_everything(finished: Path) -> None:
+    assert snakemake(finished, "report").returncode == 0
+    page = (finished / "results/tiny/report.html").read_text()
+    assert page.count("<img ") == 16 and page.count("<section id=table_") == 4
+    assert "Not made yet" not in page and "http" not in page.replace("https://", "")
+    (finished / "figures/tiny/figure_3.png").rename(finished / "aside.png")
+    try:
+        assert snakemake(finished, "report").returncode == 0
+    finally:
+        (finished / "aside.png").rename(finished / "figures/tiny/figure_3.png")
+    page = (finished / "results/tiny/report.html").read_text()
+    assert page.count("<img ") == 15 and "snakemake figure_3" in page
+
+
 def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
-    assert planned(finished, "table_1", "figure_16") == {}
+    assert planned(finished, "all") == {}
+    assert planned(finished, "figure_9") == {}
 
 
 def test_a_deleted_figure_is_one_job(finished: Path) -> None:
     for suffix in ("pdf", "png", "csv"):
-        (finished / f"figures/tiny/figure_16.{suffix}").unlink()
-    assert planned(finished, "figure_16") == {"figure": 1, "figure_16": 1}
-    assert snakemake(finished, "figure_16").returncode == 0
+        (finished / f"figures/tiny/figure_9.{suffix}").unlink()
+    assert planned(finished, "figure_9") == {"figure": 1, "figure_9": 1}
+    assert snakemake(finished, "figure_9").returncode == 0
+
+
+def test_a_mask_made_again_takes_its_sweep_and_figures_along(finished: Path) -> None:
+    mask = "results/tiny/sports/mask/manual/seed0/mask.safetensors"
+    jobs = planned(finished, "all", "--forcerun", mask)
+    assert jobs == {"mask": 1, "sweep": 1, "figure": 4, "all": 1}
 
 
 def test_a_changed_lambda_reruns_that_task_only(finished: Path) -> None:
     change = {"tasks": {"sports": {"lambda_forget": 0.3}}}
     (finished / "tiny.yaml").write_text(yaml.safe_dump({**TINY, **change}))
     try:
-        jobs = planned(finished, "table_1", "figure_16", "results/tiny/athletes/split.parquet")
+        jobs = planned(finished, "table_1", "figure_16", "figure_5")
     finally:
         (finished / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    assert jobs == {"finetune": 3, "evaluate": 3, "table": 1, "table_1": 1, "split": 1}
+    assert jobs == {"finetune": 3, "evaluate": 3, "table": 1, "table_1": 1}
 
 
 def test_swapped_lambdas_are_seen(finished: Path) -> None:
