@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
 
 from localized_unlearning import components as comp
-from localized_unlearning import interpretability
+from localized_unlearning import interpretability, losses
 from localized_unlearning.config import Config, Interpretability
 from localized_unlearning.errors import UserError
-from tiny_base import TinyBase
+from localized_unlearning.probing import Fit, predictions
+from localized_unlearning.prompts import load_prompts
+from tiny_base import PROMPTS, TEXT, TinyBase
 from tiny_models import ARCHITECTURES
 
 WINDOWS = torch.tensor([[2, 9, 30, 12, 7], [2, 41, 5, 5, 8], [2, 3, 19, 20, 6]])
@@ -112,14 +118,14 @@ def test_attentions_own_output_changes_nothing_and_another_reaches_every_positio
 
 @pytest.fixture(scope="module")
 def subject(tiny_base: TinyBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
-    """A folder and the athletes, all but three of them known."""
+    """A folder and the athletes, 60 of the 90 known."""
     folder = tmp_path_factory.mktemp("interpretability")
-    known = tiny_base.split[["athlete", "sport"]].assign(known=tiny_base.split.index > 2)
+    known = tiny_base.split[["athlete", "sport"]].assign(known=tiny_base.split.index >= 30)
     return folder, {"known": tiny_base.write(folder / "known.parquet", known)}
 
 
 def test_the_ablations_baseline_is_the_last_layer_without_late_attention(
-    tiny_base: TinyBase, subject: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+    tiny_base: TinyBase, subject: tuple[Path, dict[str, Path]]
 ) -> None:
     """Catches two stages that ablate, split or probe differently, and heads that are not ablated or missing."""
     folder, inputs = subject
@@ -133,11 +139,77 @@ def test_the_ablations_baseline_is_the_last_layer_without_late_attention(
     baseline = groups.pop((-1, -1))
     assert baseline[["athlete", "right"]].equals(without[["athlete", "right"]])
     assert not baseline["right"].equals(with_late["right"])
+    known = tiny_base.split["athlete"][30:]
+    assert len(baseline) == 12 and set(baseline["athlete"]) <= set(known)  # a fifth of the known ones
     assert any(not rows["right"].equals(baseline["right"]) for rows in groups.values())
-    monkeypatch.setattr(interpretability, "head_replaced", lambda *_: nullcontext())
-    same = tiny_base.run("head_ablation", config, folder, inputs)["ablation"]
-    for _, rows in same.groupby(["layer", "head"]):
-        assert rows["right"].tolist() == baseline["right"].tolist()
+
+
+def ablated_slowly(base: TinyBase, athletes: list[str], windows: torch.Tensor, layer: int, head: int) -> Any:
+    """The last layer's output after each prompt alone, without a head and without the last layer's attention."""
+    model, prompt = base.model, load_prompts(PROMPTS)["training"]
+    inputs: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
+    last: list[torch.Tensor] = []
+
+    def silence(_module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        heads = args[0].clone().unflatten(-1, (4, 8))
+        heads[..., head, :] = torch.cat(inputs).mean((0, 1)).view(4, 8)[head]
+        return (heads.flatten(-2),)
+
+    with torch.no_grad():
+        early, late = o_module(model, layer), o_module(model, 2)
+        with ExitStack() as stack:
+            stack.callback(early.register_forward_pre_hook(lambda _m, args: inputs.append(args[0])).remove)
+            stack.callback(late.register_forward_hook(lambda _m, _a, out: outputs.append(out)).remove)
+            for window in windows:
+                model(window[None], use_cache=False)
+        mean = torch.cat(outputs).mean((0, 1))
+        with ExitStack() as stack:
+            stack.callback(early.register_forward_pre_hook(silence).remove)
+            stack.callback(late.register_forward_hook(lambda _m, _a, out: mean.expand_as(out)).remove)
+            keep = model.model.layers[2].register_forward_hook
+            stack.callback(keep(lambda _m, _a, out: last.append(as_tensor(out)[0, -1])).remove)
+            for athlete in athletes:
+                ids = base.tokenizer(prompt.render(athlete))["input_ids"]
+                model(torch.tensor([ids]), use_cache=False)
+    return torch.stack(last).numpy()
+
+
+def as_tensor(output: Any) -> torch.Tensor:
+    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+def test_a_heads_rows_are_a_probe_refitted_without_it(
+    tiny_base: TinyBase, subject: tuple[Path, dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches another layer's mean, a probe of the unablated model, and another split or solver."""
+    folder, inputs = subject
+    config = Config(interpretability=Interpretability(lookup_end=2, mean_windows=5))
+    fits: list[Fit] = []
+
+    def watched(found: list[Fit], *settings: Any) -> list[np.ndarray]:
+        fits.extend(found)
+        return predictions(found, *settings)
+
+    monkeypatch.setattr(interpretability, "predictions", watched)
+    rows = tiny_base.run("head_ablation", config, folder, inputs)["ablation"]
+    known = tiny_base.split[30:].reset_index(drop=True)
+    sports = known["sport"].to_numpy()
+    parts = train_test_split(known.index, test_size=0.2, random_state=42, stratify=sports)
+    train, test = (sorted(part) for part in parts)
+    windows = losses.text_windows(tiny_base.tokenizer, TEXT.read_text(encoding="utf-8"), config.text.tokens)
+    for layer, head in [(0, 1), (1, 2)]:
+        activations = ablated_slowly(tiny_base, list(known["athlete"]), windows[:5], layer, head)
+        fit = fits[1 + 4 * layer + head]
+        assert np.allclose(fit.train, activations[train], atol=1e-4)
+        assert np.allclose(fit.test, activations[test], atol=1e-4)
+        scaler = StandardScaler().fit(fit.train)
+        probe = LogisticRegression(max_iter=1000).fit(scaler.transform(fit.train), sports[train])
+        right = probe.predict(scaler.transform(fit.test)) == sports[test]
+        found = rows[(rows["layer"] == layer) & (rows["head"] == head)]
+        assert found["athlete"].tolist() == known["athlete"][test].tolist()
+        assert found["right"].tolist() == right.tolist()
 
 
 @pytest.mark.parametrize("stage", ["layer_probes", "head_ablation"])

@@ -212,15 +212,16 @@ def test_the_stage_probes_the_trained_model(tiny_base: TinyBase, tmp_path: Path)
                 for a in split["athlete"]
             ]
         first = torch.stack(states).float().numpy()
-        expected = three_probes(first[train], sports[train], first[test], sports[test], 1.0).all(0)
-        real = rows[(rows["layer"] == 0) & ~rows["control"]]
-        assert real["athlete"].tolist() == split.loc[test, "athlete"].tolist()
-        assert real["right"].tolist() == expected.tolist()
+        shuffled = np.random.default_rng(0).permutation(sports[train])
+        for control, labels in ((False, sports[train]), (True, shuffled)):
+            expected = three_probes(first[train], labels, first[test], sports[test], 1.0).all(0)
+            found = rows[(rows["layer"] == 0) & (rows["control"] == control)]
+            assert found["athlete"].tolist() == split.loc[test, "athlete"].tolist()
+            assert found["right"].tolist() == expected.tolist()
     base, trained = runs.values()
     assert not base["right"].equals(trained["right"])
     assert base.drop(columns="right").equals(trained.drop(columns="right"))
     assert list(base.groupby(["layer", "control"]).size()) == [test.sum()] * 2 * tiny_base.layers
-    assert not base[base["control"]]["right"].equals(base[~base["control"]]["right"])
     assert set(base["task"]) == {"athletes"} and set(base["seed"]) == {3}
     common = SPORTS[np.bincount(sports[train]).argmax()]
     for forget, group in base.groupby("forget"):
