@@ -333,8 +333,13 @@ class Probing(Section):
     """Probes on trained models (sections 3.1.3 and A.4.3)."""
 
     regularization: Positive = Field(1.0, description="scikit-learn's C of the logistic regressions.")
+    max_iterations: Count = Field(
+        10_000, description="Limit of the solver's iterations (the released code: 10,000)."
+    )
     seed: int = Field(
-        0, description="Seed of the half of a named forget set that trains the probes, and of the control."
+        0,
+        description="Seed of the half of a named forget set that trains the probes (split.kind released: the "
+        "first half, no seed), and of the control.",
     )
 
 
@@ -365,6 +370,9 @@ class Interpretability(Section):
     test_fraction: Fraction = Field(0.2, description="Share of athletes that test the probe.")
     seed: int = Field(42, description="Seed of the probe's split (the released code: 42).")
     regularization: Positive = Field(1.0, description="scikit-learn's C of the logistic regression.")
+    max_iterations: Count = Field(
+        1000, description="Limit of the solver's iterations (the released code: 1000)."
+    )
     mean_windows: Count = Field(25, description="Text windows over which an ablated activation is averaged.")
 
 

@@ -1,9 +1,13 @@
-"""Where the base model keeps its facts (A.2): probes across layers, with and without late attention."""
+"""Where the base model keeps its facts (A.2): probes across layers, without late attention, without single heads.
+
+An ablated activation is replaced, at every position, by its mean over text windows and positions.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +17,14 @@ import pandas as pd
 from localized_unlearning import components as comp
 from localized_unlearning import losses, models
 from localized_unlearning.config import SPORTS, Interpretability
-from localized_unlearning.probing import predictions, residuals
+from localized_unlearning.errors import UserError
+from localized_unlearning.probing import Fit, predictions, residuals
 from localized_unlearning.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from localized_unlearning.prompts import PromptBook
     from localized_unlearning.stages import Job
 
 
@@ -65,57 +71,6 @@ def test_rows(sports: Sequence[str], settings: Interpretability) -> np.ndarray:
     return np.isin(index, test)
 
 
-def layer_probes(job: Job) -> None:
-    """Stage: probe accuracy per layer on the prompt and on the athlete's name alone (Figure 16).
-
-    One row per series, layer and test athlete: ``series`` (prompt, athlete), ``ablated`` (attention past
-    the lookup layers mean-ablated), ``layer``, ``athlete``, ``right``; and a control with shuffled labels.
-    """
-    from localized_unlearning.prompts import load_prompts
-
-    config = job.config
-    settings = config.interpretability
-    device = models.setup(config.compute)
-    model, tokenizer = models.load(job.inputs["base_model"], config.model.dtype, device)
-    known = pd.read_parquet(job.inputs["known"])
-    athletes = known[known["known"]].reset_index(drop=True)
-    book = load_prompts(job.inputs["prompts"])
-    sports = np.array([SPORTS.index(s) for s in athletes["sport"]])
-    test = test_rows(list(athletes["sport"]), settings)
-    text = Path(job.inputs["text"]).read_text(encoding="utf-8")
-    windows = losses.text_windows(tokenizer, text, config.text.tokens)[: settings.mean_windows]
-    means = mean_attention_outputs(model, windows, settings.lookup_end)
-    shuffled = np.random.default_rng(settings.seed).permutation(sports)
-    rows = []
-    series = [("prompt", config.prompts.training), ("athlete", "athlete")]
-    runs = [(name, prompt, ablated) for name, prompt in series for ablated in (False, True)]
-    for name, prompt, ablated in Progress("probing layers", "run").over(runs):
-        encoded = models.encode(tokenizer, [book[prompt].render(a) for a in athletes["athlete"]])
-        with attention_replaced(model, means) if ablated else nullcontext():
-            activations = residuals(model, encoded, config.compute.batch_tokens)
-        for layer, values in enumerate(activations):
-            kinds = [("sport", sports)] + ([] if ablated else [("shuffled labels", shuffled)])
-            for label, target in kinds:
-                said = predictions(values[~test], target[~test], values[test], settings.regularization)
-                rows.append(
-                    pd.DataFrame(
-                        {
-                            "series": name,
-                            "ablated": ablated,
-                            "labels": label,
-                            "layer": layer,
-                            "athlete": athletes.loc[test, "athlete"].to_numpy(),
-                            "right": said == target[test],
-                        }
-                    )
-                )
-    majority = float(np.bincount(sports[test]).max() / test.sum())
-    job.facts.update(seeds={"probe": settings.seed}, device=device, majority=majority)
-    pd.concat(rows, ignore_index=True).assign(majority=majority).to_parquet(
-        job.outputs["probes"], index=False
-    )
-
-
 def mean_head_outputs(model: Any, windows: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
     """Mean output of the heads of ``layers`` before W_O, over text windows and positions ``[heads * head_dim]``."""
     import torch
@@ -152,38 +107,142 @@ def head_replaced(model: Any, layer: int, head: int, value: Tensor) -> Iterator[
         handle.remove()
 
 
-def head_ablation(job: Job) -> None:
-    """Stage: final-layer probe accuracy when one head of the lookup layers is mean-ablated (Figure 15).
+@dataclass(frozen=True)
+class Subject:
+    """The base model and the athletes that it is probed for.
 
-    All attention past the lookup layers is mean-ablated as well; the probe is fitted anew on each run's
-    activations (A.2). One row per head and test athlete: ``layer``, ``head`` (both -1: no single head
-    ablated), ``athlete`` and ``right``.
+    Attributes:
+        model, tokenizer: the base model.
+        athletes: names of the known athletes, in file order.
+        sports: index into SPORTS ``[athlete]``.
+        test: which of them test the probes ``[athlete]``.
+        book: the prompts.
+        windows: the text windows that means are taken over ``[window, token]``.
+        device: where the model is.
+    """
+
+    model: Any
+    tokenizer: Any
+    athletes: pd.Series
+    sports: np.ndarray
+    test: np.ndarray
+    book: PromptBook
+    windows: Tensor
+    device: str
+
+    def encode(self, prompt: str) -> list[list[int]]:
+        """Token ids of a prompt about every athlete."""
+        return models.encode(self.tokenizer, [self.book[prompt].render(a) for a in self.athletes])
+
+    def fit(self, activations: np.ndarray, labels: np.ndarray) -> Fit:
+        """The probe of activations ``[athlete, hidden]`` for labels ``[athlete]``."""
+        return Fit(activations[~self.test], labels[~self.test], activations[self.test])
+
+
+def load_subject(job: Job) -> Subject:
+    """What a stage of this module reads.
+
+    Raises:
+        UserError: when ``lookup_end`` is no layer of the model, so that no attention would be ablated.
     """
     from localized_unlearning.prompts import load_prompts
 
-    config = job.config
-    settings = config.interpretability
+    config, settings = job.config, job.config.interpretability
     device = models.setup(config.compute)
     model, tokenizer = models.load(job.inputs["base_model"], config.model.dtype, device)
+    layers = comp.geometry_of(model.config).layers
+    if settings.lookup_end >= layers:
+        raise UserError(
+            f"interpretability.lookup_end is {settings.lookup_end}, but the model's layers are 0 to {layers - 1}: "
+            "name the first layer past fact lookup"
+        )
     known = pd.read_parquet(job.inputs["known"])
-    athletes = known[known["known"]].reset_index(drop=True)
-    sports = np.array([SPORTS.index(s) for s in athletes["sport"]])
-    test = test_rows(list(athletes["sport"]), settings)
-    prompt = load_prompts(job.inputs["prompts"])[config.prompts.training]
-    encoded = models.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
+    known = known[known["known"]].reset_index(drop=True)
     text = Path(job.inputs["text"]).read_text(encoding="utf-8")
-    windows = losses.text_windows(tokenizer, text, config.text.tokens)[: settings.mean_windows]
-    early = range(settings.lookup_end)
-    means = mean_head_outputs(model, windows, early)
-    heads = [(layer, head) for layer in early for head in range(comp.geometry_of(model.config).heads)]
+    return Subject(
+        model,
+        tokenizer,
+        known["athlete"],
+        np.array([SPORTS.index(s) for s in known["sport"]]),
+        test_rows(list(known["sport"]), settings),
+        load_prompts(job.inputs["prompts"]),
+        losses.text_windows(tokenizer, text, config.text.tokens)[: settings.mean_windows],
+        device,
+    )
+
+
+def layer_probes(job: Job) -> None:
+    """Stage: probe accuracy per layer on the prompt and on the athlete's name alone (Figure 16).
+
+    One row per series, layer and test athlete: ``series`` (prompt, athlete), ``ablated`` (attention past
+    the lookup layers mean-ablated), ``layer``, ``athlete``, ``right``; and a control with shuffled labels.
+    """
+    config, settings = job.config, job.config.interpretability
+    subject = load_subject(job)
+    sports, test = subject.sports, subject.test
+    means = mean_attention_outputs(subject.model, subject.windows, settings.lookup_end)
+    shuffled = np.random.default_rng(settings.seed).permutation(sports)
     rows = []
-    with attention_replaced(model, mean_attention_outputs(model, windows, settings.lookup_end)):
+    series = [("prompt", config.prompts.training), ("athlete", "athlete")]
+    runs = [(name, prompt, ablated) for name, prompt in series for ablated in (False, True)]
+    for name, prompt, ablated in Progress("probing layers", "run").over(runs):
+        with attention_replaced(subject.model, means) if ablated else nullcontext():
+            activations = residuals(subject.model, subject.encode(prompt), config.compute.batch_tokens)
+        for labels, target in [("sport", sports)] + ([] if ablated else [("shuffled labels", shuffled)]):
+            fits = [subject.fit(values, target) for values in activations]
+            found = predictions(fits, settings, models.threads(config.compute))
+            rows += [
+                pd.DataFrame(
+                    {
+                        "series": name,
+                        "ablated": ablated,
+                        "labels": labels,
+                        "layer": layer,
+                        "athlete": subject.athletes[test],
+                        "right": said == target[test],
+                    }
+                )
+                for layer, said in enumerate(found)
+            ]
+    majority = float(np.bincount(sports[test]).max() / test.sum())
+    job.facts.update(seeds={"probe": settings.seed}, device=subject.device, majority=majority)
+    pd.concat(rows, ignore_index=True).assign(majority=majority).to_parquet(
+        job.outputs["probes"], index=False
+    )
+
+
+def head_ablation(job: Job) -> None:
+    """Stage: final-layer probe accuracy when one head of the lookup layers is mean-ablated (Figure 15).
+
+    All attention past the lookup layers is mean-ablated as well. As in the released code, each run's probe
+    is fitted on that run's own activations, so that a drop says the sport is gone from the last layer, not
+    that it has moved; means are those of the model without ablation. One row per head and test athlete:
+    ``layer``, ``head`` (query heads; both -1: no single head ablated), ``athlete`` and ``right``.
+    """
+    config, settings = job.config, job.config.interpretability
+    subject = load_subject(job)
+    sports, test = subject.sports, subject.test
+    geometry = comp.geometry_of(subject.model.config)
+    encoded = subject.encode(config.prompts.training)
+    early = range(settings.lookup_end)
+    means = mean_head_outputs(subject.model, subject.windows, early)
+    heads = [(layer, head) for layer in early for head in range(geometry.heads)]
+    late = mean_attention_outputs(subject.model, subject.windows, settings.lookup_end)
+    rows = []
+    with attention_replaced(subject.model, late):
         for layer, head in Progress("ablating heads", "run").over([(-1, -1), *heads]):
-            with nullcontext() if head < 0 else head_replaced(model, layer, head, means[layer]):
-                last = residuals(model, encoded, config.compute.batch_tokens)[-1]
-            said = predictions(last[~test], sports[~test], last[test], settings.regularization)
+            with nullcontext() if head < 0 else head_replaced(subject.model, layer, head, means[layer]):
+                last = residuals(subject.model, encoded, config.compute.batch_tokens, [geometry.layers - 1])
+            (said,) = predictions([subject.fit(last[0], sports)], settings)
             rows.append(
-                athletes.loc[test, ["athlete"]].assign(layer=layer, head=head, right=said == sports[test])
+                pd.DataFrame(
+                    {
+                        "layer": layer,
+                        "head": head,
+                        "athlete": subject.athletes[test],
+                        "right": said == sports[test],
+                    }
+                )
             )
-    job.facts.update(seeds={"probe": settings.seed}, device=device)
+    job.facts.update(seeds={"probe": settings.seed}, device=subject.device)
     pd.concat(rows, ignore_index=True).to_parquet(job.outputs["ablation"], index=False)

@@ -17,17 +17,21 @@ if TYPE_CHECKING:
     from localized_unlearning.stages import Job
 
 
-def setup(compute: Compute) -> str:
-    """Set the thread count of this process and return the device that ``compute`` asks for.
+def threads(compute: Compute) -> int:
+    """How many cores this job has.
 
-    Snakemake tells a job how many cores it reserved in ``OMP_NUM_THREADS``; at a prompt,
-    ``compute.threads`` counts.
+    Snakemake tells a job how many it reserved in ``OMP_NUM_THREADS``; at a prompt, ``compute.threads`` counts.
     """
     import os
 
+    return int(os.environ.get("OMP_NUM_THREADS") or compute.threads)
+
+
+def setup(compute: Compute) -> str:
+    """Set the thread count of this process (:func:`threads`) and return the device that ``compute`` asks for."""
     import torch
 
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or compute.threads))
+    torch.set_num_threads(threads(compute))
     if compute.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if compute.device.startswith("cuda") and not torch.cuda.is_available():

@@ -247,7 +247,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "probe",
             "localized_unlearning.probing",
-            ("probing", "prompts.training", "model.dtype"),
+            ("probing", "split.kind", "prompts.training", "model.dtype"),
             ("base_model", "split", "delta?", "prompts"),
             ("probes",),
             ("task", "objective", "localization", "seed"),

@@ -1,26 +1,35 @@
-"""Probes and ablations against what they must find where the answer is known."""
+"""Probes against scikit-learn one by one, and against what they must find where the answer is known."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from localized_unlearning import components as comp
-from localized_unlearning import interpretability, probing
+from localized_unlearning import models, probing
+from localized_unlearning.config import SPORTS, Config, Probing
+from localized_unlearning.errors import UserError
+from localized_unlearning.prompts import load_prompts
+from tiny_base import PROMPTS as PROMPTS_FILE
+from tiny_base import TinyBase
 from tiny_models import ARCHITECTURES, VOCABULARY
 
 LAYERS, ATHLETES, HIDDEN, PLANTED = 4, 240, 12, 2
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def planted() -> tuple[np.ndarray, np.ndarray]:
     """Activations that are noise but in one layer, where three directions name the sport."""
     rng = np.random.default_rng(0)
@@ -33,65 +42,134 @@ def planted() -> tuple[np.ndarray, np.ndarray]:
 def test_the_planted_layer_is_found_and_the_control_finds_nothing(
     planted: tuple[np.ndarray, np.ndarray],
 ) -> None:
+    """Catches layers in another order, and labels that leak into the control."""
     activations, sports = planted
     train, test = slice(0, 160), slice(160, ATHLETES)
     shuffled = np.random.default_rng(1).permutation(sports[train])
     for labels, expected in ((sports[train], {PLANTED}), (shuffled, set())):
-        right = probing.all_right(activations[:, train], labels, activations[:, test], sports[test], 1.0, 2)
+        right = probing.all_right(
+            activations[:, train], labels, activations[:, test], sports[test], Probing()
+        )
         assert {i for i, row in enumerate(right) if row.mean() > 0.95} == expected
         assert all(row.mean() < 0.5 for i, row in enumerate(right) if i not in expected)
 
 
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_all_right_is_three_scikit_learn_probes_that_agree(
-    planted: tuple[np.ndarray, np.ndarray], jobs: int
+def three_probes(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, sports: np.ndarray, c: float
+) -> np.ndarray:
+    """Whether each sport's probe is right, by scikit-learn alone ``[sport, athlete]``."""
+    scaler = StandardScaler().fit(train)
+    found = []
+    for sport in range(3):
+        one = LogisticRegression(C=c, max_iter=1000).fit(scaler.transform(train), labels == sport)
+        found.append(one.predict(scaler.transform(test)) == (sports == sport))
+    return np.array(found)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_right_is_all_three_of_scikit_learns_probes(
+    planted: tuple[np.ndarray, np.ndarray], threads: int
 ) -> None:
+    """Catches probes that come back in another order, two of three, and a sport that is left out."""
     activations, sports = planted
     train, test = activations[:, :160], activations[:, 160:]
-    found = probing.all_right(train, sports[:160], test, sports[160:], 0.5, jobs)
+    found = probing.all_right(train, sports[:160], test, sports[160:], Probing(regularization=0.5), threads)
     for layer in range(LAYERS):
-        scaler = StandardScaler().fit(train[layer])
-        right = np.ones(ATHLETES - 160, dtype=bool)
-        for sport in range(3):
-            one = LogisticRegression(C=0.5, max_iter=1000).fit(
-                scaler.transform(train[layer]), sports[:160] == sport
-            )
-            right &= one.predict(scaler.transform(test[layer])) == (sports[160:] == sport)
-        assert np.array_equal(found[layer], right)
+        each = three_probes(train[layer], sports[:160], test[layer], sports[160:], 0.5)
+        assert np.array_equal(found[layer], each.all(0))
+        if layer != PLANTED:  # otherwise two of three would do as well
+            assert (each.sum(0) == 2).any()
 
 
-def split_of(forget_in_both: bool) -> pd.DataFrame:
-    forget = np.arange(40) < 16
-    train = np.arange(40) % 4 != 0
-    table = pd.DataFrame({"forget": forget, "train": train, "test": ~train})
-    if forget_in_both:
-        table.loc[forget, ["train", "test"]] = True
+def test_one_probe_has_one_thread(
+    planted: tuple[np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches probes whose linear algebra, and so whose last bits, depend on the number of cores."""
+
+    def blas() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    seen: list[set[int]] = []
+    monkeypatch.setattr(probing, "_predict", lambda fit, settings: seen.append(blas()))
+    activations, sports = planted
+    with threadpool_limits(2, user_api="blas"):
+        if blas() != {2}:
+            pytest.skip("this machine's linear algebra has one thread only")
+        probing.predictions([probing.Fit(a, sports, a) for a in activations], Probing(), 2)
+        assert blas() == {2}
+    assert seen == [{1}] * LAYERS
+
+
+def test_a_sport_without_training_athletes_is_named(planted: tuple[np.ndarray, np.ndarray]) -> None:
+    activations, sports = planted
+    with pytest.raises(UserError, match="no basketball athlete is left to train a probe"):
+        probing.all_right(activations[:, sports != 2], sports[sports != 2], activations, sports, Probing())
+
+
+def split_of(forgotten: list[str], in_both: bool) -> pd.DataFrame:
+    """A split with these sports in its forget set, and 24 athletes to retain."""
+    table = pd.DataFrame({"sport": [*forgotten, *(list(SPORTS) * 8)]})
+    table["athlete"] = [f"athlete {i}" for i in range(len(table))]
+    table["forget"] = table.index < len(forgotten)
+    table["train"] = table.index % 4 != 0
+    table["test"] = ~table["train"]
+    if in_both:
+        table.loc[table["forget"], ["train", "test"]] = True
     return table
 
 
-def test_parts_follow_the_paper() -> None:
-    """Sports keep the task's own parts; sixteen named athletes are halved; nobody is in both (A.4.3)."""
-    sports = split_of(False)
-    train, test = probing.probe_parts(sports, 0)
-    assert np.array_equal(train, sports["train"]) and np.array_equal(test, sports["test"])
-    named = split_of(True)
-    train, test = probing.probe_parts(named, 0)
-    forget = named["forget"].to_numpy()
+def test_the_forget_set_of_a_sport_keeps_its_parts() -> None:
+    split = split_of(["basketball"] * 20, False)
+    for kind in ("released", "stratified"):
+        train, test = probing.probe_parts(split, kind, 0)
+        assert np.array_equal(train, split["train"]) and np.array_equal(test, split["test"])
+
+
+@given(
+    st.lists(st.sampled_from(SPORTS), min_size=2, max_size=30),
+    st.sampled_from(["released", "stratified"]),
+    st.integers(0, 3),
+)
+def test_a_named_forget_set_is_halved(forgotten: list[str], kind: str, seed: int) -> None:
+    """Catches an athlete in both parts or in none, a half without one sport, and moved retain athletes (A.4.3)."""
+    split = split_of(forgotten, True)
+    train, test = probing.probe_parts(split, kind, seed)
+    forget = split["forget"].to_numpy()
     assert (train ^ test).all()
-    assert train[forget].sum() == test[forget].sum() == 8
-    assert np.array_equal(train[~forget], named["train"][~forget])
-    assert not np.array_equal(train, probing.probe_parts(named, 1)[0])
-    assert named.equals(split_of(True))
+    assert np.array_equal(train[~forget], split["train"][~forget])
+    assert abs(int(train[forget].sum()) - int(test[forget].sum())) <= 1
+    if kind == "stratified":
+        for sport in set(forgotten):
+            these = forget & (split["sport"] == sport).to_numpy()
+            assert abs(int(train[these].sum()) - int(test[these].sum())) <= 1
+    assert split.equals(split_of(forgotten, True))
 
 
-PROMPTS = [[2, 5, 9, 11], [2, 5, 7, 7, 3], [2, 8, VOCABULARY - 1]]
+def test_the_released_half_is_the_first() -> None:
+    """Eight train and the next eight test, whatever their sports and the seed."""
+    split = split_of(["football"] * 8 + ["basketball"] * 8, True)
+    train, test = probing.probe_parts(split, "released", 5)
+    assert train[:16].tolist() == [True] * 8 + [False] * 8 == (~test[:16]).tolist()
+
+
+def test_the_seed_draws_the_half() -> None:
+    split = split_of(["football"] * 16, True)
+    halves = {tuple(probing.probe_parts(split, "stratified", seed)[0]) for seed in range(5)}
+    assert len(halves) > 1
+
+
+def test_one_athlete_cannot_be_halved() -> None:
+    with pytest.raises(UserError, match="athlete 0 alone is left of the forget set"):
+        probing.probe_parts(split_of(["football"], True), "stratified", 0)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_residuals_are_the_hidden_states(tiny: Callable[[str], Any], name: str) -> None:
+def test_residuals_are_the_layers_outputs(tiny: Callable[[str], Any], name: str) -> None:
+    """Catches another position, prompts in packing order, and layers left out in the wrong place."""
     model = tiny(name)
-    found = probing.residuals(model, PROMPTS, 64)
-    for row, prompt in enumerate(PROMPTS):
+    prompts = [[2, 5, 9, 11], [2, 5, 7, 7, 3], [2, 8, VOCABULARY - 1]]
+    found = probing.residuals(model, prompts, 64)
+    for row, prompt in enumerate(prompts):
         states: list[torch.Tensor] = []
         with ExitStack() as stack, torch.no_grad():
             for layer in comp.layers_of(model):
@@ -100,45 +178,53 @@ def test_residuals_are_the_hidden_states(tiny: Callable[[str], Any], name: str) 
             model(torch.tensor([prompt]))
         last = [(s[0] if isinstance(s, tuple) else s)[0, -1] for s in states]
         assert np.allclose(found[:, row], torch.stack(last), atol=1e-5)
+    assert np.array_equal(probing.residuals(model, prompts, 64, [2, 0]), found[[2, 0]])
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_a_heads_own_activation_changes_nothing_and_another_changes_only_its_columns(
-    tiny: Callable[[str], Any], name: str
-) -> None:
-    model = tiny(name)
-    prompt = torch.tensor([[7]])  # one position: its activation is its own mean
-    geometry = comp.geometry_of(model.config)
-    means = interpretability.mean_head_outputs(model, prompt, range(geometry.layers))
-    with torch.no_grad():
-        base = model(prompt).logits
-        seen: list[torch.Tensor] = []
-        for layer in range(geometry.layers):
-            module = comp.module_of(model, layer, "o")
-            for head in range(geometry.heads):
-                own = means[layer]
-                with interpretability.head_replaced(model, layer, head, own):
-                    assert torch.allclose(model(prompt).logits, base, atol=1e-5)
-                handle = None
-                with interpretability.head_replaced(model, layer, head, own + 1):
-                    handle = module.register_forward_pre_hook(lambda _m, args: seen.append(args[0][0, 0]))
-                    changed = model(prompt).logits
-                    handle.remove()
-                moved = (seen.pop() - own).abs() > 0.5
-                width = geometry.head_dim
-                assert moved.nonzero()[:, 0].tolist() == list(range(head * width, (head + 1) * width))
-                assert not torch.allclose(changed, base, atol=1e-5)
-        assert torch.equal(model(prompt).logits, base)
+WHO = {"task": "athletes", "objective": "erase", "localization": "manual", "seed": "3"}
 
 
-def test_attention_replaced_by_its_own_mean_changes_nothing(tiny: Callable[[str], Any]) -> None:
-    model = tiny("gemma")
-    prompt = torch.tensor([[7]])
-    means = interpretability.mean_attention_outputs(model, prompt, 1)
-    assert set(means) == {1, 2}
-    with torch.no_grad():
-        base = model(prompt).logits
-        with interpretability.attention_replaced(model, means):
-            assert torch.allclose(model(prompt).logits, base, atol=1e-5)
-        with interpretability.attention_replaced(model, {1: means[1] + 1}):
-            assert not torch.allclose(model(prompt).logits, base, atol=1e-5)
+def test_the_stage_probes_the_trained_model(tiny_base: TinyBase, tmp_path: Path) -> None:
+    """Catches a delta that is not applied, another prompt, control and real rows exchanged, a wrong majority."""
+    split = tiny_base.split
+    train, test = probing.probe_parts(split, "stratified", 0)
+    name = "model.layers.0.mlp.down_proj.weight"
+    changed = tiny_base.model.get_parameter(name) + 1.0
+    models.save_delta(tmp_path / "delta.safetensors", {name: changed}, tiny_base.digest)
+    inputs = {"split": tiny_base.write(tmp_path / "split.parquet", split)}
+    runs = {
+        delta: tiny_base.run("probe", Config(), tmp_path, {**inputs, "delta": delta}, WHO)["probes"]
+        for delta in (None, tmp_path / "delta.safetensors")
+    }
+    sports = np.array([SPORTS.index(s) for s in split["sport"]])
+    prompt = load_prompts(PROMPTS_FILE)["training"]
+    for delta, rows in runs.items():
+        model = tiny_base.fresh()
+        if delta:
+            with torch.no_grad():
+                model.get_parameter(name).copy_(changed)
+        with torch.no_grad():
+            states = [
+                model(
+                    torch.tensor([tiny_base.tokenizer(prompt.render(a))["input_ids"]]),
+                    output_hidden_states=True,
+                ).hidden_states[1][0, -1]
+                for a in split["athlete"]
+            ]
+        first = torch.stack(states).float().numpy()
+        shuffled = np.random.default_rng(0).permutation(sports[train])
+        for control, labels in ((False, sports[train]), (True, shuffled)):
+            expected = three_probes(first[train], labels, first[test], sports[test], 1.0).all(0)
+            found = rows[(rows["layer"] == 0) & (rows["control"] == control)]
+            assert found["athlete"].tolist() == split.loc[test, "athlete"].tolist()
+            assert found["right"].tolist() == expected.tolist()
+    base, trained = runs.values()
+    assert not base["right"].equals(trained["right"])
+    assert base.drop(columns="right").equals(trained.drop(columns="right"))
+    assert list(base.groupby(["layer", "control"]).size()) == [test.sum()] * 2 * tiny_base.layers
+    assert set(base["task"]) == {"athletes"} and set(base["seed"]) == {3}
+    common = SPORTS[np.bincount(sports[train]).argmax()]
+    for forget, group in base.groupby("forget"):
+        assert set(group["majority"]) == {
+            (split[test & (split["forget"] == forget)]["sport"] == common).mean()
+        }
