@@ -146,8 +146,8 @@ def run(job: Job) -> None:
     """Stage: probe a model's layers; one row per layer, control and test athlete.
 
     Columns: ``layer``, ``control`` (labels shuffled among the training athletes), ``athlete``, ``sport``,
-    ``forget``, ``right`` (all three probes are) and ``majority`` (accuracy, on the test athletes with the
-    same ``forget``, of always naming the training part's most common sport).
+    ``forget``, ``right`` (all three probes are) and ``majority`` (naming the training part's most common
+    sport would be right).
     """
     from localized_unlearning.prompts import load_prompts
 
@@ -164,8 +164,7 @@ def run(job: Job) -> None:
     sports = np.array([SPORTS.index(s) for s in split["sport"]])
     shuffled = np.random.default_rng(settings.seed).permutation(sports[train])
     tested = split.loc[test, ["athlete", "sport", "forget"]].reset_index(drop=True)
-    most_common = tested["sport"] == SPORTS[np.bincount(sports[train]).argmax()]
-    tested["majority"] = most_common.groupby(tested["forget"]).transform("mean")
+    tested["majority"] = tested["sport"] == SPORTS[np.bincount(sports[train]).argmax()]
     tables = []
     for control, labels in ((False, sports[train]), (True, shuffled)):
         right = all_right(

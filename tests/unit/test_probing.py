@@ -21,6 +21,7 @@ from localized_unlearning import components as comp
 from localized_unlearning import models, probing
 from localized_unlearning.config import SPORTS, Config, Probing
 from localized_unlearning.errors import UserError
+from localized_unlearning.figures.layers import probe_points
 from localized_unlearning.prompts import load_prompts
 from tiny_base import PROMPTS as PROMPTS_FILE
 from tiny_base import TinyBase
@@ -224,7 +225,7 @@ def test_the_stage_probes_the_trained_model(tiny_base: TinyBase, tmp_path: Path)
     assert list(base.groupby(["layer", "control"]).size()) == [test.sum()] * 2 * tiny_base.layers
     assert set(base["task"]) == {"athletes"} and set(base["seed"]) == {3}
     common = SPORTS[np.bincount(sports[train]).argmax()]
-    for forget, group in base.groupby("forget"):
-        assert set(group["majority"]) == {
-            (split[test & (split["forget"] == forget)]["sport"] == common).mean()
-        }
+    drawn = probe_points({"probes": base}, 0.95)
+    for panel, forget in (("forget", True), ("retain", False)):
+        line = drawn[(drawn["panel"] == panel) & (drawn["series"] == "majority")]["mean"]
+        assert line.tolist() == [(split[test & (split["forget"] == forget)]["sport"] == common).mean()]
