@@ -111,21 +111,29 @@ rule all:
 
 
 rule report:
+    log:
+        f"logs/{plan.config.run}/report.log",
     localrule: True
+    conda:
+        "../../envs/cpu.yaml"
     params:
         config=plan.resolved,
     message:
         "one page of what is there"
     shell:
-        "localized-unlearning report --config {params.config}"
+        "localized-unlearning report --config {params.config} 2> {log}"
 
 
 rule audit:
+    log:
+        f"logs/{plan.config.run}/audit.log",
     localrule: True
+    conda:
+        "../../envs/cpu.yaml"
     params:
         config=plan.resolved,
         folders=lambda _: plan.folders(),
     message:
         "compare every file with its record, and every record with what would be done now"
     shell:
-        "localized-unlearning audit verify {params.folders} --config {params.config}"
+        "localized-unlearning audit verify {params.folders} --config {params.config} | tee {log}"
