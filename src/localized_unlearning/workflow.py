@@ -43,8 +43,9 @@ class Workflow:
 
     @property
     def shell_prefix(self) -> str:
-        """What stands before every command: whether jobs may start warm."""
-        return "export LOCALIZED_UNLEARNING_WARM=1; " if self.config.compute.warm_start else ""
+        """What stands before every command: Snakemake's own strict mode, and whether jobs may start warm."""
+        warm = "export LOCALIZED_UNLEARNING_WARM=1; " if self.config.compute.warm_start else ""
+        return f"set -euo pipefail; {warm}"
 
     def folders(self) -> list[str]:
         """The run's folders that exist, for the audit."""
