@@ -354,10 +354,10 @@ class Statistics(Section):
 class Figures(Section):
     """How figures are drawn."""
 
-    overlay: dict[str, str] = Field(
+    overlay: dict[Annotated[str, Field(pattern=r"^figure_([1-9]|1[0-6])$")], str] = Field(
         default_factory=dict,
         description="Published curves to draw beside ours: a CSV by figure (figure_1: path), with the columns of the "
-        "figure's own CSV (panel, localization, iteration / edit_size / layer, mean).",
+        "figure's own CSV (panel, localization, iteration / masked / layer, mean); another run's CSV will do.",
     )
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from localized_unlearning.config import Config
 
 TABLES = {
     "table_1": ("sports", "erase"),
@@ -23,35 +26,44 @@ class FigureOf(NamedTuple):
         task: the unlearning task; empty for figures about the base model.
         objective: erase, inject or mask; empty likewise.
         multiple_choice: whether forgetting is asked by multiple choice.
-        caption: what it shows, for a reader.
     """
 
     kind: Literal["relearning", "probes", "edits", "price", "heads", "layers"]
     task: str = ""
     objective: str = ""
     multiple_choice: bool = False
-    caption: str = ""
 
 
 FIGURES: Mapping[str, FigureOf] = {
-    "figure_1": FigureOf("relearning", "sports", "erase", False, "Relearning two athletes after one sport was erased: accuracy on the forgotten athletes that were not retrained, on retained ones and on general knowledge, by iteration."),
-    "figure_2": FigureOf("relearning", "athletes", "erase", False, "Relearning two athletes after sixteen named athletes were erased; the two are left out of the forget panels."),
-    "figure_3": FigureOf("probes", "sports", "erase", False, "Probes on the models from which a sport was erased: share of test athletes for whom all three sports' probes are right, by layer."),
-    "figure_4": FigureOf("probes", "athletes", "erase", False, "Probes on the models from which sixteen athletes were erased; half of the sixteen train the probes, the other half test them."),
-    "figure_5": FigureOf("edits", "sports", "mask", False, "Masks that erase a sport: accuracy in the question prompt against the number of weights set to zero."),
-    "figure_6": FigureOf("edits", "sports", "mask", True, "Masks that erase a sport: multiple-choice accuracy against the number of weights set to zero."),
-    "figure_7": FigureOf("price", "sports", "mask", False, "Masks that erase a sport: general knowledge against forget accuracy in the question prompt, along the edit sizes."),
-    "figure_8": FigureOf("price", "sports", "mask", True, "Masks that erase a sport: general knowledge against multiple-choice forget accuracy, along the edit sizes."),
-    "figure_9": FigureOf("edits", "athletes", "mask", False, "Masks that erase sixteen athletes: accuracy in the question prompt against the number of weights set to zero."),
-    "figure_10": FigureOf("edits", "athletes", "mask", True, "Masks that erase sixteen athletes: multiple-choice accuracy against the number of weights set to zero."),
-    "figure_11": FigureOf("price", "athletes", "mask", False, "Masks that erase sixteen athletes: general knowledge against forget accuracy in the question prompt."),
-    "figure_12": FigureOf("price", "athletes", "mask", True, "Masks that erase sixteen athletes: general knowledge against multiple-choice forget accuracy."),
-    "figure_13": FigureOf("relearning", "athletes", "inject", False, "Relearning two athletes after sixteen athletes' sport was replaced with golf."),
-    "figure_14": FigureOf("probes", "athletes", "inject", False, "Probes on the models in which sixteen athletes' sport was replaced with golf."),
-    "figure_15": FigureOf("heads", caption="The base model's final-layer probe accuracy when one head of the lookup layers is mean-ablated, minus that without; attention past the lookup layers is mean-ablated throughout."),
-    "figure_16": FigureOf("layers", caption="Probe accuracy across the layers of the base model, on the whole prompt and on the athlete's name alone, with and without attention past the lookup layers."),
-}  # fmt: skip
-"""Every figure of the paper."""
+    "figure_1": FigureOf("relearning", "sports", "erase"),
+    "figure_2": FigureOf("relearning", "athletes", "erase"),
+    "figure_3": FigureOf("probes", "sports", "erase"),
+    "figure_4": FigureOf("probes", "athletes", "erase"),
+    "figure_5": FigureOf("edits", "sports", "mask"),
+    "figure_6": FigureOf("edits", "sports", "mask", multiple_choice=True),
+    "figure_7": FigureOf("price", "sports", "mask"),
+    "figure_8": FigureOf("price", "sports", "mask", multiple_choice=True),
+    "figure_9": FigureOf("edits", "athletes", "mask"),
+    "figure_10": FigureOf("edits", "athletes", "mask", multiple_choice=True),
+    "figure_11": FigureOf("price", "athletes", "mask"),
+    "figure_12": FigureOf("price", "athletes", "mask", multiple_choice=True),
+    "figure_13": FigureOf("relearning", "athletes", "inject"),
+    "figure_14": FigureOf("probes", "athletes", "inject"),
+    "figure_15": FigureOf("heads"),
+    "figure_16": FigureOf("layers"),
+}
+"""Every figure of the paper; captions are in workflow/report/captions.yaml."""
+
+
+def lacking(config: Config, name: str) -> str | None:
+    """What a config lacks for a table or figure, with the remedy; None when it lacks nothing."""
+    task, objective = TABLES[name] if name in TABLES else FIGURES[name][1:3]
+    if task not in ("", *config.tasks):
+        return f"the config has no task '{task}': add it under 'tasks'"
+    if objective not in ("", "mask", *config.objectives):
+        return f"the config has no objective '{objective}': add it under 'objectives'"
+    return None
+
 
 PAPER: Mapping[str, Mapping[str, tuple[float, float, float, float]]] = {
     "table_1": {

@@ -1,6 +1,6 @@
-"""One self-contained page of a run: tables, figures, model card, settings, runtimes, and what is missing.
+"""The report: one HTML page with every table and figure of a run that there is, and what is missing.
 
-It is made of what lies on disk, computes nothing, and works on a partial run.
+It shows what lies on disk and starts nothing; images and style are inside the page.
 """
 
 from __future__ import annotations
@@ -8,209 +8,248 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-from collections import defaultdict
-from html import escape
+import os
+import re
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from localized_unlearning import config as configuration
-from localized_unlearning.config import Config
+from localized_unlearning.config import Config, load, read_yaml
+from localized_unlearning.errors import UserError
 from localized_unlearning.progress import clock
 from localized_unlearning.provenance import records
-from localized_unlearning.published import FIGURES, TABLES
+from localized_unlearning.published import FIGURES, TABLES, lacking
 
-STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #8886; }
-figure { margin: 2rem 0; } figure img { max-width: 100%; background: white; padding: .4rem; box-sizing: border-box; }
-figcaption, .note { font-size: .9rem; opacity: .85; } .from { font: .75rem ui-monospace, monospace; opacity: .65; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .82rem; margin: 1rem 0; white-space: nowrap; }
-th, td { padding: .2rem .6rem; text-align: right; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; } .missing { border-left: 3px solid #c60; padding-left: .8rem; }
-pre { overflow-x: auto; font-size: .8rem; } nav a { margin-right: .8rem; }
-@media print { body { max-width: none; font-size: 11px; } figure, table { break-inside: avoid; } details { display: none; } }
-"""
+TEMPLATE, CAPTIONS = "report.html.jinja", "captions.yaml"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure of the paper, as the page shows it.
+
+    Attributes:
+        name: its target, such as ``figure_9``.
+        caption: what it shows and does not show.
+        path: its file, Markdown or PNG.
+        lack: what the config lacks to make it, if anything.
+        record: the record of the job that made it, if there is one.
+    """
+
+    name: str
+    caption: str
+    path: Path
+    lack: str | None
+    record: records.Record | None
+
+    @property
+    def title(self) -> str:
+        """``Figure 9``."""
+        return self.name.replace("_", " ").capitalize()
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a table."""
+        return self.name in TABLES
+
+    @property
+    def made(self) -> bool:
+        """Whether its file is there."""
+        return self.path.is_file()
+
+    @property
+    def commit(self) -> str:
+        """The commit that made it."""
+        return commit_of(self.record.commit) if self.record else ""
+
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        """A table's tables and notes; its own title is left to the page."""
+        return list(blocks(self.path.read_text(encoding="utf-8").partition("\n")[2]))
+
+    @property
+    def image(self) -> str:
+        """A figure's picture, base64."""
+        return base64.b64encode(self.path.read_bytes()).decode("ascii")
+
+
+def blocks(markdown: str) -> Iterator[dict[str, Any]]:
+    """The tables (``head``, ``rows``) and paragraphs (``text``) of the Markdown that stages write."""
+    for part in re.split(r"\n\s*\n|  \n", markdown):
+        lines = part.strip().splitlines()
+        if not lines or lines[0].startswith("# "):
+            continue
+        if lines[0].startswith("|"):
+            head, _, *rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+            yield {"head": head, "rows": [[cell(c) for c in row] for row in rows]}
+        else:
+            yield {"text": " ".join(lines)}
+
+
+def cell(text: str) -> dict[str, str]:
+    """A cell's number and, apart from it, what stands in brackets behind it."""
+    found = re.fullmatch(r"([\d.,+-]+) ([\[(].*)", text)
+    return {"text": found[1], "interval": found[2]} if found else {"text": text, "interval": ""}
+
+
+def commit_of(commit: Mapping[str, Any]) -> str:
+    """A commit in short, marked when files differed from it."""
+    name = str(commit.get("commit") or "")[:10]
+    return f"{name} with changes" if name and commit.get("dirty") else name
+
+
+def changes(config: Config) -> list[dict[str, str]]:
+    """Settings that differ from the defaults: dotted ``name``, ``value`` and ``default``, as JSON."""
+    here, default = (dict(_flat(c.model_dump(mode="json"))) for c in (config, Config()))
+    names = [*here, *(name for name in default if name not in here)]
+    shown = {
+        name: [json.dumps(side[name]) if name in side else "" for side in (here, default)] for name in names
+    }
+    return [{"name": n, "value": v, "default": d} for n, (v, d) in shown.items() if v != d]
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for name, value in node.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, node
+
+
+def recorded(folders: list[Path]) -> list[records.Record]:
+    """The readable records of the jobs that wrote into ``folders``."""
+    found = []
+    for path in sorted(path for folder in folders for path in folder.rglob(f"*{records.SUFFIX}")):
+        try:
+            found.append(records.read(path))
+        except UserError:
+            continue
+    return [record for record in found if record.adopted is None]
+
+
+def runtimes(found: list[records.Record]) -> list[dict[str, Any]]:
+    """Time of each stage's jobs, the longest stage first."""
+    stages: dict[str, list[float]] = {}
+    for record in found:
+        stages.setdefault(record.stage, []).append(record.seconds)
+    return [
+        {
+            "stage": stage, "jobs": len(seconds), "total": clock(sum(seconds)),
+            "median": f"{statistics.median(seconds):.1f} s", "longest": f"{max(seconds):.1f} s",
+        }
+        for stage, seconds in sorted(stages.items(), key=lambda pair: -sum(pair[1]))
+    ]  # fmt: skip
+
+
+def forgotten(config: Config) -> dict[str, str]:
+    """What each of the paper's tasks forgets, in words."""
+    words = {"sports": "all athletes of one sport", "athletes": "named athletes"}
+    for name in words:
+        task = config.tasks.get(name)
+        if task is not None:
+            sport, count = task.forget.sport, len(task.forget.athletes)
+            words[name] = f"all {sport} athletes" if sport else f"{count} named athletes"
+    return words
+
+
+def read_captions(path: Path, config: Config) -> dict[str, str]:
+    """The captions of a run: of every item, and of ``reading`` and ``tables`` as a whole."""
+    import jinja2
+
+    texts = read_yaml(path)
+    values = {
+        **forgotten(config),
+        "level": f"{100 * config.statistics.confidence:g} %",
+        "organism": config.model.kind == "organism",
+    }
+
+    def filled(text: str) -> str:
+        return " ".join(jinja2.Template(text, undefined=jinja2.StrictUndefined).render(values).split())
+
+    return {
+        "reading": filled(texts["reading"]),
+        "tables": filled(texts["tables"]),
+        **{name: filled(texts["items"][name]) for name in TABLES},
+        **{name: filled(f"{texts['items'][name]} {texts['kinds'][f.kind]}") for name, f in FIGURES.items()},
+    }
+
+
+def items(config: Config, captions: Mapping[str, str]) -> list[Item]:
+    """Every table and figure of the paper, made or not."""
+    tables, figures = Path("results", config.run, "tables"), Path("figures", config.run)
+    paths = {
+        **{name: tables / f"{name}.md" for name in TABLES},
+        **{name: figures / f"{name}.png" for name in FIGURES},
+    }
+    found = []
+    for name, path in paths.items():
+        place = records.find(path) if path.is_file() else None
+        record = records.read(place) if place else None
+        found.append(Item(name, captions[name], path, lacking(config, name), record))
+    return found
+
+
+def page(config: Config, templates: Path) -> str:
+    """The report of a run as HTML, from what lies under ``results/`` and ``figures/``.
+
+    Args:
+        config: the run's resolved config.
+        templates: the folder of the template and the captions.
+
+    Raises:
+        UserError: when the captions are missing.
+    """
+    import jinja2
+
+    results, figures = Path("results", config.run), Path("figures", config.run)
+    found = recorded([results, figures])
+    captions = read_captions(templates / CAPTIONS, config)
+    card = results / "model_card.md"
+    jinja = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return jinja.get_template(TEMPLATE).render(
+        run=config.run,
+        items=items(config, captions),
+        reading=captions["reading"],
+        about_tables=captions["tables"],
+        changed=changes(config),
+        settings=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        card=list(blocks(card.read_text(encoding="utf-8"))) if card.is_file() else [],
+        card_path=card,
+        runtimes=runtimes(found),
+        total=clock(sum(record.seconds for record in found)),
+        jobs=len(found),
+        ended=max((record.ended[:16].replace("T", " ") for record in found), default=""),
+        hosts=sorted({_host(record.host) for record in found}),
+        commits=sorted({commit_of(record.commit) for record in found} - {""}),
+    )
+
+
+def _host(host: Mapping[str, Any]) -> str:
+    parts = [str(host[name]) for name in ("processor", "gpu", "system") if host.get(name)]
+    return ", ".join([*parts, f"{host['cores']} cores"] if host.get("cores") else parts)
 
 
 def add_command(commands: Any) -> None:
     """Add ``report`` to the parser's subcommands."""
     parser = commands.add_parser("report", help="one HTML page of a run, from what lies on disk")
     parser.add_argument("--config", type=Path, action="append", required=True)
-    parser.add_argument("--out", type=Path, help="default: results/<run>/report.html")
     parser.set_defaults(function=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the page of the config's run, atomically."""
-    config = configuration.load(arguments.config)
-    out = arguments.out or Path("results", config.run, "report.html")
+    """Write a run's report from what there is."""
+    config = load(arguments.config)
+    out = Path("results", config.run, "report.html")
+    text = page(config, Path("workflow/report"))
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.part")
-    part.write_text(page(config, Path()), encoding="utf-8")
-    part.replace(out)
-    print(f"report: {out}")
+    part = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, out)
+    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0
-
-
-def page(config: Config, root: Path) -> str:
-    """The whole page.
-
-    Args:
-        config: the run's config.
-        root: the folder that holds ``results`` and ``figures``.
-    """
-    results, figures = root / "results" / config.run, root / "figures" / config.run
-    has_task = {"", *config.tasks}
-    tables = [
-        name
-        for name, (task, objective) in TABLES.items()
-        if task in has_task and objective in config.objectives
-    ]
-    drawn = [
-        name
-        for name, f in FIGURES.items()
-        if f.task in has_task and f.objective in ("", "mask", *config.objectives)
-    ]
-    missing = [name for name in tables if not (results / "tables" / f"{name}.md").is_file()]
-    missing += [name for name in drawn if not (figures / f"{name}.png").is_file()]
-    parts = [
-        f"<h1>{escape(config.run)}: localized unlearning</h1>",
-        "<p class=note>Tables and figures of &ldquo;Robust Knowledge Unlearning via Mechanistic Localizations&rdquo; "
-        f"(Guo et al. 2024), made for the model {escape(model_name(config))}. Numbers are about this model and these "
-        "settings, not about the paper's.</p>",
-        "<nav><a href=#card>Model</a><a href=#tables>Tables</a><a href=#figures>Figures</a>"
-        "<a href=#settings>Settings</a><a href=#times>Times</a></nav>",
-        absent(missing),
-        "<h2 id=card>The base model</h2>",
-        markdown_part(results / "model_card.md", "model card"),
-        "<h2 id=tables>Tables</h2>",
-        *(table_part(results, name) for name in tables if name not in missing),
-        "<h2 id=figures>Figures</h2>",
-        *(figure_part(figures, name) for name in drawn if name not in missing),
-        "<h2 id=settings>Settings</h2>",
-        settings_part(config),
-        "<h2 id=times>Job times</h2>",
-        times_part([results, figures]),
-    ]
-    title = f"<title>{escape(config.run)}: localized unlearning</title>"
-    head = f"<meta charset=utf-8><meta name=viewport content='width=device-width, initial-scale=1'>{title}"
-    return (
-        f"<!doctype html>\n<html lang=en><head>{head}<style>{STYLE}</style></head><body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
-
-
-def model_name(config: Config) -> str:
-    """The base model in words."""
-    return "organism (pretrained by this workflow)" if config.model.kind == "organism" else config.model.name
-
-
-def absent(names: list[str]) -> str:
-    """What the run could have and does not, and how to make it."""
-    if not names:
-        return ""
-    listed = ", ".join(f"<code>snakemake {name}</code>" for name in names)
-    return f"<p class=missing>Not made yet ({len(names)}): {listed}</p>"
-
-
-def provenance(path: Path) -> str:
-    """Which job made a file, in one line: its key and commit."""
-    place = records.find(path)
-    if place is None:
-        return "<p class=from>no record beside this file</p>"
-    record = records.read(place)
-    commit = str(record.commit.get("commit", "unknown"))[:12]
-    return f"<p class=from>{escape(path.name)} &middot; key {record.key[:16]} &middot; commit {escape(commit)}</p>"
-
-
-def table_part(results: Path, name: str) -> str:
-    """A table with its title and footnotes."""
-    path = results / "tables" / f"{name}.md"
-    return f"<section id={name}>{markdown_part(path, name)}{provenance(path)}</section>"
-
-
-def figure_part(figures: Path, name: str) -> str:
-    """A figure as an inline picture, with its caption."""
-    path = figures / f"{name}.png"
-    data = base64.b64encode(path.read_bytes()).decode()
-    number, caption = name.split("_")[1], FIGURES[name].caption
-    return (
-        f"<figure id={name}><img alt='Figure {number}' src='data:image/png;base64,{data}'>"
-        f"<figcaption><b>Figure {number}.</b> {escape(caption)}</figcaption>{provenance(path)}</figure>"
-    )
-
-
-def markdown_part(path: Path, what: str) -> str:
-    """A Markdown file of ours as HTML: headings, bold titles, paragraphs and pipe tables are all it holds."""
-    if not path.is_file():
-        return f"<p class=missing>The {escape(what)} is not made yet.</p>"
-    html: list[str] = []
-    rows: list[str] = []
-    for line in [*path.read_text(encoding="utf-8").splitlines(), ""]:
-        if line.startswith("|"):
-            rows.append(line)
-            continue
-        if rows:
-            html.append(pipe_table(rows))
-            rows = []
-        text = escape(line.strip())
-        if text.startswith("# "):
-            html.append(f"<h3>{text[2:]}</h3>")
-        elif text.startswith("**") and text.endswith("**"):
-            html.append(f"<p><b>{text[2:-2]}</b></p>")
-        elif text:
-            html.append(f"<p class=note>{text.replace('`', '')}</p>")
-    return "\n".join(html)
-
-
-def pipe_table(rows: list[str]) -> str:
-    """A Markdown pipe table, with its rule in the second row, as HTML."""
-    cells = [[escape(c.strip()) for c in row.strip("|").split("|")] for row in rows]
-    head = "".join(f"<th>{c}</th>" for c in cells[0])
-    body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in cells[2:])
-    return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
-
-
-def settings_part(config: Config) -> str:
-    """What differs from the default run, then everything."""
-    own, default = config.model_dump(mode="json"), Config().model_dump(mode="json")
-    changed = sorted(flat(own).items() - flat(default).items())
-    lines = "".join(f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in changed)
-    first = (
-        f"<div class=wide><table><tr><th>setting</th><th>value</th></tr>{lines}</table></div>"
-        if changed
-        else "<p>The default run, unchanged.</p>"
-    )
-    whole = escape(yaml.safe_dump(own, sort_keys=False, allow_unicode=True))
-    return f"{first}<details><summary>All settings</summary><pre>{whole}</pre></details>"
-
-
-def flat(node: Any, prefix: str = "") -> dict[str, str]:
-    """Leaves of nested settings by dotted path, as JSON."""
-    if isinstance(node, dict) and node:
-        leaves: dict[str, str] = {}
-        for key, value in node.items():
-            leaves |= flat(value, f"{prefix}.{key}" if prefix else key)
-        return leaves
-    return {prefix: json.dumps(node, ensure_ascii=False)}
-
-
-def times_part(folders: list[Path]) -> str:
-    """Jobs and job time by stage, from the records."""
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for folder in folders:
-        for path in folder.rglob("*.record.json"):
-            record = json.loads(path.read_text(encoding="utf-8"))
-            seconds[record["stage"]].append(record["seconds"])
-    if not seconds:
-        return "<p>No recorded job yet.</p>"
-    rows = ["| stage | jobs | total | longest |", "|---|---|---|---|"]
-    rows += [
-        f"| {stage} | {len(found)} | {clock(sum(found))} | {clock(max(found))} |"
-        for stage, found in sorted(seconds.items(), key=lambda item: -sum(item[1]))
-    ]
-    return pipe_table(rows)

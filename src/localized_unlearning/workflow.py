@@ -6,7 +6,7 @@ Light on purpose: importing it loads neither torch nor pandas.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ import yaml
 
 from localized_unlearning import config as configuration
 from localized_unlearning.config import Config
+from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import code
-from localized_unlearning.published import FIGURES, TABLES
+from localized_unlearning.published import FIGURES, TABLES, lacking
 from localized_unlearning.sources import Source
 from localized_unlearning.stages import STAGES, canonical_json, settings_of
 
@@ -174,18 +175,23 @@ class Workflow:
 
     def overlay_for(self, wildcards: Wildcards) -> str | list[str]:
         """The published curves that the config lays over a figure, if any."""
-        return self.config.figures.overlay.get(wildcards["figure"], [])
+        path = self.config.figures.overlay.get(wildcards["figure"])
+        return [] if path is None else os.path.expandvars(os.path.expanduser(path))
 
-    @property
-    def table_names(self) -> list[str]:
-        """The tables that this config can make: it may lack a task or an objective."""
-        return [name for name, (task, objective) in TABLES.items() if self._has(task, objective)]
+    def target(self, name: str) -> Callable[[Wildcards], str]:
+        """The file behind a table or figure called by its name.
 
-    @property
-    def figure_names(self) -> list[str]:
-        """The figures that this config can make."""
-        return [name for name, figure in FIGURES.items() if self._has(figure.task, figure.objective)]
+        Raises:
+            UserError: by the function, when the config lacks what it shows.
+        """
 
-    def _has(self, task: str, objective: str) -> bool:
-        known = ("", "mask", *self.config.objectives)
-        return task in ("", *self.config.tasks) and objective in known
+        def path(_wildcards: Wildcards) -> str:
+            if lack := lacking(self.config, name):
+                raise UserError(f"{name} cannot be made in this run: {lack}")
+            return f"{self.results}/tables/{name}.md" if name in TABLES else f"{self.figures}/{name}.pdf"
+
+        return path
+
+    def targets(self, names: Iterable[str]) -> list[Callable[[Wildcards], str]]:
+        """Those of the tables or figures that this config can make: it may lack a task or an objective."""
+        return [self.target(name) for name in names if not lacking(self.config, name)]

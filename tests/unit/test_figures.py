@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import pandas as pd
 import pytest
 
 from localized_unlearning import figures
+from localized_unlearning.config import Statistics
+from localized_unlearning.errors import UserError
 from localized_unlearning.figures import style
 from localized_unlearning.published import FIGURES
 from localized_unlearning.statistics import wilson
@@ -19,7 +22,9 @@ LABELS = {
     "base": "Base model", "attribution_patching": "Attrib. Patching", "causal_tracing": "Causal Tracing",
     "manual": "Manual", "random": "Random", "all_mlps": "All MLPs", "nonlocalized": "Nonlocalized",
 }  # fmt: skip
+STATISTICS = Statistics(bootstrap=200)
 LOCALIZATIONS = [name for name in LABELS if name != "base"]
+MOVED = (5_000, 60_000, 60_000, 60_000, 60_000, 60_000)  # weights that each mask's training moved
 SPORTS = ("football", "baseball", "basketball", "golf")
 image = pytest.mark.mpl_image_compare(
     baseline_dir="baseline", style="default", savefig_kwargs={"dpi": 70}, tolerance=4
@@ -36,6 +41,7 @@ def series_frames(x: str, values: list[int]) -> dict[str, pd.DataFrame]:
     """Rows of a series for six localizations: forget accuracy moves with x, the rest stays."""
     rng = np.random.default_rng(0)
     tables: dict[str, list[pd.DataFrame]] = {"facts": [], "multiple_choice": [], "mmlu": []}
+    masked = {"masked": 0} if x == "edit_size" else {}
     for index, localization in enumerate(LOCALIZATIONS):
         for step, value in enumerate(values):
             share = step / (len(values) - 1)
@@ -49,6 +55,7 @@ def series_frames(x: str, values: list[int]) -> dict[str, pd.DataFrame]:
                 "answer": answer,
                 "localization": localization,
                 x: value,
+                **{name: min(value, MOVED[index]) for name in masked},
             }
             tables["facts"].append(
                 pd.DataFrame({**who, **logits(right, answer, SPORTS), "prompt": "question"})
@@ -90,7 +97,14 @@ def probe_frames() -> dict[str, pd.DataFrame]:
 def head_frames() -> dict[str, pd.DataFrame]:
     heads = [(-1, -1), *((layer, head) for layer in range(3) for head in range(4))]
     rows = [
-        pd.DataFrame({"layer": layer, "head": head, "right": np.arange(50) < 48 - 6 * (layer == 1) * head})
+        pd.DataFrame(
+            {
+                "layer": layer,
+                "head": head,
+                "athlete": np.arange(50),
+                "right": np.arange(50) < 48 - 6 * (layer == 1) * head,
+            }
+        )
         for layer, head in heads
     ]
     return {"head_ablation": pd.concat(rows, ignore_index=True)}
@@ -123,13 +137,13 @@ def frames_of(name: str) -> dict[str, pd.DataFrame]:
     if kind == "relearning":
         return series_frames("iteration", list(range(11)))
     if kind in ("edits", "price"):
-        return series_frames("edit_size", [0, 100, 1000, 10_000])
+        return series_frames("edit_size", [0, 100, 1000, 10_000, 100_000])
     return {"probes": probe_frames, "heads": head_frames, "layers": layer_frames}[kind]()
 
 
 def drawn(name: str, keep: Any = lambda frame: frame) -> tuple[Any, pd.DataFrame]:
     frames = {stem: keep(frame) for stem, frame in frames_of(name).items()}
-    points = figures.points_of(name, frames, "question", 0.95)
+    points = figures.points_of(name, frames, "question", STATISTICS)
     return figures.draw(name, points, LABELS), points
 
 
@@ -165,7 +179,6 @@ def test_layers() -> Any:
 
 def test_the_paper_has_sixteen_figures() -> None:
     assert list(FIGURES) == [f"figure_{n}" for n in range(1, 17)]
-    assert all(figure.caption.endswith(".") for figure in FIGURES.values())
 
 
 def test_localizations_are_told_apart_without_colour() -> None:
@@ -193,7 +206,7 @@ def test_every_point_of_the_csv_is_drawn_and_no_other(name: str) -> None:
 
 def test_points_are_wilson_of_the_rows_and_leave_the_relearned_out() -> None:
     frames = frames_of("figure_1")
-    points = figures.points_of("figure_1", frames, "question", 0.9)
+    points = figures.points_of("figure_1", frames, "question", Statistics(confidence=0.9))
     facts = frames["facts"]
     rows = facts[
         (facts["localization"] == "manual") & (facts["iteration"] == 4) & facts["forget"] & ~facts["relearn"]
@@ -206,6 +219,39 @@ def test_points_are_wilson_of_the_rows_and_leave_the_relearned_out() -> None:
     ].iloc[0]
     expected = wilson(right.to_numpy(), 0.9)
     assert (found["mean"], found["low"], found["high"], found["n"]) == expected
+
+
+def test_an_edit_is_as_large_as_the_weights_that_are_zero() -> None:
+    """Catches a curve that goes on to edit sizes its mask does not hold."""
+    points = drawn("figure_5")[1]
+    for name, moved in (("attribution_patching", 5_000), ("manual", 60_000)):
+        sizes = points.loc[(points["localization"] == name) & (points["panel"] == "forget"), "masked"]
+        assert list(sizes) == sorted({min(size, moved) for size in (0, 100, 1000, 10_000, 100_000)})
+
+
+def test_a_head_changes_by_its_paired_difference() -> None:
+    """Bold cells rest on these intervals: catches one that is the accuracy's own."""
+    points = drawn("figure_15")[1].set_index(["layer", "head"])
+    assert (points["change"] - (points["mean"] - points.loc[(-1, -1), "mean"])).abs().max() < 1e-12
+    same, worse = points.loc[(0, 2)], points.loc[(1, 3)]
+    assert (same["change_low"], same["change_high"]) == (0, 0)
+    assert worse["change_low"] < worse["change"] < worse["change_high"] < 0
+
+
+@pytest.mark.parametrize("name", ["figure_1", "figure_3", "figure_5", "figure_8", "figure_16"])
+def test_a_figures_own_csv_can_be_laid_over_it(name: str, tmp_path: Path) -> None:
+    """The overlay's columns are the CSV's: a published curve adds one dashed line a series, and a legend entry."""
+    plain, points = drawn(name)
+    path = tmp_path / "published.csv"
+    points.to_csv(path, index=False)
+    both = figures.draw(name, points, LABELS, figures.read_overlay(path, name))
+    lines = [[len(axes.get_lines()) for axes in figure.axes] for figure in (plain, both)]
+    series = 4 if name == "figure_16" else len(LABELS) - (name != "figure_3")
+    assert [a + series for a in lines[0]] == lines[1]
+    assert "Published" in [text.get_text() for text in both.legends[0].get_texts()]
+    points.drop(columns="mean").to_csv(path, index=False)
+    with pytest.raises(UserError, match="lacks the column mean"):
+        figures.read_overlay(path, name)
 
 
 def test_no_model_is_needed_to_draw() -> None:

@@ -1,5 +1,7 @@
 # Tables and figures, drawn from tidy rows alone, and the targets by name.
 
+from localized_unlearning.published import FIGURES, TABLES
+
 
 rule table:
     input:
@@ -17,7 +19,7 @@ rule table:
     benchmark:
         f"logs/{plan.config.run}/{{table}}.tsv"
     wildcard_constraints:
-        table="table_[1-4]",
+        table="|".join(TABLES),
     conda:
         "../../envs/cpu.yaml"
     resources:
@@ -50,7 +52,7 @@ rule figure:
     benchmark:
         f"logs/{plan.config.run}/{{figure}}.tsv"
     wildcard_constraints:
-        figure=r"figure_\d+",
+        figure="|".join(FIGURES),
     conda:
         "../../envs/cpu.yaml"
     resources:
@@ -67,35 +69,25 @@ rule figure:
         " --out-csv {output.csv} --out-pdf {output.pdf} --out-png {output.png} 2> {log}"
 
 
-for name in plan.table_names:
+for name in [*TABLES, *FIGURES]:
 
     rule:
         name:
             name
         input:
-            f"{plan.results}/tables/{name}.md",
-        localrule: True
-
-
-for name in plan.figure_names:
-
-    rule:
-        name:
-            name
-        input:
-            f"{plan.figures}/{name}.pdf",
+            plan.target(name),
         localrule: True
 
 
 rule tables:
     input:
-        expand(f"{plan.results}/tables/{{name}}.md", name=plan.table_names),
+        plan.targets(TABLES),
     localrule: True
 
 
 rule figures:
     input:
-        expand(f"{plan.figures}/{{name}}.pdf", name=plan.figure_names),
+        plan.targets(FIGURES),
     localrule: True
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -17,20 +18,21 @@ from localized_unlearning.published import FIGURES
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from localized_unlearning.config import Statistics
     from localized_unlearning.stages import Job
 
 
-def points_of(name: str, frames: rows.Frames, question: str, confidence: float) -> pd.DataFrame:
+def points_of(name: str, frames: rows.Frames, question: str, statistics: Statistics) -> pd.DataFrame:
     """The points of a figure, as its CSV holds them."""
-    kind = FIGURES[name].kind
+    kind, confidence = FIGURES[name].kind, statistics.confidence
     if kind == "relearning":
         return rows.series(frames, question, "iteration", confidence)
     if kind in ("edits", "price"):
-        return rows.series(frames, question, "edit_size", confidence)
+        return rows.sweep(frames, question, confidence)
     if kind == "probes":
         return layers.probe_points(frames, confidence)
     return (
-        layers.head_points(frames, confidence) if kind == "heads" else layers.layer_points(frames, confidence)
+        layers.head_points(frames, statistics) if kind == "heads" else layers.layer_points(frames, confidence)
     )
 
 
@@ -58,6 +60,36 @@ def draw(
     return layers.head_map(points) if figure.kind == "heads" else layers.layer_curves(points, overlay)
 
 
+OVERLAY = {
+    "relearning": ("panel", "localization", "iteration", "mean"),
+    "probes": ("panel", "localization", "layer", "mean"),
+    "edits": ("panel", "localization", "masked", "mean"),
+    "price": ("panel", "localization", "masked", "mean"),
+    "layers": ("series", "ablated", "layer", "mean"),
+}
+"""Columns of a published curve, named as in the figure's own CSV."""
+
+
+def read_overlay(path: Path, name: str) -> pd.DataFrame:
+    """A published curve to draw into a figure; another run's CSV of the same figure will do.
+
+    Raises:
+        UserError: when the figure takes none, or a column is missing.
+    """
+    needed = OVERLAY.get(FIGURES[name].kind)
+    if needed is None:
+        raise UserError(f"{name} is a heat map and takes no published curve: remove figures.overlay.{name}")
+    table = pd.read_csv(path)
+    if missing := [column for column in needed if column not in table.columns]:
+        raise UserError(
+            f"{path} lacks the column {', '.join(missing)}: a curve laid over {name} has {', '.join(needed)}"
+        )
+    for column, own in (("series", "probe"), ("labels", "sport")):
+        if column in table.columns and column not in needed:
+            table = table[table[column] == own]
+    return table
+
+
 def run(job: Job) -> None:
     """Stage: a figure as PDF and PNG, and the CSV it was drawn from."""
     import matplotlib
@@ -68,15 +100,8 @@ def run(job: Job) -> None:
     for path in job.inputs["data"]:
         found.setdefault(path.stem, []).append(pd.read_parquet(path))
     frames = {stem: pd.concat(tables, ignore_index=True) for stem, tables in found.items()}
-    points = points_of(name, frames, config.prompts.question, config.statistics.confidence)
+    points = points_of(name, frames, config.prompts.question, config.statistics)
     labels = {"base": "Base model", **{n: loc.label for n, loc in config.localizations.items() if loc}}
-    overlay = None
-    if job.inputs.get("overlay"):
-        overlay = pd.read_csv(job.inputs["overlay"])
-        missing = {"mean"} - set(overlay.columns)
-        if missing and FIGURES[name].kind != "price":
-            raise UserError(
-                f"{job.inputs['overlay']} has no column 'mean': see figures.overlay in docs/configuration.md"
-            )
+    overlay = read_overlay(job.inputs["overlay"], name) if job.inputs.get("overlay") else None
     points.to_csv(job.outputs["csv"], index=False)
     style.save(draw(name, points, labels, overlay), job.outputs["pdf"], job.outputs["png"], job.key)

@@ -9,9 +9,12 @@ import pandas as pd
 
 from localized_unlearning.figures import style
 from localized_unlearning.figures.rows import Frames, points
+from localized_unlearning.statistics import bootstrap_mean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from localized_unlearning.config import Statistics
 
 
 def probe_points(frames: Frames, confidence: float) -> pd.DataFrame:
@@ -40,20 +43,22 @@ def probes(data: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFrame 
         labels: localizations in drawing order, with their names.
         overlay: published curves, with columns ``panel``, ``localization``, ``layer`` and ``mean``.
     """
-    with style.panels(1, 2, style.PAGE_WIDTH, 2.5, sharey=True) as (figure, axes):
+    with style.panels(1, 2, style.COLUMN_WIDTH, 2.7, sharey=True) as (figure, axes):
         for panel, ax in zip(("forget", "retain"), axes.flat, strict=True):
             part = data[data["panel"] == panel]
             style.curves(ax, part[part["series"] == "probe"], "layer", labels)
             style.published(ax, overlay, panel, "layer", labels)
             control = part[part["series"] == "shuffled labels"].groupby("layer")["mean"].mean()
-            ax.plot(
-                control.index, control, color="0.55", linewidth=0.9, label="Shuffled labels (mean)", zorder=0
+            ax.plot(control.index, control, color="0.55", linewidth=0.9, label="Shuffled labels", zorder=0)
+            style.guess_line(
+                ax, float(part.loc[part["series"] == "majority", "mean"].mean()), "majority sport"
             )
-            style.guess_line(ax, float(part.loc[part["series"] == "majority", "mean"].mean()), "majority")
             integer_axis(ax, "Layer")
-            ax.set(ylim=(-0.03, 1.04), title=panel.capitalize())
+            style.accuracy_axis(ax)
+            style.count_note(ax, part[part["series"] == "probe"])
+            ax.set_title(panel.capitalize())
         axes[0][0].set_ylabel("Probe accuracy")
-        style.one_legend(figure, axes, 4)
+        style.one_legend(figure, axes, overlay)
     return figure
 
 
@@ -65,39 +70,66 @@ def integer_axis(axes: Any, label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
-def head_points(frames: Frames, confidence: float) -> pd.DataFrame:
-    """Final-layer probe accuracy per ablated head, and its difference to no single head ablated (layer -1)."""
+def head_points(frames: Frames, statistics: Statistics) -> pd.DataFrame:
+    """Final-layer probe accuracy per ablated head, and its change from no single head ablated (layer -1).
+
+    ``change_low`` and ``change_high`` are the bootstrap interval of the difference over the same athletes.
+    """
     rows = frames["head_ablation"]
-    table = points(rows, rows["right"], ["layer", "head"], confidence)
-    return table.assign(change=table["mean"] - float(table.loc[table["layer"] < 0, "mean"].iloc[0]))
+    table = points(rows, rows["right"], ["layer", "head"], statistics.confidence)
+    right = {
+        key: part.set_index("athlete")["right"].astype(float) for key, part in rows.groupby(["layer", "head"])
+    }
+    changes = [
+        bootstrap_mean(
+            (right[key] - right[-1, -1]).to_numpy(),
+            statistics.confidence,
+            statistics.bootstrap,
+            statistics.seed,
+        )
+        for key in zip(table["layer"], table["head"], strict=True)
+    ]
+    return table.assign(
+        change=[c.mean for c in changes],
+        change_low=[c.low for c in changes],
+        change_high=[c.high for c in changes],
+    )
 
 
 def head_map(data: pd.DataFrame) -> Figure:
     """Figure 15: change of the final layer's probe accuracy when one head is mean-ablated, layer by head.
 
+    In percentage points; bold where the interval leaves out 0.
+
     Args:
         data: points of :func:`head_points`.
     """
-    grid = data[data["layer"] >= 0].pivot(index="layer", columns="head", values="change")
+    heads = data[data["layer"] >= 0]
+    grid = heads.pivot(index="layer", columns="head", values="change")
+    certain = heads.assign(certain=(heads["change_low"] > 0) | (heads["change_high"] < 0))
+    bold = certain.pivot(index="layer", columns="head", values="certain").to_numpy()
+    baseline = data[data["layer"] < 0].iloc[0]
     most = max(float(grid.abs().to_numpy().max()), 0.01)
     height = 1.1 + 0.28 * len(grid)
     with style.panels(1, 1, style.COLUMN_WIDTH, height) as (figure, axes):
         ax = axes[0][0]
-        image = ax.imshow(grid, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+        image = ax.imshow(100 * grid, cmap="PuOr", vmin=-100 * most, vmax=100 * most, aspect="auto")
         for row, values in enumerate(grid.to_numpy()):
             for column, value in enumerate(values):
                 dark = abs(value) > 0.6 * most
                 ax.text(
                     column, row, f"{100 * value:+.0f}".replace("+0", "0").replace("-0", "0"), ha="center",
-                    va="center", fontsize=5.5, color="white" if dark else "0.15",
+                    va="center", fontsize=5.5 if len(values) < 12 else 4.5,
+                    color="white" if dark else "0.15", weight="bold" if bold[row, column] else "normal",
                 )  # fmt: skip
         ax.set(xlabel="Head", ylabel="Layer")
+        ax.set_title(f"Accuracy without ablated heads: {baseline['mean']:.3f} (n = {int(baseline['n'])})")
         ax.set_xticks(range(grid.shape[1]), grid.columns)
         ax.set_yticks(range(len(grid)), grid.index)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
         bar = figure.colorbar(image, ax=ax, shrink=0.9, pad=0.02)
-        bar.set_label("Change (cells: points)", fontsize=6)
+        bar.set_label("Change, points", fontsize=6)
         bar.ax.tick_params(labelsize=6, width=0.5)
         bar.outline.set_visible(False)
     return figure
@@ -151,13 +183,15 @@ def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Fig
             if overlay is not None:
                 other = of(overlay)
                 ax.plot(
-                    other["layer"], other["mean"], color=look.colour, linewidth=0.7, linestyle=(0, (4, 2))
+                    other["layer"], other["mean"], color=look.colour, linewidth=0.7, linestyle=style.PUBLISHED
                 )
         control = data[data["labels"] != "sport"].groupby("layer")["mean"].mean()
         if len(control):
             ax.plot(control.index, control, color="0.6", linewidth=0.9, label="Shuffled labels")
-        style.guess_line(ax, float(data["majority"].iloc[0]), "majority")
-        ax.set(ylabel="Probe accuracy", ylim=(0, 1.03))
+        style.guess_line(ax, float(data["majority"].iloc[0]), "majority sport")
+        style.count_note(ax, data)
+        style.accuracy_axis(ax)
+        ax.set_ylabel("Probe accuracy")
         integer_axis(ax, "Layer")
-        style.one_legend(figure, axes, 2)
+        style.one_legend(figure, axes, overlay)
     return figure

@@ -28,6 +28,18 @@ def answered(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(item_scores(rows, "choice") > 0.5, index=rows.index)
 
 
+def sweep(frames: Frames, question: str, confidence: float) -> pd.DataFrame:
+    """Accuracies along the edit sizes, with ``masked``, the weights that are zero then.
+
+    A mask whose training moved fewer weights than asked for gives the same edit again; such points are left out.
+    """
+    points = series(frames, question, "edit_size", confidence)
+    by = ["localization", "edit_size"]
+    masked = frames["facts"][[*by, "masked"]].drop_duplicates()
+    points = points.merge(masked, on=by, how="left", validate="many_to_one")
+    return points.drop_duplicates(["panel", "localization", "masked"], ignore_index=True)
+
+
 def series(frames: Frames, question: str, x: str, confidence: float) -> pd.DataFrame:
     """Accuracies along a series: relearning iterations or edit sizes.
 

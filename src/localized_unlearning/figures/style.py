@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMN_WIDTH = 3.35  # inches
-PAGE_WIDTH = 6.9  # inches
+SMALL = 5.5  # points: notes inside the axes
+PUBLISHED: Any = (0, (4, 2))
+"""The line of published curves."""
 
 
 class Style(NamedTuple):
@@ -44,9 +46,9 @@ OTHERS = (
 
 RC: Any = {
     "font.family": "DejaVu Sans",
-    "font.size": 7.5,
-    "axes.labelsize": 7.5,
-    "axes.titlesize": 7.5,
+    "font.size": 7,
+    "axes.labelsize": 7,
+    "axes.titlesize": 7,
     "axes.titlelocation": "left",
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -81,13 +83,41 @@ def panels(rows: int, columns: int, width: float, height: float, **more: Any) ->
         yield figure, figure.subplots(rows, columns, squeeze=False, **more)
 
 
-def guess_line(axes: Any, value: float, text: str) -> None:
-    """A dotted line where guessing, or the majority, would be."""
-    axes.axhline(value, color="0.45", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0)
-    axes.annotate(
-        text, (1, value), xycoords=("axes fraction", "data"), xytext=(0, 1.5), textcoords="offset points",
-        ha="right", va="bottom", fontsize=5.5, color="0.35",
-    )  # fmt: skip
+def guess_line(axes: Any, value: float, text: str, vertical: bool = False) -> None:
+    """A dotted line where guessing, or the majority, would be; its label stays legible over curves."""
+    from matplotlib.patheffects import withStroke
+
+    (axes.axvline if vertical else axes.axhline)(
+        value, color="0.45", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0
+    )
+    look = {
+        "fontsize": SMALL,
+        "color": "0.25",
+        "path_effects": [withStroke(linewidth=1.5, foreground="white")],
+    }
+    if vertical:
+        axes.text(
+            value, 0.01, f" {text}", transform=axes.get_xaxis_transform(), va="bottom", zorder=5, **look
+        )
+    else:
+        axes.text(
+            0.99, value, text, transform=axes.get_yaxis_transform(), ha="right", va="bottom", zorder=5, **look
+        )
+
+
+def count_note(axes: Any, table: pd.DataFrame) -> None:
+    """The number of items behind each point, above the axes."""
+    if len(table):
+        axes.annotate(
+            f"n = {table['n'].max()}", (1, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points",
+            ha="right", va="bottom", fontsize=SMALL, color="0.3",
+        )  # fmt: skip
+
+
+def accuracy_axis(axes: Any) -> None:
+    """The y axis of an accuracy, with room for the markers at both ends."""
+    axes.set_ylim(-0.03, 1.04)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
 
 
 def curves(axes: Any, table: pd.DataFrame, x: str, labels: Mapping[str, str]) -> None:
@@ -124,14 +154,23 @@ def published(axes: Any, overlay: pd.DataFrame | None, panel: str, x: str, label
         return
     for name in labels:
         rows = overlay[(overlay["panel"] == panel) & (overlay["localization"] == name)].sort_values(x)
+        if rows.empty:
+            continue
         colour = style_of(name, list(labels)).colour
-        axes.plot(rows[x], rows["mean"], color=colour, linewidth=0.7, alpha=0.7, linestyle=(0, (4, 2)))
+        axes.plot(rows[x], rows["mean"], color=colour, linewidth=0.7, alpha=0.7, linestyle=PUBLISHED)
 
 
-def one_legend(figure: Figure, axes: Any, columns: int = 4) -> None:
+def one_legend(figure: Figure, axes: Any, overlay: pd.DataFrame | None = None, columns: int = 3) -> None:
     """One legend below all panels, from the panel that shows the most series."""
-    found = max((a.get_legend_handles_labels() for a in axes.flat), key=lambda pair: len(pair[0]))
-    figure.legend(*found, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.2)
+    from matplotlib.lines import Line2D
+
+    handles, labels = max((a.get_legend_handles_labels() for a in axes.flat), key=lambda pair: len(pair[0]))
+    if overlay is not None:
+        handles = [*handles, Line2D([], [], color="0.3", linewidth=0.7, linestyle=PUBLISHED)]
+        labels = [*labels, "Published"]
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.2
+    )
 
 
 def save(figure: Figure, pdf: Any, png: Any, key: str) -> None:
@@ -140,4 +179,4 @@ def save(figure: Figure, pdf: Any, png: Any, key: str) -> None:
 
     with mpl.rc_context(RC):
         figure.savefig(pdf, metadata={"Keywords": key, "CreationDate": None, "ModDate": None})
-        figure.savefig(png, dpi=200, metadata={"Keywords": key})
+        figure.savefig(png, dpi=250, metadata={"Keywords": key})
