@@ -178,20 +178,22 @@ class Workflow:
         path = self.config.figures.overlay.get(wildcards["figure"])
         return [] if path is None else os.path.expandvars(os.path.expanduser(path))
 
-    def target(self, name: str) -> Callable[[Wildcards], str]:
-        """The file behind a table or figure called by its name.
+    def target(self, name: str) -> Callable[[Wildcards], list[str]]:
+        """The files behind a table or figure called by its name; all of them, so that a lost one is made again.
 
         Raises:
             UserError: by the function, when the config lacks what it shows.
         """
 
-        def path(_wildcards: Wildcards) -> str:
+        def paths(_wildcards: Wildcards) -> list[str]:
             if lack := lacking(self.config, name):
                 raise UserError(f"{name} cannot be made in this run: {lack}")
-            return f"{self.results}/tables/{name}.md" if name in TABLES else f"{self.figures}/{name}.pdf"
+            if name in TABLES:
+                return [f"{self.results}/tables/{name}.{suffix}" for suffix in ("md", "csv", "tex")]
+            return [f"{self.figures}/{name}.{suffix}" for suffix in ("pdf", "png", "csv")]
 
-        return path
+        return paths
 
-    def targets(self, names: Iterable[str]) -> list[Callable[[Wildcards], str]]:
+    def targets(self, names: Iterable[str]) -> list[Callable[[Wildcards], list[str]]]:
         """Those of the tables or figures that this config can make: it may lack a task or an objective."""
         return [self.target(name) for name in names if not lacking(self.config, name)]

@@ -75,7 +75,7 @@ def test_every_item_has_a_caption_of_its_own() -> None:
 def test_a_config_that_lacks_an_objective_says_so() -> None:
     """A researcher's run without it still has ``figures``; asking for one by name tells the remedy."""
     plan = Workflow([("mine", {"objectives": {"inject": None, "erase": {}}})])
-    made = [target({}) for target in plan.targets(FIGURES)]
+    made = [target({})[0] for target in plan.targets(FIGURES)]
     assert len(made) == 14 and not any("figure_13" in path or "figure_14" in path for path in made)
     with pytest.raises(UserError, match=r"figure_13 .* no objective 'inject': add it under 'objectives'"):
         plan.target("figure_13")({})
