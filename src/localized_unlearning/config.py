@@ -23,6 +23,7 @@ CHOICES = (*SPORTS, "golf")
 
 Sport = Literal["football", "baseball", "basketball"]
 Kind = Literal["q", "k", "v", "o", "gate", "up", "down"]
+Precision = Literal["bf16", "bf16_stochastic_rounding", "fp32_master"]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
@@ -244,6 +245,13 @@ class Finetune(Section):
         None, ge=1, description="Text windows per step, if other than batch_size."
     )
     micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
+    precision: Precision = Field(
+        "fp32_master",
+        description="Arithmetic and storage of the optimizer. fp32_master: float32 copies of the trained weights and "
+        "float32 states (with model.dtype float32 the weights are their own copies); bf16: bfloat16 throughout, as the "
+        "released code (the paper names none); bf16_stochastic_rounding: float32 arithmetic, bfloat16 weights and states "
+        "rounded at random without bias.",
+    )
     learning_rate: Positive = Field(2e-3, description="AdamW's learning rate (A.3: 1e-5 on Gemma-7B).")
     weight_decay: Weight = Field(0.0, description="AdamW's weight decay (A.3: 0).")
     schedule: Literal["cosine", "constant"] = Field(
@@ -475,6 +483,11 @@ class Config(Section):
                 raise ValueError(f"localizations.{name} is manual and needs 'layers'")
             if localization.budget == "parameters" and "manual" not in self.localizations:
                 raise ValueError(f"localizations.{name} matches the parameters of 'manual', which is absent")
+        if self.model.dtype == "float32" and self.finetune.precision != "fp32_master":
+            raise ValueError(
+                f"finetune.precision is {self.finetune.precision}, but model.dtype is float32: "
+                "set model.dtype to bfloat16, or the precision to fp32_master"
+            )
         if self.model.kind == "gguf" and self.gguf is None:
             raise ValueError("model.kind is gguf, so 'gguf' must name its source")
         return self

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from localized_unlearning import components as comp
-from localized_unlearning import losses, models, packing
+from localized_unlearning import losses, models, packing, precision
 from localized_unlearning.config import SPORTS, Finetune, Objective
 from localized_unlearning.localization import read_selection
 from localized_unlearning.progress import Progress
@@ -187,9 +187,7 @@ def train(
 
     parameters = {name: model.get_parameter(name).requires_grad_(True) for name in trainable}
     before = {name: p.detach().clone() for name, p in parameters.items() if trainable[name] is not None}
-    optimizer = torch.optim.AdamW(
-        parameters.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
-    )
+    optimizer = precision.adamw(list(parameters.values()), settings, seed)
     schedule = schedule_of(optimizer, settings.schedule, settings.steps)
     size = settings.batch_size
     sizes = Sizes(size, size, settings.sft_batch_size or size, settings.micro_batch_tokens)
@@ -221,7 +219,8 @@ def moved(model: Any, base: dict[str, Tensor], trainable: dict[str, Any]) -> dic
     """What share of the trainable weights changed, and by how much at most."""
     changed, total, largest = 0, 0, 0.0
     for name, mask in trainable.items():
-        difference = (model.get_parameter(name).detach() - base[name]).abs()
+        parameter = model.get_parameter(name).detach()
+        difference = (parameter - base[name].to(parameter.device)).abs()
         count = difference.numel() if mask is None else int(mask.expand_as(difference).sum())
         changed += int((difference > 0).sum())
         total += count
@@ -243,7 +242,7 @@ def run(job: Job) -> None:
     answers = targets(split, objective, seed)
     data = read_data(job, tokenizer, split, answers, list(split["forget"]))
     trainable = comp.trainable(model, read_selection(job.inputs["selection"]))
-    base = {name: model.get_parameter(name).detach().clone() for name in trainable}
+    base = {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in trainable}
     weights = Weights(task.lambda_forget, config.finetune.lambda_retain, config.finetune.lambda_sft)
     history = train(model, data, trainable, config.finetune, weights, objective.loss, seed)
     job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))

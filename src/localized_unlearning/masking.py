@@ -70,20 +70,19 @@ def train(
     progress = Progress("training the mask", "step")
     for step in progress.over(range(settings.steps)):
         losses = next(steps)
-        for name, d in removed.items():
+        rate = optimizer.param_groups[0]["lr"]
+        for name, d in removed.items():  # one parameter's float32 gradient at a time
             masked = parameters[name]
             assert masked.grad is not None
             d.grad = (-base[name].float() * masked.grad.float() - settings.lambda_mask).to(d.dtype)
             if trainable[name] is not None:
                 d.grad.mul_(trainable[name])
             masked.grad = None
-        rate = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        with torch.no_grad():
-            for name, d in removed.items():
+            optimizer.step()  # moves this d alone: the others have no gradient now
+            d.grad = None
+            with torch.no_grad():
                 d.clamp_(0, 1)
-                d.grad = None
-                parameters[name].copy_(base[name] * (1 - d).to(base[name].dtype))
+                masked.copy_(base[name] * (1 - d).to(base[name].dtype))
         schedule.step()
         moved = sum(int((d > 0).sum()) for d in removed.values()) / count
         mean = sum(float(d.double().sum()) for d in removed.values()) / count
