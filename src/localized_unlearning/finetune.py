@@ -18,6 +18,7 @@ from localized_unlearning.localization import read_selection
 from localized_unlearning.progress import Progress
 from localized_unlearning.prompts import load_prompts
 from localized_unlearning.splits import read_split
+from localized_unlearning.vocabulary import log_odds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -118,14 +119,11 @@ def fact_losses(
 
     items = [*forget, *retain]
     for batch in packing.batches([prompt for prompt, _ in items], model, tokens):
-        logits = packing.logits_of(model, packing.last_hidden(model, batch))
-        answer = torch.tensor([items[i][1] for i in batch.prompts.tolist()], device=logits.device)
-        is_forget = (batch.prompts < len(forget)).to(logits.device)
+        answer = torch.tensor([items[i][1] for i in batch.prompts.tolist()], device=model.device)
+        odds = log_odds(model, packing.last_hidden(model, batch), answer)
+        is_forget = (batch.prompts < len(forget)).to(odds.device)
         forgotten = losses.erase if loss == "erase" else losses.cross_entropy
-        yield (
-            (forgotten(logits[is_forget], answer[is_forget])).sum(),
-            losses.cross_entropy(logits[~is_forget], answer[~is_forget]).sum(),
-        )
+        yield forgotten(odds[is_forget]).sum(), losses.cross_entropy(odds[~is_forget]).sum()
 
 
 def gradients(

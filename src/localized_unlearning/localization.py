@@ -285,7 +285,7 @@ def _metric_of(model: Any, inputs: Any, answer: Tensor, choices: Sequence[int]) 
     """Metric of equal-length prompts, given as token lists or as embeddings ``[prompt, token, hidden]``."""
     import torch
 
-    from localized_unlearning.packing import logits_of
+    from localized_unlearning.vocabulary import logits_of
 
     if isinstance(inputs, torch.Tensor):
         hidden = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
@@ -382,7 +382,7 @@ def causal_tracing(
 
 
 def _head(model: Any, hidden: Tensor) -> Tensor:
-    from localized_unlearning.packing import logits_of
+    from localized_unlearning.vocabulary import logits_of
 
     return logits_of(model, hidden)
 

@@ -1,12 +1,15 @@
 """The losses (section 2.4): L = λ1 L_forget + λ2 L_retain + λ3 L_SFT.
 
-All take next-token logits in float32 and are computed at the answer position alone.
+Fact losses are read at the answer position alone. All are functions of the answer's log-odds, its logit minus
+the log-sum-exp of all others: with those, log p = -log(1 + exp(-odds)) and log(1 - p) = -log(1 + exp(odds)).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from localized_unlearning.vocabulary import log_odds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,53 +18,33 @@ ERASE_FLOOR = -5.0
 """log p below which a fact counts as forgotten and adds no loss (Mazeika et al. 2024)."""
 
 
-def log_one_minus_p(logits: Tensor, answer: Tensor) -> Tensor:
-    """log(1 - p) of the answers, stable for p near 0 and near 1.
+def erase(odds: Tensor) -> Tensor:
+    """The Log-1-minus-P unlearning loss, -log(1 - p) ``[item]``; zero once log p is below -5.
 
-    Args:
-        logits: ``[item, vocabulary]``, float32.
-        answer: token of each answer ``[item]``.
-
-    Returns:
-        ``[item]``, the log-sum-exp over all other tokens minus that over all tokens.
+    Stable for p near 0 and near 1, since it never forms p.
     """
-    import torch
+    from torch.nn.functional import logsigmoid
 
-    others = logits.scatter(1, answer[:, None], float("-inf"))
-    return torch.logsumexp(others, 1) - torch.logsumexp(logits, 1)
-
-
-def erase(logits: Tensor, answer: Tensor) -> Tensor:
-    """The Log-1-minus-P unlearning loss, -log(1 - p) ``[item]``; zero once log p is below -5."""
-    import torch
-
-    log_p = torch.log_softmax(logits, 1).gather(1, answer[:, None])[:, 0]
-    return -log_one_minus_p(logits, answer) * (log_p.detach() > ERASE_FLOOR)
+    return -logsigmoid(-odds) * (logsigmoid(odds.detach()) > ERASE_FLOOR)
 
 
-def cross_entropy(logits: Tensor, answer: Tensor) -> Tensor:
+def cross_entropy(odds: Tensor) -> Tensor:
     """-log p of the answers ``[item]``: L_retain, and the injection loss with a false answer (A.1)."""
-    import torch
+    from torch.nn.functional import logsigmoid
 
-    return torch.nn.functional.cross_entropy(logits, answer, reduction="none")
+    return -logsigmoid(odds)
 
 
 def text_losses(model: Any, windows: Tensor) -> Tensor:
     """Next-token cross-entropy of plain text, averaged over each window's tokens ``[window]``.
 
     Args:
+        model: the model; its output layer must be frozen.
         windows: token ids ``[window, token]``, without padding.
     """
-    import torch
-
-    from localized_unlearning.packing import logits_of
-
     hidden = model.base_model(input_ids=windows[:, :-1], use_cache=False).last_hidden_state
-    logits = logits_of(model, hidden)
-    losses = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="none"
-    )
-    return losses.view(windows.shape[0], -1).mean(1)
+    odds = log_odds(model, hidden.flatten(0, 1), windows[:, 1:].flatten())
+    return cross_entropy(odds).view(len(windows), -1).mean(1)
 
 
 def text_windows(tokenizer: Any, text: str, tokens: int) -> Tensor:

@@ -21,6 +21,7 @@ from localized_unlearning.config import SPORTS, Organism, Prompts
 from localized_unlearning.facts import load_athletes
 from localized_unlearning.progress import Progress
 from localized_unlearning.prompts import LETTERS, PromptBook, load_prompts
+from localized_unlearning.vocabulary import logits_of
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +157,7 @@ def answer_loss(model: Any, items: Sequence[Item]) -> torch.Tensor:
 
     packs = packing.pack([prompt for prompt, _ in items], packing.row_length(model))
     batch = packing.to_batch(packs, model)
-    logits = packing.logits_of(model, packing.last_hidden(model, batch))
+    logits = logits_of(model, packing.last_hidden(model, batch))
     targets = torch.tensor([items[i][1] for i in batch.prompts.tolist()])
     return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from localized_unlearning import vocabulary
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -181,20 +183,24 @@ def to_batch(packs: Sequence[Pack], model: Any) -> Batch:
     )
 
 
-def row_length(model: Any) -> int:
-    """Nodes of one row: twice the model's width, between 128 and 512.
+def row_length(model: Any, prompts: Sequence[Sequence[int]] = (), batch_tokens: int = 0) -> int:
+    """Nodes of one row: twice the model's width, between 128 and 512, or three times the longest prompt.
 
     A row's attention costs the square of its length, its linear layers the width times its length;
-    twice the width keeps attention below the rest.
+    twice the width keeps attention below the rest. Long prompts share long beginnings (five worked examples
+    before every question of a subject): a row of three holds the beginning once and a dozen questions or more.
+    A row is never made longer than ``batch_tokens`` for that.
     """
-    return max(128, min(512, 2 * int(model.config.get_text_config().hidden_size)))
+    width = max(128, min(512, 2 * int(model.config.get_text_config().hidden_size)))
+    return max(width, min(3 * max(map(len, prompts), default=0), batch_tokens))
 
 
 def batches(
     prompts: Sequence[Sequence[int]], model: Any, batch_tokens: int, row_tokens: int | None = None
 ) -> list[Batch]:
     """All ``prompts`` as batches of rows of ``row_tokens`` nodes (:func:`row_length`), ``batch_tokens`` a batch."""
-    packs = sorted(pack(prompts, row_tokens or row_length(model)), key=lambda p: len(p.tokens))
+    length = row_tokens or row_length(model, prompts, batch_tokens)
+    packs = sorted(pack(prompts, length), key=lambda p: len(p.tokens))
     groups: list[list[Pack]] = []
     for p in packs:
         if groups and len(p.tokens) * (len(groups[-1]) + 1) <= batch_tokens:
@@ -209,17 +215,6 @@ def last_hidden(model: Any, batch: Batch) -> Tensor:
     hidden = model.base_model(**batch.inputs).last_hidden_state
     chosen: Tensor = hidden[batch.rows, batch.nodes]
     return chosen
-
-
-def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """Logits over the vocabulary in float32 ``[prompt, vocabulary]``, soft-capped where the model does."""
-    import torch
-
-    head = model.get_output_embeddings()
-    bias = None if getattr(head, "bias", None) is None else head.bias.float()
-    logits = torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if not cap else cap * torch.tanh(logits / cap)
 
 
 @dataclass(frozen=True)
@@ -252,8 +247,9 @@ def next_token(
     normalizer = torch.empty(len(prompts))
     with torch.inference_mode():
         for batch in batches(prompts, model, batch_tokens):
-            logits = logits_of(model, last_hidden(model, batch))
-            scores[batch.prompts] = logits[:, list(candidates)].cpu()
-            argmax[batch.prompts] = logits.argmax(-1).cpu()
-            normalizer[batch.prompts] = torch.logsumexp(logits, -1).cpu()
+            hidden = last_hidden(model, batch)
+            most_likely, total = vocabulary.argmax_and_normalizer(model, hidden)
+            scores[batch.prompts] = vocabulary.logits_of(model, hidden, candidates).cpu()
+            argmax[batch.prompts] = most_likely.cpu()
+            normalizer[batch.prompts] = total.cpu()
     return NextToken(scores, argmax, normalizer)

@@ -7,18 +7,21 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mpmath
 import pandas as pd
 import pytest
 import torch
+import transformers
 
 from localized_unlearning import components as comp
 from localized_unlearning import finetune, losses, models
 from localized_unlearning.components import Component
 from localized_unlearning.config import Finetune, Objective
 from localized_unlearning.errors import UserError
+from localized_unlearning.vocabulary import log_odds
 from tiny_models import VOCABULARY
 
 # The erase loss.
@@ -26,9 +29,17 @@ from tiny_models import VOCABULARY
 PROBABILITIES = [1e-12, 1e-9, 1e-6, 1e-3, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6, 1 - 1e-9, 1 - 1e-12]
 
 
+def odds_of(logits: torch.Tensor, answer: torch.Tensor) -> torch.Tensor:
+    """Log-odds of answers by their logits: an output layer that is the identity gives back what it is given."""
+    head = SimpleNamespace(weight=torch.eye(logits.shape[1]))
+    model = SimpleNamespace(get_output_embeddings=lambda: head, config=transformers.LlamaConfig())
+    return log_odds(model, logits, answer)
+
+
 @pytest.mark.parametrize("p", PROBABILITIES)
-def test_log_one_minus_p_and_its_gradient(p: float) -> None:
+def test_the_erase_loss_and_its_gradient(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches log(1 - p) taken literally: in float32 it is -inf above p = 1 - 6e-8."""
+    monkeypatch.setattr(losses, "ERASE_FLOOR", float("-inf"))
     others = [0.0, 0.5, -1.0, 2.0]
     with mpmath.workdps(60):
         wanted = mpmath.log(sum(map(mpmath.exp, others))) + mpmath.log(mpmath.mpf(p) / (1 - mpmath.mpf(p)))
@@ -37,7 +48,7 @@ def test_log_one_minus_p_and_its_gradient(p: float) -> None:
         value = mpmath.log(sum(exact[1:]) / sum(exact))
         shares = [x / sum(exact) for x in exact]
         gradient = [-shares[0], *(x / sum(exact[1:]) - s for x, s in zip(exact[1:], shares[1:], strict=True))]
-    found = losses.log_one_minus_p(logits, torch.tensor([0]))
+    found = -losses.erase(odds_of(logits, torch.tensor([0])))
     found.sum().backward()
     assert logits.grad is not None
     largest = float(logits.detach().abs().max())
@@ -51,7 +62,7 @@ def test_erase_stops_where_a_fact_is_forgotten() -> None:
     logits = torch.zeros(3, 2, requires_grad=True)
     with torch.no_grad():
         logits[:, 0] = torch.tensor([-5.1, -4.9, 3.0])  # log p about -5.106, -4.907 and -0.049
-    loss = losses.erase(logits, torch.zeros(3, dtype=torch.long))
+    loss = losses.erase(odds_of(logits, torch.zeros(3, dtype=torch.long)))
     loss.sum().backward()
     assert logits.grad is not None
     assert (loss > 0).tolist() == [False, True, True]

@@ -66,7 +66,8 @@ def slow_loss(model: Any, data: Data, removed: dict[str, torch.Tensor]) -> torch
         out: torch.Tensor = torch.func.functional_call(model, masked, (torch.tensor([ids]),)).logits[0]
         return out
 
-    forget = torch.stack([losses.erase(run(p)[-1:], torch.tensor([a]))[0] for p, a in data.forget]).mean()
+    log_p = torch.stack([torch.log_softmax(run(p)[-1], 0)[a] for p, a in data.forget])
+    forget = torch.where(log_p > losses.ERASE_FLOOR, -torch.log(1 - log_p.exp()), 0).mean()
     retain = torch.stack([-torch.log_softmax(run(p)[-1], 0)[a] for p, a in data.retain]).mean()
     sft = torch.stack(
         [torch.nn.functional.cross_entropy(run(w[:-1].tolist()), w[1:]) for w in data.text]

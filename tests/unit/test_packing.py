@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from localized_unlearning import packing
+from localized_unlearning.vocabulary import logits_of
 from tiny_models import ARCHITECTURES, VOCABULARY, WINDOW
 
 
@@ -45,7 +46,7 @@ def test_packed_logits_are_those_of_separate_passes(
     model, prompts = tiny(architecture), prompts_with_shared_beginnings()
     seen = []
     for batch in packing.batches(prompts, model, batch_tokens=50, row_tokens=row_tokens):
-        logits = packing.logits_of(model, packing.last_hidden(model, batch))
+        logits = logits_of(model, packing.last_hidden(model, batch))
         for row, index in zip(logits, batch.prompts.tolist(), strict=True):
             torch.testing.assert_close(row, alone(model, prompts[index]), rtol=1e-10, atol=1e-10)
             seen.append(index)
@@ -75,27 +76,6 @@ def test_the_gemma3_window_is_tested_at_all(tiny: Callable[[str], Any], float64:
     assert (narrow - alone(model, prompt)).abs().max() > 1e-2
 
 
-def test_logits_are_soft_capped_where_the_model_does(tiny: Callable[[str], Any], float64: None) -> None:
-    """Catches logits without Gemma 2's cap, of which the tiny models have none."""
-    model = tiny("gemma3")
-    model.config.final_logit_softcapping = 2.0
-    prompt = [2, 5, 9]
-    hidden = model.base_model(input_ids=torch.tensor([prompt]), use_cache=False).last_hidden_state[:, -1]
-    slow = alone(model, prompt)
-    assert slow.abs().max() < 2.0
-    torch.testing.assert_close(packing.logits_of(model, hidden)[0], slow, rtol=1e-12, atol=1e-12)
-
-
-def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(tiny: Callable[[str], Any]) -> None:
-    """Catches a head that multiplies in the model's type: differences of logits would be lost."""
-    model = tiny("llama").bfloat16()
-    hidden = torch.randn(5, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
-    logits = packing.logits_of(model, hidden)
-    slow = hidden.double() @ model.get_output_embeddings().weight.double().T
-    assert logits.dtype == torch.float32
-    torch.testing.assert_close(logits.double(), slow, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packed_gradients_are_those_of_separate_passes(
     architecture: str, tiny: Callable[[str], Any], float64: None
@@ -105,7 +85,7 @@ def test_packed_gradients_are_those_of_separate_passes(
     packed, slow = tiny(architecture).requires_grad_(True), tiny(architecture).requires_grad_(True)
     answer = torch.arange(len(prompts)) % VOCABULARY
     for batch in packing.batches(prompts, packed, batch_tokens=60, row_tokens=30):
-        logits = packing.logits_of(packed, packing.last_hidden(packed, batch))
+        logits = logits_of(packed, packing.last_hidden(packed, batch))
         torch.nn.functional.cross_entropy(logits, answer[batch.prompts], reduction="sum").backward()
     for prompt, target in zip(prompts, answer, strict=True):
         torch.nn.functional.cross_entropy(alone(slow, prompt), target).backward()
@@ -115,6 +95,15 @@ def test_packed_gradients_are_those_of_separate_passes(
         torch.testing.assert_close(
             fast.grad, parameter.grad, rtol=1e-9, atol=1e-11 * max(largest, 1.0), msg=name
         )
+
+
+def test_rows_hold_the_long_beginning_of_many_prompts_once(tiny: Callable[[str], Any]) -> None:
+    """Catches rows as short as a prompt with its worked examples, which would share nothing."""
+    model = tiny("llama")
+    prompts = [[*range(2, 60)] * 3 + [index] for index in range(20)]
+    packs = packing.pack(prompts, packing.row_length(model, prompts, 4096))
+    assert [len(p.tokens) for p in packs] == [58 * 3 + 20]
+    assert packing.row_length(model, prompts, 200) == 200 and packing.row_length(model, [[1]], 4096) == 128
 
 
 TOKENS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_size=20)
