@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from localized_unlearning import config as configuration
+from localized_unlearning import costs
 from localized_unlearning.config import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import code
@@ -79,6 +81,27 @@ class Workflow:
     def code(self, stage: str) -> str:
         """The digest of a stage's code: Snakemake does not see a changed import."""
         return code.code_digest(code.closure(STAGES[stage].module))
+
+    @cached_property
+    def costs(self) -> costs.Model:
+        """What this run's jobs cost."""
+        return costs.Model.of(self.config, Path(self.results))
+
+    def memory(self, stage: str) -> Callable[[Wildcards, int], int]:
+        """Memory of a stage's jobs in MB, as the rules' ``mem_mb``; more with each attempt."""
+
+        def mem_mb(wildcards: Wildcards, attempt: int) -> int:
+            return costs.memory_mb(self.costs, stage, dict(wildcards), attempt)
+
+        return mem_mb
+
+    def runtime(self, stage: str) -> Callable[[Wildcards, int, int], int]:
+        """Time of a stage's jobs in minutes, as the rules' ``runtime``; more with each attempt."""
+
+        def runtime(wildcards: Wildcards, attempt: int, threads: int) -> int:
+            return costs.minutes(self.costs, stage, dict(wildcards), threads, attempt)
+
+        return runtime
 
     def source(self, dotted: str) -> str:
         """Where the file of a config source lies: itself if local, else where ``fetch`` puts it."""

@@ -18,8 +18,8 @@ if plan.config.model.kind == "organism":
             "../../envs/cpu.yaml"
         threads: workflow.cores or 2
         resources:
-            mem_mb=3000,
-            runtime=30,
+            mem_mb=plan.memory("pretrain"),
+            runtime=plan.runtime("pretrain"),
         params:
             config=plan.resolved,
             settings=plan.seen("pretrain"),
@@ -45,8 +45,8 @@ elif plan.config.model.kind == "gguf":
         conda:
             "../../envs/cpu.yaml"
         resources:
-            mem_mb=6000,
-            runtime=30,
+            mem_mb=plan.memory("convert"),
+            runtime=plan.runtime("convert"),
         params:
             config=plan.resolved,
             settings=plan.seen("convert"),
@@ -68,8 +68,8 @@ else:
         conda:
             "../../envs/cpu.yaml"
         resources:
-            mem_mb=2000,
-            runtime=240,
+            mem_mb=plan.memory("download"),
+            runtime=plan.runtime("download"),
         params:
             config=plan.resolved,
             settings=plan.seen("download"),
@@ -97,8 +97,8 @@ rule model_card:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=plan.memory("model_card"),
+        runtime=plan.runtime("model_card"),
     params:
         config=plan.resolved,
         settings=plan.seen("model_card"),

@@ -23,8 +23,8 @@ rule table:
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=plan.memory("table"),
+        runtime=plan.runtime("table"),
     params:
         config=plan.resolved,
         task=plan.task_of,
@@ -56,8 +56,8 @@ rule figure:
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=plan.memory("figure"),
+        runtime=plan.runtime("figure"),
     params:
         config=plan.resolved,
         settings=plan.seen("figure"),

@@ -13,8 +13,8 @@ rule fetch:
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=1000,
-        runtime=60,
+        mem_mb=plan.memory("fetch"),
+        runtime=plan.runtime("fetch"),
     params:
         config=plan.resolved,
         settings=plan.seen("fetch"),
@@ -40,8 +40,8 @@ rule known_facts:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=4000,
-        runtime=30,
+        mem_mb=plan.memory("known_facts"),
+        runtime=plan.runtime("known_facts"),
     params:
         config=plan.resolved,
         settings=plan.seen("known_facts"),
@@ -65,8 +65,8 @@ rule split:
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=1000,
-        runtime=10,
+        mem_mb=plan.memory("split"),
+        runtime=plan.runtime("split"),
     params:
         config=plan.resolved,
         settings=plan.seen("split"),

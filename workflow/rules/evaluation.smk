@@ -23,8 +23,8 @@ rule evaluate:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=6000,
-        runtime=60,
+        mem_mb=plan.memory("evaluate"),
+        runtime=plan.runtime("evaluate"),
     params:
         config=plan.resolved,
         settings=plan.seen("evaluate"),

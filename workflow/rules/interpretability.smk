@@ -17,8 +17,8 @@ rule layer_probes:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=6000,
-        runtime=60,
+        mem_mb=plan.memory("layer_probes"),
+        runtime=plan.runtime("layer_probes"),
     params:
         config=plan.resolved,
         settings=plan.seen("layer_probes"),
@@ -46,8 +46,8 @@ rule head_ablation:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=6000,
-        runtime=60,
+        mem_mb=plan.memory("head_ablation"),
+        runtime=plan.runtime("head_ablation"),
     params:
         config=plan.resolved,
         settings=plan.seen("head_ablation"),

@@ -17,8 +17,8 @@ rule score:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=6000,
-        runtime=60,
+        mem_mb=plan.memory("score"),
+        runtime=plan.runtime("score"),
     params:
         config=plan.resolved,
         settings=plan.seen("score"),
@@ -45,8 +45,8 @@ rule select:
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=2000,
-        runtime=10,
+        mem_mb=plan.memory("select"),
+        runtime=plan.runtime("select"),
     params:
         config=plan.resolved,
         settings=plan.seen("select"),

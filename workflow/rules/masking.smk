@@ -19,8 +19,8 @@ rule mask:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=6000,
-        runtime=60,
+        mem_mb=plan.memory("mask"),
+        runtime=plan.runtime("mask"),
     params:
         config=plan.resolved,
         settings=plan.seen("mask"),
@@ -54,8 +54,8 @@ rule sweep:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=6000,
-        runtime=60,
+        mem_mb=plan.memory("sweep"),
+        runtime=plan.runtime("sweep"),
     params:
         config=plan.resolved,
         settings=plan.seen("sweep"),

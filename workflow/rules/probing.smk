@@ -17,8 +17,8 @@ rule probe:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=6000,
-        runtime=60,
+        mem_mb=plan.memory("probe"),
+        runtime=plan.runtime("probe"),
     params:
         config=plan.resolved,
         settings=plan.seen("probe"),

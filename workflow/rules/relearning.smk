@@ -21,8 +21,8 @@ rule relearn:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=6000,
-        runtime=60,
+        mem_mb=plan.memory("relearn"),
+        runtime=plan.runtime("relearn"),
     params:
         config=plan.resolved,
         settings=plan.seen("relearn"),

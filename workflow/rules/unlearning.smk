@@ -20,8 +20,8 @@ rule finetune:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=8000,
-        runtime=120,
+        mem_mb=plan.memory("finetune"),
+        runtime=plan.runtime("finetune"),
     params:
         config=plan.resolved,
         settings=plan.seen("finetune"),

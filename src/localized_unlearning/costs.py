@@ -1,0 +1,857 @@
+"""What a run costs, before it runs: floating-point operations, seconds, bytes of memory and of disk, job by job.
+
+The rules' memory and time, ``preflight`` and ``docs/scale.md`` all come from here. Everything is arithmetic over the
+config, the sizes of the model and of the data; nothing is loaded, neither torch nor weights. What a rule computes is
+described in one function a stage below; how fast a device is stands in ``DEVICES``.
+
+Operations are counted as multiply and add (2 for each weight and token of a forward pass); B below is billion.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+from localized_unlearning.config import Config, Kind, Localization
+from localized_unlearning.prompts import load_prompts
+from localized_unlearning.sources import Source
+
+Wildcards = Mapping[str, str]
+
+GB = 1e9
+
+# ---- the model
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder; what they do not count, norms and biases, is below 0.1 %.
+
+    Attributes:
+        layers, hidden, mlp, heads, kv_heads, head_dim, vocabulary: as in the model's config.
+        gated: whether the MLP has a gate projection.
+        tied: whether the output layer is the embedding.
+    """
+
+    layers: int
+    hidden: int
+    mlp: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    gated: bool = True
+    tied: bool = True
+
+    @property
+    def kinds(self) -> dict[Kind, int]:
+        """Parameters of each matrix of a layer."""
+        query, key, mlp = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.mlp
+        widths: dict[Kind, int] = {"q": query, "k": key, "v": key, "o": query, "up": mlp, "down": mlp}
+        if self.gated:
+            widths["gate"] = mlp
+        return {kind: width * self.hidden for kind, width in widths.items()}
+
+    @property
+    def body(self) -> int:
+        """Parameters of all layers' matrices: what each token passes through."""
+        return self.layers * sum(self.kinds.values())
+
+    @property
+    def head(self) -> int:
+        """Parameters of the output layer."""
+        return self.hidden * self.vocabulary
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model."""
+        return self.body + self.head * (1 if self.tied else 2)
+
+    @property
+    def largest(self) -> int:
+        """Parameters of the largest matrix of a layer."""
+        return max(self.kinds.values())
+
+
+KNOWN: dict[str, Shape] = {
+    "gemma-7b": Shape(28, 3072, 24576, 16, 16, 256, 256_000),
+    "gemma-2-2b": Shape(26, 2304, 9216, 8, 4, 256, 256_000),
+    "gemma-2-9b": Shape(42, 3584, 14336, 16, 8, 256, 256_000),
+    "gemma-3-270m": Shape(18, 640, 2048, 4, 1, 256, 262_144),
+    "gemma-3-1b-pt": Shape(26, 1152, 6912, 4, 1, 256, 262_144),
+    "meta-llama-3-8b": Shape(32, 4096, 14336, 32, 8, 128, 128_256, tied=False),
+    "llama-3.1-8b": Shape(32, 4096, 14336, 32, 8, 128, 128_256, tied=False),
+    "pythia-2.8b": Shape(32, 2560, 10240, 32, 32, 80, 50_304, gated=False, tied=False),
+}
+"""Published sizes of models by the last part of their hub name, for plans made before the weights are there."""
+
+
+def shape_in(path: Path) -> Shape:
+    """The shape in a Hugging Face ``config.json``."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data = data.get("text_config", data)
+    heads, hidden = data["num_attention_heads"], data["hidden_size"]
+    return Shape(
+        data["num_hidden_layers"],
+        hidden,
+        data["intermediate_size"],
+        heads,
+        data.get("num_key_value_heads") or heads,
+        data.get("head_dim") or hidden // heads,
+        data["vocab_size"],
+        gated=data["model_type"] != "gpt_neox",
+        tied=data.get("tie_word_embeddings", data["model_type"].startswith("gemma")),
+    )
+
+
+def find_shape(config: Config, results: Path) -> tuple[Shape, str]:
+    """The base model's shape, and where it was found: the weights' own config, the run's config or ``KNOWN``.
+
+    An unknown model counts as Gemma-7B until its weights are there; the second value then says "assumed".
+    """
+    for folder in (results / "base_model", Path(config.model.name).expanduser()):
+        if (folder / "config.json").is_file():
+            return shape_in(folder / "config.json"), "its config.json"
+    if config.model.kind == "organism":
+        o = config.organism
+        return Shape(
+            o.layers, o.hidden, o.mlp, o.heads, o.heads, o.hidden // o.heads, o.vocabulary
+        ), "the config"
+    name = config.model.name.rstrip("/").rsplit("/", 1)[-1].lower()
+    if name in KNOWN:
+        return KNOWN[name], "the published sizes"
+    return KNOWN[
+        "gemma-7b"
+    ], f"assumed: the sizes of {config.model.name} are unknown before its weights are there"
+
+
+# ---- the data
+
+CHARACTERS_PER_TOKEN = {"prompt": (4.0, 3.3), "question": (4.4, 2.4)}
+"""Of the athletes' prompts and of MMLU's, with Gemma's vocabulary and with the organism's: measured, within a third
+for each prompt."""
+
+LARGE_VOCABULARY = 30_000
+TYPICAL_NAME = "Jordan Example"
+PAPER_ATHLETES = {"football": 587, "baseball": 487, "basketball": 492}
+MMLU_TEST, MMLU_CHARACTERS, MMLU_EXAMPLE = 14_042, 551, 494
+"""Questions of MMLU's test part; mean characters of a 0-shot prompt and of each example."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """Sizes of the data.
+
+    Attributes:
+        athletes: athletes that the base model knows, by sport.
+        questions: test questions in MMLU's format.
+        question_characters: mean characters of a question's prompt, 0-shot.
+    """
+
+    athletes: Mapping[str, int]
+    questions: int
+    question_characters: float
+
+    @property
+    def total(self) -> int:
+        """All known athletes."""
+        return sum(self.athletes.values())
+
+
+def local_path(source: Source, fetched: Path) -> Path | None:
+    """Where a source's file is now, if anywhere."""
+    places = [fetched]
+    places += [Path(os.path.expandvars(os.path.expanduser(p))) for p in (source.path, source.local) if p]
+    return next((p for p in places if p.exists()), None)
+
+
+def _sports(path: Path) -> dict[str, int]:
+    """Rows of each sport in an athletes file; none if it is no such file, which the first job will say better."""
+    found: dict[str, int] = {}
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            for line in csv.DictReader(stream):
+                sport = line.get("sport") or ""
+                found[sport] = found.get(sport, 0) + 1
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return {}
+    return found
+
+
+def find_data(config: Config, results: Path) -> Data:
+    """The sizes of the data that are there; of files still to come, those of the paper's.
+
+    All athletes count as known until the model card says how many are.
+    """
+    path = local_path(config.athletes.source, results / "sources" / "athletes.source")
+    athletes = _sports(path) if path else dict(PAPER_ATHLETES)
+    card, rows = results / "model_card.json", sum(athletes.values())
+    if card.is_file() and rows:
+        share = json.loads(card.read_text(encoding="utf-8"))["athletes_known"] / rows
+        athletes = {sport: math.ceil(count * share) for sport, count in athletes.items()}
+    path = local_path(config.mmlu.source, results / "sources" / "mmlu.source")
+    lengths = list(_question_lengths(path)) if path else []
+    count, characters = len(lengths), sum(lengths) / max(1, len(lengths))
+    return Data(athletes, *((count, characters) if count else (MMLU_TEST, MMLU_CHARACTERS)))
+
+
+def _question_lengths(path: Path) -> Iterator[int]:
+    """Characters of each test question's prompt in CSV files; of Parquet, which needs a library, none."""
+    files = [path] if path.is_file() else sorted(path.rglob("*_test.csv"))
+    try:
+        for file in files:
+            if file.suffix == ".csv":
+                with file.open(newline="", encoding="utf-8-sig") as stream:
+                    for row in csv.reader(stream):
+                        if len(row) == 6 or (len(row) == 8 and row[1] == "test"):
+                            yield sum(map(len, row[-6:])) + 95  # the sentence in front, letters, line ends
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return
+
+
+# ---- what computing takes
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a job computes.
+
+    Attributes:
+        flops: in the type of the weights.
+        float32_flops: logits, which are in float32 whatever the weights are.
+        traffic: bytes read and written besides matrix products (optimizer steps, masks, restored weights).
+        calls: layers that are run, forwards and backwards; each costs a little however small it is.
+        fit_flops: logistic regressions on the CPU.
+        load: bytes read from disk, and hashed.
+    """
+
+    flops: float = 0.0
+    float32_flops: float = 0.0
+    traffic: float = 0.0
+    calls: float = 0.0
+    fit_flops: float = 0.0
+    load: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(self.values, other.values, strict=True)))
+
+    def __mul__(self, times: float) -> Work:
+        return Work(*(a * times for a in self.values))
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The fields in order."""
+        return self.flops, self.float32_flops, self.traffic, self.calls, self.fit_flops, self.load
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one job costs.
+
+    Attributes:
+        work: what it computes.
+        device: bytes on the device at the peak, by what they hold.
+        host: bytes of the process beside the device.
+        disk: bytes of its outputs.
+    """
+
+    work: Work = field(default_factory=Work)
+    device: Mapping[str, float] = field(default_factory=dict)
+    host: float = 0.0
+    disk: float = 0.0
+
+    @property
+    def device_bytes(self) -> float:
+        """The peak on the device."""
+        return sum(self.device.values())
+
+
+@dataclass(frozen=True)
+class Device:
+    """How fast something computes.
+
+    Attributes:
+        name: its name.
+        bfloat16, float32: matrix products, operations a second at the peak.
+        bandwidth: bytes of memory a second.
+        memory: bytes.
+        utilisation: share of the peak that our stages reach, all in all.
+        call: seconds that running a layer takes at least.
+        disk: bytes a second when weights are read and hashed.
+        start: seconds before a job begins to compute.
+        gpu: whether the host is another memory.
+    """
+
+    name: str
+    bfloat16: float
+    float32: float
+    bandwidth: float
+    memory: float
+    utilisation: float
+    call: float
+    disk: float = 1e9
+    start: float = 2.0
+    gpu: bool = True
+
+    def seconds(self, work: Work, dtype: str) -> float:
+        """How long ``work`` takes with weights of ``dtype``."""
+        rate = self.bfloat16 if dtype == "bfloat16" else self.float32
+        return (
+            self.start
+            + work.load / self.disk
+            + work.flops / (rate * self.utilisation)
+            + work.float32_flops / (self.float32 * self.utilisation)
+            + work.traffic / self.bandwidth
+            + work.calls * self.call
+            + work.fit_flops / FIT_RATE
+        )
+
+
+FIT_RATE = 2e9
+"""Operations a second of a logistic regression: it streams its data from memory, on one core."""
+
+DEVICES: dict[str, Device] = {
+    d.name: d
+    for d in (
+        # NVIDIA's data sheets, dense; float32 without TF32. Utilisation is an assumption until measured on one.
+        Device("A100-80", 312e12, 19.5e12, 2.0e12, 80e9, 0.4, 2e-4, start=20),
+        Device("H100", 989e12, 67e12, 3.35e12, 80e9, 0.4, 2e-4, start=20),
+        Device("H200", 989e12, 67e12, 4.8e12, 141e9, 0.4, 2e-4, start=20),
+    )
+}
+
+
+def cpu(threads: int, rate: float = 40e9) -> Device:
+    """This kind of machine's cores.
+
+    Args:
+        threads: cores of a job.
+        rate: float32 operations a second and core in large matrix products; bfloat16 is taken to be as fast.
+    """
+    return Device(
+        "cpu", rate * threads, rate * threads, 6e9, 0.0, 0.5, 3e-4, disk=0.4e9, start=1.0, gpu=False
+    )
+
+
+def measured_cpu(threads: int) -> Device:
+    """:func:`cpu` with the rate that this machine shows now, in half a second; imports torch."""
+    import time
+
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+        best, end = math.inf, time.perf_counter() + 0.5
+        while time.perf_counter() < end:
+            started = time.perf_counter()
+            a @ b
+            best = min(best, time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(before)
+    return cpu(threads, 2 * 1024**3 / best / threads)
+
+
+# ---- the stages
+
+
+@dataclass(frozen=True)
+class Model:
+    """The cost model of one run.
+
+    Attributes:
+        config: the run's.
+        shape: the base model's.
+        origin: where the shape was found.
+        data: sizes of the data.
+        results: the run's folder, in which selections may be there already.
+    """
+
+    config: Config
+    shape: Shape
+    data: Data
+    origin: str = ""
+    results: Path = Path()
+
+    @classmethod
+    def of(cls, config: Config, results: Path) -> Model:
+        """The cost model of a run whose outputs lie, or will lie, in ``results``."""
+        shape, origin = find_shape(config, results)
+        return cls(config, shape, find_data(config, results), origin, results)
+
+    # -- sizes
+
+    @property
+    def width(self) -> int:
+        """Bytes of a weight."""
+        return 2 if self.config.model.dtype == "bfloat16" else 4
+
+    @property
+    def weights(self) -> float:
+        """Bytes of the base model."""
+        return float(self.shape.parameters * self.width)
+
+    def tokens(self, characters: float, kind: str = "prompt") -> float:
+        """Tokens of so many characters, with the beginning-of-sequence token."""
+        return characters / CHARACTERS_PER_TOKEN[kind][self.shape.vocabulary < LARGE_VOCABULARY] + 1
+
+    @cached_property
+    def prompts(self) -> dict[str, tuple[float, float]]:
+        """Tokens of each prompt, and how many of them stand before the athlete's name."""
+        found = {}
+        for name, prompt in load_prompts(Path(self.config.prompts.file)).prompts.items():
+            text = prompt.render(TYPICAL_NAME)
+            found[name] = (self.tokens(len(text)), self.tokens(text.index(TYPICAL_NAME)))
+        return found
+
+    @property
+    def row(self) -> int:
+        """Nodes of one packed row, as :func:`packing.row_length`."""
+        return max(128, min(512, 2 * self.shape.hidden))
+
+    def packed(self, count: float, tokens: float, shared: float) -> float:
+        """Nodes of ``count`` prompts of ``tokens`` tokens, of which each row holds the ``shared`` ones once."""
+        own = tokens - shared
+        each = max(1.0, (self.row - shared) / own)
+        return count * own + math.ceil(count / each) * shared
+
+    def trained(self, localization: str, task: str = "") -> tuple[float, int]:
+        """Parameters that a localization trains, and its lowest layer.
+
+        Exact where the selection is there or the config says which; otherwise the most that the budget can hold.
+        """
+        path = self.results / task / "selections" / f"{localization}.json"
+        if task and path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            return found["parameters"], min(int(name.split(".")[0]) for name in found["components"])
+        chosen = self.config.localizations[localization]
+        assert chosen is not None
+        return self._budget(chosen)
+
+    def _budget(self, chosen: Localization) -> tuple[float, int]:
+        sizes = {
+            k: v for k, v in self.shape.kinds.items() if k != "gate" or self.config.components.include_gate
+        }
+        mlps = {k: v for k, v in sizes.items() if k in ("gate", "up", "down")}
+        layers = self.shape.layers
+        if chosen.kind == "all":
+            return layers * sum(sizes.values()), 0
+        if chosen.kind == "all_mlps":
+            return layers * sum(mlps.values()), 0
+        if chosen.kind == "manual":
+            each = sum(v for k, v in sizes.items() if k in chosen.kinds)
+            return len(chosen.layers) * each, min(chosen.layers)
+        manual = self.config.localizations.get("manual")
+        if chosen.budget == "parameters" and manual is not None:
+            return self._budget(manual)[0], 0
+        scores = self.config.scores.get(chosen.scores or "")
+        if scores is not None and scores.method == "causal_tracing" and scores.sites == "units":
+            units = math.ceil(2 * layers * chosen.fraction - 1e-9)
+            return units * max(sum(mlps.values()), sum(sizes.values()) - sum(mlps.values())), 0
+        if self.config.components.granularity == "head":
+            ordered = sorted([*mlps.values()] * layers + self._heads(sizes) * layers, reverse=True)
+        else:
+            ordered = sorted([*sizes.values()] * layers, reverse=True)
+        return sum(ordered[: math.ceil(len(ordered) * chosen.fraction - 1e-9)]), 0
+
+    def _heads(self, sizes: Mapping[Kind, int]) -> list[int]:
+        s = self.shape
+        counts = {"q": s.heads, "o": s.heads, "k": s.kv_heads, "v": s.kv_heads}
+        return [
+            size // counts[kind]
+            for kind, size in sizes.items()
+            if kind in counts
+            for _ in range(counts[kind])
+        ]
+
+    def forget(self, task: str) -> int:
+        """Athletes to forget."""
+        found = self.config.tasks[task]
+        assert found is not None
+        if found.forget.sport is not None:
+            return self.data.athletes.get(found.forget.sport, 0)
+        return len(found.forget.athletes)
+
+    def parts(self, task: str) -> tuple[float, float, float]:
+        """Training athletes, test athletes of the forget set, other test athletes; named ones are in both parts."""
+        task_config = self.config.tasks[task]
+        assert task_config is not None
+        forget, share = self.forget(task), self.config.split.test_fraction
+        others = self.data.total - forget
+        if task_config.forget.sport is None:
+            return others * (1 - share) + forget, forget, others * share
+        return self.data.total * (1 - share), forget * share, others * share
+
+    # -- passes
+
+    def forward(self, nodes: float, row: float, answers: float, batch: float | None = None) -> Work:
+        """A forward pass over ``nodes`` tokens in rows of ``row``, with logits at ``answers`` of them."""
+        s = self.shape
+        attention = 4 * s.layers * s.heads * s.head_dim * min(row, self.row)
+        passes = math.ceil(nodes / max(1, batch or self.config.compute.batch_tokens))
+        return Work(
+            flops=nodes * (2 * s.body + attention),
+            float32_flops=2 * s.head * answers,
+            calls=passes * s.layers,
+            traffic=passes * 4 * s.head if self.width == 2 else 0.0,  # the output layer in float32
+        )
+
+    def ask(self, name: str, count: float) -> Work:
+        """A fact prompt about ``count`` athletes."""
+        tokens, shared = self.prompts[name]
+        return self.forward(self.packed(count, tokens, shared), self.row, count)
+
+    def ask_choice(self, count: float, orders: int) -> Work:
+        """Multiple choice about ``count`` athletes; a shuffled order shares only the text in front."""
+        tokens, shared = self.prompts[self.config.prompts.multiple_choice]
+        work = self.forward(self.packed(count, tokens, shared), self.row, count)
+        if orders == 1:
+            return work
+        return work + self.forward(self.packed(count, tokens, 0.35 * shared), self.row, count)
+
+    def ask_questions(self, count: float | None, shots: int) -> Work:
+        """General knowledge: ``count`` questions (None: all) with ``shots`` examples, a subject's ones shared."""
+        asked = self.data.questions if count is None else min(count, self.data.questions)
+        own = self.tokens(self.data.question_characters, "question")
+        shared = self.tokens(80 + shots * MMLU_EXAMPLE, "question")
+        tokens = own + (shared if shots else 0)
+        return self.forward(self.packed(asked, tokens, shared), max(self.row, tokens), asked)
+
+    def exam(self, task: str, short: bool) -> Work:
+        """What a trained model is asked."""
+        c = self.config
+        _, forget, retain = self.parts(task)
+        if short and c.series.retain is not None:
+            retain = min(retain, c.series.retain)
+        names = (c.prompts.training, c.prompts.question, *c.evaluation.prompts)
+        work = self.ask_choice(forget + retain, 1 if short else 2)
+        for name in names:
+            work += self.ask(name, forget + retain)
+        chosen = (c.series.questions, c.series.shots) if short else (c.mmlu.questions, c.mmlu.shots)
+        return work + self.ask_questions(*chosen)
+
+    def training(
+        self,
+        steps: int,
+        facts: float,
+        windows: float,
+        trained: float,
+        lowest: int,
+        batch: int,
+        name: str = "",
+    ) -> Work:
+        """Optimizer steps: ``facts`` prompts and ``windows`` of text a step, ``trained`` parameters, forwards and backwards.
+
+        Below the lowest trained layer there is no backward pass.
+        """
+        tokens, shared = self.prompts[name or self.config.prompts.training]
+        text = windows * self.config.text.tokens
+        nodes = self.packed(facts, tokens, shared)
+        forward = self.forward(nodes, self.row, facts, batch) + self.forward(
+            text, self.config.text.tokens, text, batch
+        )
+        above = (self.shape.layers - lowest) / self.shape.layers
+        backward = Work(
+            flops=forward.flops * above + 2 * trained * (nodes + text),
+            float32_flops=forward.float32_flops,
+            calls=2 * forward.calls * above,
+            traffic=forward.traffic,
+        )
+        return (forward + backward) * steps
+
+    def loading(self, delta: float = 0.0) -> Work:
+        """Reading and hashing the weights, and a delta."""
+        return Work(load=self.weights * 2 + 2 * delta * self.width)
+
+    def probes(self, fits: float, athletes: float) -> Work:
+        """Logistic regressions on the residual stream: about 140 iterations of two products each."""
+        return Work(fit_flops=fits * athletes * self.shape.hidden * 140 * 4)
+
+    # -- memory
+
+    def saved(self, tokens: float, lowest: int, trained: bool) -> float:
+        """Bytes of activations kept for the backward pass of ``tokens`` tokens, above the lowest trained layer."""
+        s, b = self.shape, self.width
+        norms = 2 * 2 * 4 * s.hidden  # float32, in two places of two norms
+        attention = 2 * (s.heads + s.kv_heads) * s.head_dim * b
+        mlp = (3 if s.gated else 1) * s.mlp * b
+        inputs = (s.hidden * 2 + s.heads * s.head_dim + s.mlp) * b if trained else 0
+        return tokens * (s.layers - lowest) * (norms + attention + mlp + inputs)
+
+    def logits(self, rows: float, copies: int) -> float:
+        """Bytes of float32 logits, and of the output layer in float32 where the weights are not."""
+        return rows * self.shape.vocabulary * 4 * copies + (4 * self.shape.head if self.width == 2 else 0)
+
+    def evaluating(self) -> dict[str, float]:
+        """Device bytes of a forward pass without gradients."""
+        tokens = self.config.compute.batch_tokens
+        s = self.shape
+        prompts = tokens / max(
+            1.0, self.prompts[self.config.prompts.training][0] - self.prompts[self.config.prompts.training][1]
+        )
+        rows = max(prompts, tokens)  # plain text has logits at every token
+        return {
+            "weights": self.weights,
+            "activations": tokens * (8 * s.hidden + 3 * s.mlp) * self.width + tokens * 16 * s.hidden,
+            "logits": self.logits(rows, 2),
+        }
+
+    def training_bytes(self, trained: float, lowest: int, batch: float) -> dict[str, float]:
+        """Device bytes of training besides gradients and states: weights, activations, logits."""
+        return {
+            "weights": self.weights,
+            "activations": self.saved(batch, lowest, trained > 0),
+            "logits": self.logits(batch, 3),
+        }
+
+    def states(self, trained: float) -> dict[str, float]:
+        """Bytes of gradients, optimizer states and float32 masters in fine-tuning."""
+        if self.width == 4:
+            return {"gradients": 4 * trained, "optimizer": 8 * trained}
+        precision = self.config.finetune.precision
+        temporary = 0 if precision == "bf16" else 5 * 4 * self.shape.largest
+        optimizer = (12 if precision == "fp32_master" else 4) * trained
+        return {"gradients": 2 * trained, "optimizer": optimizer + temporary}
+
+    # -- one stage each
+
+    def cost(self, stage: str, wildcards: Wildcards) -> Cost:
+        """What one job costs."""
+        return STAGE_COSTS[stage](self, wildcards)
+
+    def _finetune(self, w: Wildcards) -> Cost:
+        f, trained, lowest = self.config.finetune, *self.trained(w["localization"], w["task"])
+        windows = f.sft_batch_size or f.batch_size
+        work = self.training(f.steps, 2 * f.batch_size, windows, trained, lowest, f.micro_batch_tokens)
+        states = self.states(trained)
+        # gradient norm and clipping, AdamW, zeroing: each state is read and written
+        work += Work(traffic=f.steps * 2.5 * sum(states.values())) + self.loading(trained)
+        device = {**self.training_bytes(trained, lowest, f.micro_batch_tokens), **states}
+        return Cost(work, device, 2 * trained * self.width, trained * self.width)
+
+    def _mask(self, w: Wildcards) -> Cost:
+        m, trained, lowest = self.config.masking, *self.trained(w["localization"], w["task"])
+        work = self.training(m.steps, 2 * m.batch_size, m.text_batch, trained, lowest, m.micro_batch_tokens)
+        states = {"adam": 2, "sgd": 1 if m.momentum else 0}[m.optimizer]
+        each = 60 + 12 * states  # gradient of d, the step, clamping, the masked weight, the step's statistics
+        work += Work(traffic=m.steps * each * trained) + self.loading()
+        device = {
+            **self.training_bytes(trained, lowest, m.micro_batch_tokens),
+            "gradients": self.width * trained,
+            "base weights": self.width * trained,
+            "mask": 4 * trained,
+            "optimizer": 4 * states * trained + 4 * 4 * self.shape.largest,
+        }
+        return Cost(work, device, 8 * max(m.edit_sizes), 4.0 * max(m.edit_sizes))
+
+    def _relearn(self, w: Wildcards) -> Cost:
+        r, s = self.config.relearning, self.shape
+        trained, _ = self.trained(w["localization"], w["task"])
+        pairs = sum((size / s.hidden + s.hidden) * r.rank for size in s.kinds.values())
+        lora = s.layers * pairs
+        task = self.config.tasks[w["task"]]
+        assert task is not None
+        facts = len(task.relearn) + r.retain_batch
+        work = self.training(r.iterations, facts, r.text_batch, lora, 0, r.micro_batch_tokens)
+        work += Work(flops=work.flops * 2 * lora / s.body) + Work(traffic=r.iterations * 40 * lora)
+        work += self.exam(w["task"], short=True) * (r.iterations + 1) + self.loading(trained)
+        tokens = min(
+            r.micro_batch_tokens,
+            max(r.text_batch * self.config.text.tokens, facts * self.prompts["training"][0]),
+        )
+        device = {
+            **self.training_bytes(1, 0, tokens),
+            "adapters": 16 * lora,
+            "adapters' activations": tokens
+            * s.layers
+            * (4 * (4 * s.hidden + s.mlp))
+            * (2 if self.width == 2 else 0),
+            "base weights": self.width * trained,
+        }
+        device = self._larger(
+            device, {**self.evaluating(), "adapters": 16 * lora, "base weights": self.width * trained}
+        )
+        return Cost(work, device, 2 * trained * self.width, 2e5 * (r.iterations + 1))
+
+    @staticmethod
+    def _larger(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
+        return max(first, second, key=lambda parts: sum(parts.values()))
+
+    def _evaluate(self, w: Wildcards) -> Cost:
+        trained = 0.0 if w["localization"] == "base" else self.trained(w["localization"], w["task"])[0]
+        c = self.config
+        text = c.text.windows * c.text.tokens
+        work = (
+            self.exam(w["task"], short=False)
+            + self.forward(text, c.text.tokens, text)
+            + self.loading(trained)
+        )
+        device = {**self.evaluating(), "base weights": self.width * trained}
+        rows = self.data.questions if c.mmlu.questions is None else c.mmlu.questions
+        return Cost(work, device, 2 * trained * self.width, 1e5 + 80.0 * rows)
+
+    def _sweep(self, w: Wildcards) -> Cost:
+        points = len(self.config.masking.edit_sizes)
+        return Cost(
+            self.exam(w["task"], short=True) * points + self.loading(), self.evaluating(),
+            8 * max(self.config.masking.edit_sizes), 2e5 * points,
+        )  # fmt: skip
+
+    def _score(self, w: Wildcards) -> Cost:
+        c, s = self.config, self.shape
+        score = c.scores[w["scores"]]
+        assert score is not None
+        train = self.parts(w["task"])[0]
+        count = train if score.prompts is None else min(train, score.prompts)
+        tokens = self.prompts[c.prompts.training][0]
+        once = self.forward(count * tokens, tokens, count)
+        batch = min(c.compute.batch_tokens, count * tokens)
+        device = self.evaluating()
+        if score.method == "attribution_patching":
+            work = once * 3  # two forwards, and a backward to the activations alone
+            each = s.layers * (sum(v / s.hidden for v in s.kinds.values()) + s.hidden) * self.width
+            device["activations"] = self.saved(batch, 0, False) + batch * each * 3
+        else:
+            sites = s.layers * (s.heads + 1)
+            work = once * 2 + once * (sites / 2)  # each restarts at its layer: half the network in the mean
+            device["activations"] += batch * s.layers * (s.hidden + s.mlp + s.heads * s.head_dim) * self.width
+        return Cost(work + self.loading(), device, 0, 2e4)
+
+    def _known_facts(self, w: Wildcards) -> Cost:
+        work = self.ask(self.config.prompts.training, self.data.total) + self.loading()
+        return Cost(work, self.evaluating(), 0, 1e5)
+
+    def _model_card(self, w: Wildcards) -> Cost:
+        c, n = self.config, self.data.total
+        work = self.ask(c.prompts.training, n) + self.ask(c.prompts.question, n) + self.ask_choice(n, 2)
+        work += self.ask_questions(c.mmlu.questions, c.mmlu.shots) + self.loading()
+        return Cost(work, self.evaluating(), 0, 1e4)
+
+    def _probe(self, w: Wildcards) -> Cost:
+        trained = 0.0 if w["localization"] == "base" else self.trained(w["localization"], w["task"])[0]
+        work = replace(self.ask(self.config.prompts.training, self.data.total), float32_flops=0)
+        work += self.probes(2 * 3 * self.shape.layers, self.parts(w["task"])[0]) + self.loading(trained)
+        residual = 4.0 * self.shape.layers * self.data.total * self.shape.hidden
+        device = {**self.evaluating(), "base weights": self.width * trained}
+        return Cost(work, device, 2 * trained * self.width + 3 * residual, 1e5)
+
+    def _layer_probes(self, w: Wildcards) -> Cost:
+        n = self.data.total
+        work = self.ask(self.config.prompts.training, n) * 2 + self.ask("athlete", n) * 2
+        work += self.probes(6 * self.shape.layers, 0.8 * n) * 2 + self.loading()
+        return Cost(work, self.evaluating(), 12.0 * self.shape.layers * n * self.shape.hidden, 1e5)
+
+    def _head_ablation(self, w: Wildcards) -> Cost:
+        runs = self.config.interpretability.lookup_end * self.shape.heads + 1
+        work = self.ask(self.config.prompts.training, self.data.total) * runs
+        work += self.probes(runs, 0.8 * self.data.total) * 2 + self.loading()
+        return Cost(work, self.evaluating(), 12.0 * self.data.total * self.shape.hidden, 1e5)
+
+    def _pretrain(self, w: Wildcards) -> Cost:
+        o, c = self.config.organism, self.config
+        work = Work()
+        for name, count in (
+            (c.prompts.training, o.facts_per_step), (c.prompts.question, o.questions_per_step),
+            (c.prompts.multiple_choice, o.multiple_choice_per_step),
+        ):  # fmt: skip
+            tokens, shared = self.prompts[name]
+            work += self.forward(self.packed(count, tokens, shared), self.row, count)
+        questions = self.tokens(self.data.question_characters, "question") * o.general_knowledge_per_step
+        text = o.text_per_step * 64
+        work += self.forward(questions, self.row, o.general_knowledge_per_step) + self.forward(text, 64, text)
+        work = work * 3 + Work(traffic=40.0 * self.shape.parameters)
+        n = self.shape.parameters
+        device = {
+            "weights": 4.0 * n,
+            "gradients": 4.0 * n,
+            "optimizer": 8.0 * n,
+            "activations": self.saved(4096, 0, True),
+        }
+        return Cost(work * o.steps, device, 0, 4.0 * n)
+
+    def _download(self, w: Wildcards) -> Cost:
+        return Cost(Work(load=2 * self.weights), {}, 1e9, self.weights)
+
+    def _convert(self, w: Wildcards) -> Cost:
+        return Cost(
+            Work(load=2 * self.weights, traffic=200 * self.shape.parameters),
+            {},
+            3 * self.weights,
+            self.weights,
+        )
+
+    def _light(self, w: Wildcards) -> Cost:
+        return Cost(disk=2e5)
+
+
+STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
+    "fetch": Model._light,
+    "pretrain": Model._pretrain,
+    "convert": Model._convert,
+    "download": Model._download,
+    "known_facts": Model._known_facts,
+    "model_card": Model._model_card,
+    "split": Model._light,
+    "score": Model._score,
+    "select": Model._light,
+    "finetune": Model._finetune,
+    "evaluate": Model._evaluate,
+    "relearn": Model._relearn,
+    "mask": Model._mask,
+    "sweep": Model._sweep,
+    "probe": Model._probe,
+    "head_ablation": Model._head_ablation,
+    "layer_probes": Model._layer_probes,
+    "table": Model._light,
+    "figure": Model._light,
+}
+
+LIGHT = ("fetch", "split", "select", "table", "figure", "download", "convert", "pretrain")
+"""Stages that use no GPU even where there is one."""
+
+# ---- what a job asks the scheduler for
+
+PROCESS = 1.2 * GB
+"""A Python process that has imported torch, transformers and scikit-learn, with room for its data frames."""
+HEADROOM = 1.3
+"""Memory asked for, over what is predicted."""
+PATIENCE = 4
+"""Time asked for, over what is predicted: a busy file system or a neighbour must not kill a job."""
+
+
+def on_gpu(config: Config, shape: Shape) -> bool:
+    """Whether jobs are planned for a GPU: where ``compute.device`` says so; with ``auto``, from 2 B parameters on."""
+    if config.compute.device == "auto":
+        return shape.parameters > 2e9
+    return config.compute.device.startswith("cuda")
+
+
+def memory_mb(model: Model, stage: str, wildcards: Wildcards, attempt: int = 1) -> int:
+    """Host memory to ask for, in MB; half as much again with each further attempt.
+
+    On a GPU the host holds the weights while they are loaded, and the copies that are kept beside the device.
+    """
+    cost = model.cost(stage, wildcards)
+    if stage not in LIGHT and on_gpu(model.config, model.shape):
+        needed = model.weights + cost.host
+    else:
+        needed = cost.device_bytes + cost.host + (model.weights if cost.device and stage != "pretrain" else 0)
+    needed = PROCESS + HEADROOM * needed
+    return math.ceil(needed / 1e6 * 1.5 ** (attempt - 1))
+
+
+def minutes(model: Model, stage: str, wildcards: Wildcards, threads: int = 1, attempt: int = 1) -> int:
+    """Time to ask for, in minutes; twice as much with each further attempt."""
+    cost = model.cost(stage, wildcards)
+    gpu = stage not in LIGHT and on_gpu(model.config, model.shape)
+    device = DEVICES["A100-80"] if gpu else cpu(threads)
+    seconds = device.seconds(cost.work, model.config.model.dtype)
+    least = 60 if stage in ("fetch", "download") else 10
+    return math.ceil((least + PATIENCE * seconds / 60) * 2.0 ** (attempt - 1))
