@@ -5,7 +5,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from localized_unlearning.config import read_yaml
+from localized_unlearning.config import layers
 from localized_unlearning.errors import UserError
 from localized_unlearning.workflow import Workflow
 
@@ -17,7 +17,7 @@ configfile: "config.yaml"
 
 try:
     files = ["config.yaml", *map(str, workflow.config_settings.configfiles)]
-    plan = Workflow([("the config", config), *((f, read_yaml(Path(f))) for f in files)])
+    plan = Workflow([*layers(map(Path, files)), ("--config", workflow.config_settings.config)])
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

@@ -7,7 +7,7 @@ states it. Unknown keys are refused with the nearest valid one.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -178,6 +178,9 @@ class Text(Section):
     held_out: Source = Field(
         default_factory=lambda: Source(kind="path", path="workflow/resources/text/held_out.txt")
     )
+    documents: int | None = Field(
+        None, ge=1, description="Documents read from the start of each file; null takes all of them."
+    )
     tokens: Count = Field(48, description="Tokens per window (the released code: 100).")
     windows: Count = Field(64, description="Held-out windows whose loss is measured.")
 
@@ -286,6 +289,9 @@ class Series(Section):
     )
     shots: int = Field(0, ge=0, le=5, description="Worked examples before each question (tinyMMLU: 5).")
     seed: int = Field(0, description="Seed of the retained athletes.")
+    source: Source | None = Field(
+        None, description="Other questions than the tables', such as tinyMMLU; null takes those of mmlu.source."
+    )
 
 
 class Relearning(Section):
@@ -431,6 +437,9 @@ def _default_localizations() -> dict[str, Localization | None]:
 class Config(Section):
     """One run of the workflow."""
 
+    extends: str | None = Field(
+        None, description="In a preset: the preset that it is laid over, a file beside it (gemma-7b.yaml)."
+    )
     run: str = Field(
         "organism", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the results folder."
     )
@@ -522,16 +531,34 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
+def layers(paths: Iterable[Path]) -> list[tuple[str, dict[str, Any]]]:
+    """The named layers that YAML files make: before each file, what it extends.
+
+    Raises:
+        UserError: when a file cannot be read, or extends itself.
+    """
+    found: list[tuple[str, dict[str, Any]]] = []
+    for path in paths:
+        chain: list[tuple[str, dict[str, Any]]] = []
+        while True:
+            if str(path) in (name for name, _ in chain):
+                raise UserError(f"config file {path} extends itself: correct its 'extends'")
+            data = read_yaml(path)
+            chain.append((str(path), data))
+            if data.get("extends") is None:
+                break
+            path = path.parent / data.pop("extends")
+        found += reversed(chain)
+    return found
+
+
 def load(paths: Sequence[Path], overrides: Mapping[str, Any] | None = None) -> Config:
     """The config made of YAML files, later ones laid over earlier ones, then ``overrides``.
 
     Raises:
         UserError: naming the key, the file it stands in and, for an unknown key, the nearest valid one.
     """
-    layers = [(str(path), read_yaml(path)) for path in paths]
-    if overrides:
-        layers.append(("--config", dict(overrides)))
-    return resolve(layers)
+    return resolve([*layers(paths), ("--config", dict(overrides or {}))])
 
 
 def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> Config:

@@ -6,7 +6,6 @@ import itertools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -14,6 +13,7 @@ import pandas as pd
 from localized_unlearning import components as comp
 from localized_unlearning import losses, models, packing, precision
 from localized_unlearning.config import SPORTS, Finetune, Objective
+from localized_unlearning.documents import read_documents
 from localized_unlearning.localization import read_selection
 from localized_unlearning.progress import Progress
 from localized_unlearning.prompts import load_prompts
@@ -93,7 +93,7 @@ def read_data(
     token = dict(zip(kinds, models.answer_tokens(tokenizer, kinds), strict=True))
     encoded = models.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
     items = [(ids, token[a]) for ids, a in zip(encoded, answers, strict=True)]
-    text = Path(job.inputs["text"]).read_text(encoding="utf-8")
+    text = read_documents(job.inputs["text"], job.config.text.documents)
     return Data(
         [i for i, f in zip(items, forget, strict=True) if f],
         [i for i, f in zip(items, forget, strict=True) if not f],

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import pandas as pd
 from localized_unlearning import components as comp
 from localized_unlearning import losses, models
 from localized_unlearning.config import SPORTS, Interpretability
+from localized_unlearning.documents import read_documents
 from localized_unlearning.errors import UserError
 from localized_unlearning.probing import Fit, predictions, residuals
 from localized_unlearning.progress import Progress
@@ -158,7 +158,7 @@ def load_subject(job: Job) -> Subject:
         )
     known = pd.read_parquet(job.inputs["known"])
     known = known[known["known"]].reset_index(drop=True)
-    text = Path(job.inputs["text"]).read_text(encoding="utf-8")
+    text = read_documents(job.inputs["text"], config.text.documents)
     return Subject(
         model,
         tokenizer,
@@ -166,7 +166,7 @@ def load_subject(job: Job) -> Subject:
         np.array([SPORTS.index(s) for s in known["sport"]]),
         test_rows(list(known["sport"]), settings),
         load_prompts(job.inputs["prompts"]),
-        losses.text_windows(tokenizer, text, config.text.tokens)[: settings.mean_windows],
+        losses.text_windows(tokenizer, text, config.text.tokens, settings.mean_windows),
         device,
     )
 

@@ -6,7 +6,8 @@ the log-sum-exp of all others: with those, log p = -log(1 + exp(-odds)) and log(
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.vocabulary import log_odds
@@ -47,11 +48,28 @@ def text_losses(model: Any, windows: Tensor) -> Tensor:
     return cross_entropy(odds).view(len(windows), -1).mean(1)
 
 
-def text_windows(tokenizer: Any, text: str, tokens: int) -> Tensor:
-    """The beginning of each document (a line) as ``[window, tokens + 1]``; shorter documents are joined.
+CHARACTERS = 16
+"""Characters of a document that are read for each token wanted of it; of English, a token holds 4 or 5."""
+
+
+def batched(items: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Lists of up to ``size`` items."""
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part
+
+
+def text_windows(tokenizer: Any, documents: Iterable[str], tokens: int, limit: int | None = None) -> Tensor:
+    """The beginning of each document as ``[window, tokens + 1]``; shorter documents are joined.
+
+    Args:
+        tokenizer: the model's.
+        documents: the texts.
+        tokens: predicted tokens of a window.
+        limit: how many windows are wanted; all without one.
 
     Raises:
-        UserError: when the text holds no window.
+        UserError: when the documents hold no window.
     """
     import torch
 
@@ -60,11 +78,15 @@ def text_windows(tokenizer: Any, text: str, tokens: int) -> Tensor:
 
     windows: list[Sequence[int]] = []
     waiting: list[int] = []
-    for ids in models.encode(tokenizer, [line for line in text.splitlines() if line.strip()]):
-        waiting += ids
-        if len(waiting) > tokens:
-            windows.append(waiting[: tokens + 1])
-            waiting = []
+    beginnings = (document[: CHARACTERS * (tokens + 1)].rstrip("\n") for document in documents)
+    for part in batched(beginnings, 1000):
+        for ids in models.encode(tokenizer, part):
+            waiting += ids
+            if len(waiting) > tokens:
+                windows.append(waiting[: tokens + 1])
+                waiting = []
+        if limit is not None and len(windows) >= limit:
+            break
     if not windows:
         raise UserError(f"the text holds fewer than {tokens + 1} tokens: give more text or lower text.tokens")
-    return torch.tensor(windows)
+    return torch.tensor(windows[:limit])

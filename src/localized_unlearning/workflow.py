@@ -103,23 +103,39 @@ class Workflow:
 
         return runtime
 
-    def source(self, dotted: str) -> str:
-        """Where the file of a config source lies: itself if local, else where ``fetch`` puts it."""
+    def _source(self, dotted: str) -> Source:
         node: Any = self.config
         for part in dotted.split("."):
             node = getattr(node, part)
         assert isinstance(node, Source)
+        return node
+
+    def source(self, dotted: str) -> str:
+        """Where the file of a config source lies: itself if local, else where ``fetch`` puts it."""
+        node = self._source(dotted)
         if node.kind == "path":
             assert node.path is not None
             return os.path.expandvars(os.path.expanduser(node.path))
         return f"{self.results}/sources/{dotted}"
 
-    def fetched(self) -> list[str]:
-        """Dotted names of the sources that must be fetched."""
+    @property
+    def series_questions(self) -> str:
+        """The questions asked at each point of a series."""
+        return self.source("series.source" if self.config.series.source is not None else "mmlu.source")
+
+    def fetched(self, folders: bool | None = None) -> list[str]:
+        """Dotted names of the sources that must be fetched; only those that are ``folders``, or only files."""
         names = ["athletes.source", "text.train", "text.held_out", "mmlu.source"]
+        if self.config.series.source is not None:
+            names.append("series.source")
         if self.config.gguf is not None and self.config.model.kind == "gguf":
             names.append("gguf")
-        return [name for name in names if self.source(name).startswith(f"{self.results}/sources/")]
+        return [
+            name
+            for name in names
+            if self.source(name).startswith(f"{self.results}/sources/")
+            and folders in (None, bool(self._source(name).files))
+        ]
 
     @property
     def tasks(self) -> list[str]:

@@ -9,7 +9,7 @@ rule fetch:
     benchmark:
         f"logs/{plan.config.run}/fetch/{{source}}.tsv"
     wildcard_constraints:
-        source="|".join(map(re.escape, plan.fetched())) or "none",
+        source="|".join(map(re.escape, plan.fetched(folders=False))) or "none",
     conda:
         "../../envs/cpu.yaml"
     resources:
@@ -23,6 +23,13 @@ rule fetch:
         "fetch {wildcards.source}"
     shell:
         "localized-unlearning fetch --config {params.config} --source {wildcards.source} --out-file {output} 2> {log}"
+
+
+use rule fetch as fetch_folder with:
+    output:
+        directory(f"{plan.results}/sources/{{source}}"),
+    wildcard_constraints:
+        source="|".join(map(re.escape, plan.fetched(folders=True))) or "none",
 
 
 rule known_facts:

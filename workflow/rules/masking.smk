@@ -41,7 +41,7 @@ rule sweep:
         split=f"{plan.results}/{{task}}/split.parquet",
         mask=f"{plan.results}/{{task}}/mask/{{localization}}/seed{{seed}}/mask.safetensors",
         prompts=plan.config.prompts.file,
-        mmlu=plan.source("mmlu.source"),
+        mmlu=plan.series_questions,
     output:
         facts=f"{plan.results}/{{task}}/mask/{{localization}}/seed{{seed}}/sweep/facts.parquet",
         multiple_choice=f"{plan.results}/{{task}}/mask/{{localization}}/seed{{seed}}/sweep/multiple_choice.parquet",

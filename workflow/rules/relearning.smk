@@ -7,7 +7,7 @@ rule relearn:
         split=f"{plan.results}/{{task}}/split.parquet",
         delta=f"{plan.results}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}/delta.safetensors",
         prompts=plan.config.prompts.file,
-        mmlu=plan.source("mmlu.source"),
+        mmlu=plan.series_questions,
         text=plan.source("text.train"),
     output:
         facts=f"{plan.results}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}/relearning/facts.parquet",

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from localized_unlearning.config import Mmlu
+from localized_unlearning.documents import read_documents
 from localized_unlearning.evaluation.facts import ask_facts
 from localized_unlearning.evaluation.knowledge import ask_questions
 from localized_unlearning.evaluation.multiple_choice import ask_multiple_choice
@@ -131,7 +131,7 @@ def run(job: Job) -> None:
     device = models.setup(config.compute)
     tokens = config.compute.batch_tokens
     model, tokenizer = models.load(job.inputs["base_model"], config.model.dtype, device)
-    text = Path(job.inputs["text"]).read_text(encoding="utf-8")
+    text = read_documents(job.inputs["text"], config.text.documents)
     with unlearned(job, model):
         tables = take(full_exam(job), model, tokenizer, tokens)
         tables["text"] = read_text(model, tokenizer, text, config.text.tokens, config.text.windows, tokens)

@@ -25,7 +25,7 @@ def ask_questions(
     examples: dict[str, list[mmlu.Question]] = {}
     for question in questions.dev:
         examples.setdefault(question.subject, []).append(question)
-    texts = [mmlu.prompt(q, examples.get(q.subject, [])[: settings.shots]) for q in asked]
+    texts = [mmlu.ask(q, examples, settings.shots) for q in asked]
     tokens = models.answer_tokens(tokenizer, LETTERS)
     scores = packing.next_token(model, models.encode(tokenizer, texts), tokens, batch_tokens)
     table = pd.DataFrame(

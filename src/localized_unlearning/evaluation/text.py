@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -10,12 +11,12 @@ from localized_unlearning import losses
 
 
 def read_text(
-    model: Any, tokenizer: Any, text: str, tokens: int, windows: int, batch_tokens: int
+    model: Any, tokenizer: Any, documents: Sequence[str], tokens: int, windows: int, batch_tokens: int
 ) -> pd.DataFrame:
     """One row per window of ``tokens`` predicted tokens: ``item`` and ``loss`` (nats per token)."""
     import torch
 
-    table = losses.text_windows(tokenizer, text, tokens)[:windows]
+    table = losses.text_windows(tokenizer, documents, tokens, windows)
     with torch.inference_mode():
         found = [
             losses.text_losses(model, part.to(model.device)).cpu()
