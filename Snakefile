@@ -44,6 +44,18 @@ include: "workflow/rules/interpretability.smk"
 include: "workflow/rules/collect.smk"
 
 
+# Here and not in an included file, whose default target Snakemake forgets.
+rule all:
+    default_target: True
+    input:
+        rules.tables.input,
+        rules.figures.input,
+        f"{plan.results}/model_card.md",
+    localrule: True
+    message:
+        "everything is there"
+
+
 onstart:
     plan.write_resolved()
 

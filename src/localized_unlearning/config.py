@@ -290,7 +290,8 @@ class Series(Section):
     shots: int = Field(0, ge=0, le=5, description="Worked examples before each question (tinyMMLU: 5).")
     seed: int = Field(0, description="Seed of the retained athletes.")
     source: Source | None = Field(
-        None, description="Other questions than the tables', such as tinyMMLU; null takes those of mmlu.source."
+        None,
+        description="Other questions than the tables', such as tinyMMLU; null takes those of mmlu.source.",
     )
 
 

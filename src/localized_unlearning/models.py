@@ -177,7 +177,9 @@ def download(job: Job) -> None:
         shutil.copytree(local, target)
         return
     if model.name.count("/") != 1 or model.name.startswith((".", "~", "/")):
-        raise UserError(f"model.name is {model.name}, which is neither a folder here nor a hub name: correct it")
+        raise UserError(
+            f"model.name is {model.name}, which is neither a folder here nor a hub name: correct it"
+        )
     if model.revision is None:
         raise UserError(f"model.revision must pin a commit of {model.name} on the hub: add it to the config")
     from_hub(Source(kind="hub", repo_id=model.name, files=WEIGHTS, revision=model.revision), target)

@@ -295,14 +295,17 @@ def from_hub(source: Source, target: Path) -> None:
     Raises UserError when there is no revision, or the hub refuses or cannot be reached.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.utils import filter_repo_objects
 
     if source.revision is None:
         raise UserError(
             f"{describe(source)[: -len(' at None')]} have no revision to hold them fixed: choose a commit from "
             f"{_hub_address(source)}/commits/main and put it under 'revision' of this source"
         )
-    place = {"repo_id": str(source.repo_id), "revision": source.revision, "repo_type": source.repo_type}
+    place: dict[str, Any] = {
+        "repo_id": source.repo_id,
+        "revision": source.revision,
+        "repo_type": source.repo_type,
+    }
     _remove(target)
     if source.filename:
         with _hub_errors(source):
@@ -311,8 +314,8 @@ def from_hub(source: Source, target: Path) -> None:
         return
     with _hub_errors(source):
         folder = Path(snapshot_download(allow_patterns=list(source.files), **place))
-    names = (file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
-    matching = sorted(filter_repo_objects(names, allow_patterns=list(source.files)))
+    names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    matching = [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in source.files)]
     if not matching:
         raise UserError(f"{describe(source)} do not exist: look for their names at {_hub_address(source)}")
     for name in matching:

@@ -92,6 +92,19 @@ def test_overlays_merge_and_null_removes(write: Callable[[str, str], Path]) -> N
     assert found.seeds == (9,) and list(found.scores) == ["ap"]
 
 
+def test_a_preset_extends_another(write: Callable[[str, str], Path]) -> None:
+    """Catches a base laid over its preset, and one that is lost or looked for in the wrong folder."""
+    write("base.yaml", "run: base\nfinetune: {steps: 5, batch_size: 8}\n")
+    preset = write("preset.yaml", "extends: base.yaml\nrun: preset\nfinetune: {steps: 7}\n")
+    found = config.load([write("first.yaml", "seeds: [3]\nfinetune: {steps: 1}\n"), preset])
+    assert (found.run, found.finetune.steps, found.finetune.batch_size) == ("preset", 7, 8)
+    assert found.seeds == (3,) and found.extends is None
+    with pytest.raises(UserError, match=r"loop\.yaml extends itself"):
+        config.load([write("loop.yaml", "extends: loop.yaml\n")])
+    with pytest.raises(UserError, match=r"absent\.yaml does not exist"):
+        config.load([write("lost.yaml", "extends: absent.yaml\n")])
+
+
 def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(node, dict):
         return {prefix: node}

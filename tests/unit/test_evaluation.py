@@ -122,7 +122,9 @@ def test_text_loss_is_the_models_own(model: Any, tokenizer: Any, tmp_path: Path)
     rows = evaluation.read_text(model, tokenizer, text.splitlines(), 12, 5, 30)
     from localized_unlearning.losses import text_windows
 
-    for row, window in zip(rows.itertuples(), text_windows(tokenizer, text.splitlines(), 12)[:5], strict=True):
+    for row, window in zip(
+        rows.itertuples(), text_windows(tokenizer, text.splitlines(), 12)[:5], strict=True
+    ):
         assert float(model(input_ids=window[None], labels=window[None]).loss) == pytest.approx(
             row.loss, abs=1e-9
         )

@@ -17,6 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from localized_unlearning import components as comp
 from localized_unlearning import interpretability, losses
 from localized_unlearning.config import Config, Interpretability
+from localized_unlearning.documents import read_documents
 from localized_unlearning.errors import UserError
 from localized_unlearning.probing import Fit, predictions
 from localized_unlearning.prompts import load_prompts
@@ -198,7 +199,7 @@ def test_a_heads_rows_are_a_probe_refitted_without_it(
     sports = known["sport"].to_numpy()
     parts = train_test_split(known.index, test_size=0.2, random_state=42, stratify=sports)
     train, test = (sorted(part) for part in parts)
-    windows = losses.text_windows(tiny_base.tokenizer, TEXT.read_text(encoding="utf-8"), config.text.tokens)
+    windows = losses.text_windows(tiny_base.tokenizer, read_documents(TEXT), config.text.tokens)
     for layer, head in [(0, 1), (1, 2)]:
         activations = ablated_slowly(tiny_base, list(known["athlete"]), windows[:5], layer, head)
         fit = fits[1 + 4 * layer + head]

@@ -13,6 +13,7 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.mmlu import (
     Question,
     Questions,
+    ask,
     format_question,
     load_questions,
     prompt,
@@ -121,6 +122,22 @@ def test_hub_folder_with_all_and_subjects_is_not_read_twice(tmp_path: Path) -> N
     parquet_folder(tmp_path, lambda subject: subject)
     parquet_folder(tmp_path, lambda subject: "all")
     assert len(load_questions(tmp_path).test) == 4
+
+
+def test_worked_examples_are_the_subjects_or_the_questions_own(tmp_path: Path) -> None:
+    """tinyMMLU's questions bring their five-shot prompt; others need as many examples as are asked for."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    row = {"question": "Who?", "subject": "algebra", "choices": ["a", "b", "c", "d"], "answer": 3}
+    own = {**row, "input_formatted": "Five examples.\n\nWho?\nA. a\nAnswer: "}
+    pq.write_table(pa.Table.from_pylist([own]), tmp_path / "test-00000-of-00001.parquet")
+    tiny = load_questions(tmp_path).test[0]
+    assert ask(tiny, {}, 5) == "Five examples.\n\nWho?\nA. a\nAnswer:"
+    assert ask(tiny, {}, 0) == prompt(tiny, [])
+    plain = Question("algebra", "Who?", ("a", "b", "c", "d"), 3, "algebra/0")
+    examples = [Question("algebra", f"{n}?", ("a", "b", "c", "d"), 0, f"algebra/dev/{n}") for n in range(3)]
+    assert ask(plain, {"algebra": examples}, 2) == prompt(plain, examples[:2])
+    with pytest.raises(UserError, match=r"4 worked examples .* hold 3 of algebra"):
+        ask(plain, {"algebra": examples}, 4)
 
 
 def test_own_questions() -> None:

@@ -39,6 +39,8 @@ def left_in(folder: Path) -> list[str]:
         ({"kind": "path", "path": "x", "url": "https://x"}, "does not take: url"),
         ({"kind": "url", "url": "file:///x", "sha256": "0" * 64}, "must start with http"),
         ({"kind": "hub", "repo_id": "a/b", "filename": "c", "revision": "main"}, "can move"),
+        ({"kind": "hub", "repo_id": "a/b", "revision": "0" * 40}, "exactly one of: filename, files"),
+        ({"kind": "hub", "repo_id": "a/b", "filename": "c", "files": ["d"]}, "exactly one of: filename"),
         ({"kind": "pypi", "requirements": ["a>=1"], "member": "x"}, "should match pattern"),
         ({"kind": "pypi", "requirements": ["a==1 --no-deps"], "member": "x"}, "match pattern"),
         ({"kind": "path", "path": "x", "sha256": "ABC"}, "should match pattern"),
@@ -286,6 +288,58 @@ def test_hub_file_is_pinned_and_copied(tmp_path: Path, monkeypatch: pytest.Monke
     }
     assert target.read_bytes() == CONTENT
     assert not target.is_symlink()
+
+
+FOLDER = Source(
+    kind="hub", repo_id="cais/mmlu", files=("all/*.parquet",), revision="0" * 40, repo_type="dataset"
+)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub whose snapshot holds two matching files and one that an earlier download brought."""
+    snapshot, blobs = tmp_path / "cache" / "snapshot", tmp_path / "cache" / "blobs"
+    (snapshot / "all").mkdir(parents=True)
+    blobs.mkdir()
+    for name in ("all/dev.parquet", "all/test.parquet", "README.md"):
+        blob = blobs / digest(name.encode())
+        blob.write_bytes(name.encode())
+        (snapshot / name).symlink_to(blob)
+
+    def download(**arguments: Any) -> str:
+        assert arguments["allow_patterns"] == ["all/*.parquet"]
+        assert (arguments["repo_id"], arguments["repo_type"]) == ("cais/mmlu", "dataset")
+        return str(snapshot)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return snapshot
+
+
+def test_hub_folder_holds_the_matching_files(cache: Path, tmp_path: Path) -> None:
+    target = fetch(FOLDER, tmp_path / "mmlu")
+    found = {p.relative_to(target).as_posix(): p for p in target.rglob("*") if p.is_file()}
+    assert set(found) == {"all/dev.parquet", "all/test.parquet"}
+    assert all(p.read_bytes() == name.encode() and not p.is_symlink() for name, p in found.items())
+    fetch(FOLDER.model_copy(update={"sha256": sha256_of(target)}), tmp_path / "again")
+    with pytest.raises(UserError, match="was expected, so nothing was kept"):
+        fetch(FOLDER.model_copy(update={"sha256": "0" * 64}), tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists() and (cache / "all/dev.parquet").exists()
+
+
+def test_hub_folder_damaged_or_without_such_files(cache: Path, tmp_path: Path) -> None:
+    (cache / "all/dev.parquet").resolve().write_bytes(b"cut")
+    with pytest.raises(UserError, match=r"dev\.parquet is damaged in the Hugging Face cache"):
+        fetch(FOLDER, tmp_path / "mmlu")
+    (cache / "all/dev.parquet").unlink()
+    (cache / "all/test.parquet").unlink()
+    with pytest.raises(UserError, match=r"the files all/\*\.parquet of cais/mmlu .* do not exist"):
+        fetch(FOLDER, tmp_path / "mmlu")
+    assert not (tmp_path / "mmlu").exists()
+
+
+def test_hub_without_a_revision_is_planned_but_not_fetched(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no revision .* \S+/datasets/cais/mmlu/commits/main"):
+        fetch(FOLDER.model_copy(update={"revision": None}), tmp_path / "mmlu")
 
 
 # --- pypi ----------------------------------------------------------------------------------------

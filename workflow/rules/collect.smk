@@ -91,17 +91,6 @@ rule figures:
     localrule: True
 
 
-rule all:
-    default_target: True
-    input:
-        rules.tables.input,
-        rules.figures.input,
-        f"{plan.results}/model_card.md",
-    localrule: True
-    message:
-        "everything is there"
-
-
 rule report:
     log:
         f"logs/{plan.config.run}/report.log",

@@ -1,0 +1,60 @@
+"""Every preset resolves and plans on a fresh clone, without weights or data; Gemma-7B's plan is the paper's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from localized_unlearning import config
+from tiny_run import ROOT, environment, workplace
+
+PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
+
+GEMMA_7B = {
+    "download": 1, "fetch": 3, "fetch_folder": 2, "known_facts": 1, "model_card": 1, "split": 2, "score": 4,
+    "select": 12, "finetune": 24, "evaluate": 26, "relearn": 18, "probe": 20, "mask": 12, "sweep": 12,
+    "layer_probes": 1, "head_ablation": 1, "table": 4, "figure": 16, "all": 1,
+}  # fmt: skip
+"""Two tasks, two objectives, six localizations: 24 fine-tuned and 12 masked models for each seed."""
+
+
+def planned(folder: Path, *words: str) -> dict[str, int]:
+    """Jobs by rule of a dry run in a checkout that holds nothing else."""
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-n", *words],
+        cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE)}
+    assert jobs.pop("total") == sum(jobs.values())
+    return jobs
+
+
+@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
+def test_presets_plan(preset: Path, tmp_path: Path) -> None:
+    folder = workplace(tmp_path)
+    found = config.load([ROOT / "config.yaml", preset])
+    assert found.run == preset.stem
+    jobs = planned(folder, "--configfile", f"workflow/presets/{preset.name}")
+    models = len(found.seeds) * len(found.localizations) * len(found.tasks)
+    assert jobs["finetune"] == models * len(found.objectives)
+    assert jobs["mask"] == models
+
+
+def test_gemma_7b_plans_the_paper(tmp_path: Path) -> None:
+    folder = workplace(tmp_path)
+    assert planned(folder, "all", "--configfile", "workflow/presets/gemma-7b.yaml") == GEMMA_7B
+
+
+def test_words_on_the_command_line_go_over_a_preset(tmp_path: Path) -> None:
+    folder = workplace(tmp_path)
+    words = ["--configfile", "workflow/presets/gemma-7b.yaml", "--config", "run=mine"]
+    assert planned(folder, "results/mine/known.parquet", *words) == {
+        "download": 1,
+        "fetch": 1,
+        "known_facts": 1,
+    }
