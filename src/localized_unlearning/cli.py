@@ -61,7 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run_stage(arguments: argparse.Namespace) -> int:
+def _run_stage(arguments: argparse.Namespace, compute: bool = True) -> bool:
+    """Run a stage's job; without ``compute`` only restore it from the cache. Returns whether it is done."""
     from localized_unlearning import config, runner
 
     stage: Stage = arguments.stage
@@ -73,15 +74,19 @@ def _run_stage(arguments: argparse.Namespace) -> int:
         inputs[plain] = (
             [Path(v) for v in value] if isinstance(value, list) else (Path(value) if value else None)
         )
-    runner.execute(
+    loaded = config.load(arguments.config)
+    if not compute and loaded.cache.dir is None:
+        return False
+    record = runner.execute(
         stage,
-        config.load(arguments.config),
+        loaded,
         {name: given[f"wildcard_{name}"] for name in stage.wildcards},
         inputs,
         {name: given[f"output_{name}"] for name in stage.outputs},
         Path.cwd(),
+        compute,
     )
-    return 0
+    return record is not None
 
 
 def main(argv: Sequence[str] | None = None, warm_start: bool = True) -> int:
@@ -91,21 +96,27 @@ def main(argv: Sequence[str] | None = None, warm_start: bool = True) -> int:
     (see :mod:`localized_unlearning.warm`); ``warm_start`` is false in the forked child itself.
     """
     arguments = build_parser().parse_args(argv)
-    if warm_start and "stage" in arguments and os.environ.get("LOCALIZED_UNLEARNING_WARM"):
-        from localized_unlearning import warm
-
-        given = sys.argv[1:] if argv is None else list(argv)
-        if warm.possible():
-            status = warm.run(given, start="base_model" in arguments.stage.inputs)
+    try:
+        if "stage" not in arguments:
+            return int(arguments.function(arguments))
+        if warm_start and os.environ.get("LOCALIZED_UNLEARNING_WARM"):
+            if _run_stage(arguments, compute=False):  # before any process imports torch for it
+                return 0
+            status = _run_warm(arguments, sys.argv[1:] if argv is None else list(argv))
             if status is not None:
                 return status
-    try:
-        if "stage" in arguments:
-            return _run_stage(arguments)
-        return int(arguments.function(arguments))
+        _run_stage(arguments)
+        return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _run_warm(arguments: argparse.Namespace, given: list[str]) -> int | None:
+    """Run a stage in a forked process; None when it has to be run cold."""
+    from localized_unlearning import warm
+
+    return warm.run(given, start="base_model" in arguments.stage.inputs) if warm.possible() else None
 
 
 if __name__ == "__main__":

@@ -48,6 +48,17 @@ class Compute(Section):
     )
 
 
+class Cache(Section):
+    """Finished jobs shared between checkouts or people (docs/provenance.md). No setting: it is in no key."""
+
+    dir: str | None = Field(
+        None,
+        description="A folder that keeps every finished job by its key; a job whose key is there is restored and "
+        "verified instead of computed. ~ and $VARIABLES are expanded; null keeps none.",
+    )
+    read_only: bool = Field(False, description="Take from the folder, but add nothing to it.")
+
+
 class Model(Section):
     """Which base model, and in which numeric type its weights are kept."""
 
@@ -446,6 +457,7 @@ class Config(Section):
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds of unlearning; one model per seed.")
     compute: Compute = Compute()
+    cache: Cache = Cache()
     model: Model = Model()
     organism: Organism = Organism()
     gguf: Source | None = Field(None, description="The GGUF file, for model kind gguf.")

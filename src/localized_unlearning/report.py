@@ -63,7 +63,7 @@ class Item:
     @property
     def commit(self) -> str:
         """The commit that made it."""
-        return commit_of(self.record.commit) if self.record else ""
+        return commit_of(self.record.computed.commit) if self.record else ""
 
     @property
     def blocks(self) -> list[dict[str, Any]]:
@@ -103,7 +103,7 @@ def commit_of(commit: Mapping[str, Any]) -> str:
 
 def changes(config: Config) -> list[dict[str, str]]:
     """Settings that differ from the defaults: dotted ``name``, ``value`` and ``default``, as JSON."""
-    here, default = (dict(_flat(c.model_dump(mode="json"))) for c in (config, Config()))
+    here, default = (dict(_flat(c.model_dump(mode="json", exclude={"cache"}))) for c in (config, Config()))
     names = [*here, *(name for name in default if name not in here)]
     shown = {
         name: [json.dumps(side[name]) if name in side else "" for side in (here, default)] for name in names
@@ -134,7 +134,7 @@ def runtimes(found: list[records.Record]) -> list[dict[str, Any]]:
     """Time of each stage's jobs, the longest stage first."""
     stages: dict[str, list[float]] = {}
     for record in found:
-        stages.setdefault(record.stage, []).append(record.seconds)
+        stages.setdefault(record.stage, []).append(record.computed.seconds)
     return [
         {
             "stage": stage, "jobs": len(seconds), "total": clock(sum(seconds)),
@@ -218,15 +218,17 @@ def page(config: Config, templates: Path) -> str:
         reading=captions["reading"],
         about_tables=captions["tables"],
         changed=changes(config),
-        settings=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        settings=yaml.safe_dump(
+            config.model_dump(mode="json", exclude={"cache"}), sort_keys=False, allow_unicode=True
+        ),
         card=list(blocks(card.read_text(encoding="utf-8"))) if card.is_file() else [],
         card_path=card,
         runtimes=runtimes(found),
-        total=clock(sum(record.seconds for record in found)),
+        total=clock(sum(record.computed.seconds for record in found)),
         jobs=len(found),
-        ended=max((record.ended[:16].replace("T", " ") for record in found), default=""),
-        hosts=sorted({_host(record.host) for record in found}),
-        commits=sorted({commit_of(record.commit) for record in found} - {""}),
+        ended=max((record.computed.ended[:16].replace("T", " ") for record in found), default=""),
+        hosts=sorted({_host(record.computed.host) for record in found}),
+        commits=sorted({commit_of(record.computed.commit) for record in found} - {""}),
     )
 
 

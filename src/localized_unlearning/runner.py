@@ -23,7 +23,7 @@ from typing import Any
 
 from localized_unlearning.config import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import code, environment, hashing, locks, records
+from localized_unlearning.provenance import cache, code, environment, hashing, locks, records
 from localized_unlearning.stages import Job, Stage, restrict, settings_of
 
 Paths = Mapping[str, Any]
@@ -50,8 +50,9 @@ def execute(
     inputs: Paths,
     outputs: Mapping[str, Path],
     root: Path,
-) -> records.Record:
-    """Run one job and return its record.
+    compute: bool = True,
+) -> records.Record | None:
+    """Run one job, or restore it from the cache that the config names, and return its record.
 
     Args:
         stage: what to run.
@@ -60,6 +61,7 @@ def execute(
         inputs: path or list of paths by name; None for an absent optional input.
         outputs: path by name, all in one folder.
         root: folder that recorded input paths are relative to.
+        compute: whether to run the stage when the cache has no such job; if not, None is returned.
 
     Raises:
         UserError: for a missing input, an input that is not what its record says, an output another
@@ -81,14 +83,18 @@ def execute(
                 _sweep(path)
             basis = _basis(stage, config, wildcards, flat, root)
             job = Job(stage, restrict(config, stage, wildcards), wildcards, inputs, temporary, basis.key)
-            getattr(importlib.import_module(stage.module), stage.function)(job)
-            for name, path in temporary.items():
-                if not path.exists() or (path.is_dir() and not any(path.iterdir())):
-                    raise RuntimeError(f"stage {stage.name} did not write its output '{name}'")
+            store = cache.of(config) if stage.cached else None
+            kept = store.restore(basis.key, temporary) if store else None
+            if kept is None and not compute:
+                return None
+            if kept is None:
+                _compute(job)
             _keep_sources(basis.modules, root / "results" / config.run / ".sources")
-            record = _record(job, basis, outputs, root, started)
+            record = _record(job, basis, outputs, root, started, kept)
             with _signals(_ignore):  # renaming takes a moment and is not to be cut in two
                 _publish(record, temporary, outputs)
+            if store is not None and kept is None:
+                store.keep(record, outputs)
             return record
         except Exception as error:
             if _disk_is_full(error):
@@ -99,7 +105,15 @@ def execute(
             raise
         finally:
             for path in temporary.values():
-                _remove(path)
+                cache.remove(path)
+
+
+def _compute(job: Job) -> None:
+    """Call the stage and check that it has written every output."""
+    getattr(importlib.import_module(job.stage.module), job.stage.function)(job)
+    for name, path in job.outputs.items():
+        if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+            raise RuntimeError(f"stage {job.stage.name} did not write its output '{name}'")
 
 
 def _as_list(value: Any) -> list[Path]:
@@ -156,7 +170,12 @@ def _input(name: str, path: Path, root: Path) -> records.Input:
 
 
 def _record(
-    job: Job, basis: _Basis, outputs: Mapping[str, Path], root: Path, started: datetime
+    job: Job,
+    basis: _Basis,
+    outputs: Mapping[str, Path],
+    root: Path,
+    started: datetime,
+    kept: records.Record | None,
 ) -> records.Record:
     ended = datetime.now(UTC)
     written = []
@@ -181,15 +200,28 @@ def _record(
         versions=basis.versions,
         inputs=basis.inputs,
         outputs=tuple(written),
-        facts=json.loads(json.dumps(job.facts)),
+        facts=kept.facts if kept else json.loads(json.dumps(job.facts)),
         commit=environment.commit(),
         host=environment.host(),
         started=started.isoformat(timespec="milliseconds"),
         ended=ended.isoformat(timespec="milliseconds"),
         seconds=round((ended - started).total_seconds(), 3),
         attempt=int(os.environ.get("LOCALIZED_UNLEARNING_ATTEMPT", "1")),
+        restored=_restored(kept) if kept else None,
     )
     return record.model_copy(update={"id": records.record_id(record)})
+
+
+def _restored(kept: records.Record) -> records.Restored:
+    return records.Restored(
+        record=records.record_id(kept),
+        commit=kept.commit,
+        host=kept.host,
+        versions=kept.versions,
+        started=kept.started,
+        ended=kept.ended,
+        seconds=kept.seconds,
+    )
 
 
 def _relative(path: Path, root: Path) -> str | None:
@@ -205,7 +237,7 @@ def _publish(record: records.Record, temporary: Mapping[str, Path], outputs: Map
             old.unlink()
     for name, target in outputs.items():
         if target.is_symlink() or target.is_dir():
-            _remove(target)
+            cache.remove(target)
         os.replace(temporary[name], target)
     records.write(record, records.path_for(next(iter(outputs.values()))))
 
@@ -230,14 +262,7 @@ def _sweep(path: Path) -> None:
     """Remove what killed jobs left of an output; the lock is held, so none of them is alive."""
     for left in path.parent.glob(f".tmp-*-{path.name}"):
         if left.name.removeprefix(".tmp-").removesuffix(f"-{path.name}").isdigit():
-            _remove(left)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+            cache.remove(left)
 
 
 def _disk_is_full(error: Exception) -> bool:

@@ -37,6 +37,7 @@ class Stage:
         outputs: names of the output files (or folders), each a command-line option.
         wildcards: names of the wildcards, each a command-line option.
         function: the function inside ``module``.
+        cached: whether the shared cache may keep it; not where it reads what its key does not name.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stage:
     outputs: tuple[str, ...] = ()
     wildcards: tuple[str, ...] = ()
     function: str = "run"
+    cached: bool = True
 
     def paths(self, wildcards: Mapping[str, str]) -> tuple[str, ...]:
         """The dotted config paths of this stage for one job."""
@@ -145,7 +147,15 @@ STAGES: dict[str, Stage] = {
             ("model",),
         ),
         Stage("convert", "localized_unlearning.gguf", (), ("gguf",), ("model",)),
-        Stage("download", "localized_unlearning.models", ("model",), (), ("model",), function="download"),
+        Stage(
+            "download",
+            "localized_unlearning.models",
+            ("model",),
+            (),
+            ("model",),
+            function="download",
+            cached=False,  # a local folder is copied as it is; the hub has its own cache
+        ),
         Stage(
             "known_facts",
             "localized_unlearning.facts",

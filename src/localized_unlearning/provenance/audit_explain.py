@@ -95,8 +95,12 @@ def explain(audit: Audit, finding: Finding) -> list[str]:
             sure = f"as its record says; whether it is current cannot be told here ({'; '.join(finding.reasons)})"
         lines += [
             f"{name} is {sure}.",
-            f"  made by stage {record.stage}, {record.ended}, key {short(record.key)}",
+            f"  made by stage {record.stage}, {record.computed.ended}, key {short(record.key)}",
         ]
+    if record.restored:
+        lines.append(
+            f"  restored {record.ended} from a cache, where record {short(record.restored.record)} was kept"
+        )
     for path in finding.rests_on:
         adopted = audit.producer(path)
         reason = adopted.record.adopted.reason if adopted and adopted.record.adopted else ""
@@ -126,7 +130,7 @@ def _causes(audit: Audit, entry: Entry) -> Iterator[str]:
 
 def _rerun(audit: Audit, entry: Entry) -> Iterator[str]:
     jobs = to_rerun(audit, entry)
-    seconds = sum(job.record.seconds for job in jobs)
+    seconds = sum(job.record.computed.seconds for job in jobs)
     stages = dict.fromkeys(job.record.stage for job in jobs)
     counted = ", ".join(f"{sum(j.record.stage == s for j in jobs)} x {s}" for s in stages)
     yield f"Rerun  {counted}; about {clock(seconds)} of job time, as recorded"
@@ -199,6 +203,8 @@ def _node(audit: Audit, path: Path, given: records.Input | None, seen: set[Path]
     }
     if record.adopted:
         node["adopted"] = record.adopted.reason
+    if record.restored:
+        node["restored"] = record.restored.record
     if entry.place in seen:
         return node | ({"above": True} if record.inputs else {})
     seen.add(entry.place)
@@ -218,6 +224,8 @@ def tree_lines(node: Mapping[str, Any], indent: str = "", link: str = "") -> Ite
         marks.append(node["currency"])
     if "adopted" in node:
         marks.append(f"adopted: {node['adopted']}")
+    if "restored" in node:
+        marks.append(f"restored from record {short(node['restored'])}")
     yield f"{indent}{link}{node['path']}  [{'; '.join(marks)}]{'  (see above)' if 'above' in node else ''}"
     below = indent + {"": "", "├─ ": "│  ", "└─ ": "   "}[link]
     inputs = node.get("inputs", [])
@@ -274,7 +282,10 @@ def record_differences(one: records.Record, other: records.Record) -> list[Diffe
         "stage": ({"stage": one.stage, **one.wildcards}, {"stage": other.stage, **other.wildcards}),
         "settings": (flat(one.settings), flat(other.settings)),
         "code": (one.code, other.code),
-        "environment": ({"lock": one.lock, **one.versions}, {"lock": other.lock, **other.versions}),
+        "environment": (
+            {"lock": one.lock, **one.computed.versions},
+            {"lock": other.lock, **other.computed.versions},
+        ),
         "input": (_input_digests(one), _input_digests(other)),
         "facts": (flat(one.facts), flat(other.facts)),
         "machine": (flat(_machine(one)), flat(_machine(other))),
@@ -286,7 +297,7 @@ def record_differences(one: records.Record, other: records.Record) -> list[Diffe
 
 
 def _machine(record: records.Record) -> dict[str, Any]:
-    return {name: value for name, value in record.host.items() if name != "slurm_job"}
+    return {name: value for name, value in record.computed.host.items() if name != "slurm_job"}
 
 
 def _input_digests(record: records.Record) -> dict[str, str]:

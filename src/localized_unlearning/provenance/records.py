@@ -64,12 +64,28 @@ class Adoption(_Part):
     reason: str
 
 
+class Restored(_Part):
+    """Where the outputs of a job that was not computed here come from: the record kept in the cache.
+
+    ``record`` is its id; the rest is that record's own: when, on what and from which commit it was made.
+    """
+
+    record: str
+    commit: dict[str, Any]
+    host: dict[str, Any]
+    versions: dict[str, str]
+    started: str
+    ended: str
+    seconds: float
+
+
 class Record(_Part):
     """What one job read, did and wrote.
 
     ``folder`` is the outputs' folder, relative to the one the job ran in (absent when outside), so
     that a file moved elsewhere is noticed. ``deviations`` are installed versions that the lock does
-    not state. ``id`` is the record's own, as written in its file; it is not part of what it hashes.
+    not state. A job restored from a cache says so under ``restored``; its ``facts`` are those of the
+    job that computed, its times, host and commit those of the restoring. ``id`` is the record's own, as written in its file; it is not part of what it hashes.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -95,7 +111,13 @@ class Record(_Part):
     seconds: float
     attempt: int
     adopted: Adoption | None = None
+    restored: Restored | None = None
     id: str | None = None
+
+    @property
+    def computed(self) -> Record | Restored:
+        """What says when, where and from which commit the outputs were computed: here, or before."""
+        return self.restored or self
 
 
 def canonical(value: Any) -> str:
