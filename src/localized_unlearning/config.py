@@ -23,6 +23,8 @@ CHOICES = (*SPORTS, "golf")
 
 Sport = Literal["football", "baseball", "basketball"]
 Kind = Literal["q", "k", "v", "o", "gate", "up", "down"]
+Granularity = Literal["matrix", "head"]
+Selection = Literal["absolute", "signed_percentile", "independent"]
 Precision = Literal["bf16", "bf16_stochastic_rounding", "fp32_master"]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -169,6 +171,13 @@ class Task(Section):
     lambda_forget: Weight = Field(description="λ1 of fine-tuning (A.3: 0.2 sports, 1 athletes).")
 
 
+class FinetuneOverride(Section):
+    """Settings of fine-tuning that differ for one objective, or for one localization of it."""
+
+    steps: int | None = Field(None, ge=1, description="Instead of finetune.steps.")
+    learning_rate: float | None = Field(None, gt=0, description="Instead of finetune.learning_rate.")
+
+
 class Objective(Section):
     """What unlearning aims at."""
 
@@ -177,6 +186,12 @@ class Objective(Section):
     )
     target: Literal["golf", "random_other_sport"] = Field(
         "golf", description="The injected answer (A.1: golf)."
+    )
+    finetune: FinetuneOverride = Field(
+        FinetuneOverride(), description="What differs from 'finetune' for this objective."
+    )
+    exceptions: dict[str, FinetuneOverride] = Field(
+        default_factory=dict, description="What differs besides, by localization."
     )
 
 
@@ -210,7 +225,7 @@ class Mmlu(Section):
 class Components(Section):
     """What counts as a component (section 2.3)."""
 
-    granularity: Literal["matrix", "head"] = Field(
+    granularity: Granularity = Field(
         "matrix", description="matrix: whole q, k, v, o; head: one component per head (1848 on Gemma-7B)."
     )
     include_gate: bool = Field(False, description="Count the MLP's gate projection as a component.")
@@ -220,13 +235,28 @@ class Score(Section):
     """One way to score components."""
 
     method: Literal["attribution_patching", "causal_tracing"]
-    prompts: int | None = Field(None, ge=1, description="Training athletes used; null takes all.")
+    athletes: Literal["train", "forget", "all"] = Field(
+        "train",
+        description="Whose prompts: the training part's, its forget set's only, or everyone's (as the released code's, "
+        "test part included).",
+    )
+    prompts: int | None = Field(None, ge=1, description="How many of these athletes; null takes all.")
     seed: int = Field(0, description="Seed of prompts, made-up names and noise.")
+    granularity: Granularity | None = Field(None, description="If other than components.granularity.")
     noise: Positive = Field(3.0, description="Causal tracing: noise in standard deviations of the embedding.")
     sites: Literal["units", "matrices"] = Field(
         "units",
         description="Causal tracing: restore one head's attention output or one MLP at a time, or one matrix.",
     )
+
+
+class MaskLocalization(Section):
+    """What differs of a localization when weights are masked instead of trained; null: nothing."""
+
+    scores: str | None = Field(None, description="Another name under 'scores'.")
+    granularity: Granularity | None = Field(None, description="See the localization.")
+    selection: Selection | None = Field(None, description="See the localization.")
+    layers: tuple[int, ...] | None = Field(None, description="See the localization.")
 
 
 class Localization(Section):
@@ -243,9 +273,35 @@ class Localization(Section):
         0.05,
         description="Share of the components, rounded up (section 2.3: 5 %; the organism has only 36, so its default is 10 %).",
     )
-    layers: tuple[int, ...] = Field((), description="For kind manual: the fact-lookup layers.")
+    granularity: Granularity | None = Field(
+        None, description="If other than components.granularity; for kind scores, the scores' own."
+    )
+    selection: Selection = Field(
+        "absolute",
+        description="absolute: the largest absolute scores, or a random draw of as many; signed_percentile: absolute "
+        "scores at least as large as the percentile of the signed ones, many more than 'fraction' (the released code's "
+        "masks); independent: for kind random, each component with probability 'fraction' (likewise).",
+    )
+    layers: tuple[int, ...] | Literal["auto"] = Field(
+        (),
+        description="For kind manual: the fact-lookup layers; auto: those over which the base model's probes rise.",
+    )
+    rise: tuple[Fraction, Fraction] = Field(
+        (0.2, 0.9),
+        description="For layers auto: from the first layer at which a probe (prompt or name alone; Figure 16) has made "
+        "this share of its rise, to the first at which both have made the other.",
+    )
     kinds: tuple[Kind, ...] = Field(("up", "down"), description="For kind manual: matrices of each layer.")
     seed: int = Field(0, description="For kind random: the draw.")
+    mask: MaskLocalization | None = Field(
+        None, description="What differs when weights are masked (the released code masked other components)."
+    )
+
+    def for_masks(self) -> Localization:
+        """The localization of weight masks."""
+        if self.mask is None:
+            return self
+        return self.model_copy(update={**self.mask.model_dump(exclude_none=True), "mask": None})
 
 
 class Finetune(Section):
@@ -335,10 +391,23 @@ class Masking(Section):
     steps: Count = Field(30, description="Optimizer steps (A.3: 50).")
     batch_size: Count = Field(16, description="Athletes per fact-loss term and step (A.3: 10 x 15 = 150).")
     text_batch: Count = Field(8, description="Text windows per step (A.3: 150).")
+    parameterization: Literal["mask", "weights"] = Field(
+        "mask",
+        description="What is trained. mask: a mask in [0, 1] (2.4), by its removed part; weights: the weights "
+        "themselves, clamped between 0 and what they were, the mask being their ratio (the released code).",
+    )
     optimizer: Literal["sgd", "adam"] = Field("adam", description="Optimizer of the mask (A.3: SGD).")
     learning_rate: Positive = Field(0.05, description="Its learning rate (A.3: 1e-3).")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="SGD's momentum (not in the paper; released code: 0.9)."
+    )
+    weight_decay: Weight = Field(
+        0.0, description="For parameterization weights: SGD's weight decay (released code: 0.01)."
+    )
+    clip_norm: float | None = Field(
+        None,
+        gt=0,
+        description="For parameterization weights: gradient-norm clipping (released code: 1).",
     )
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="Learning-rate schedule (not in the paper; released code: cosine)."
@@ -346,7 +415,11 @@ class Masking(Section):
     lambda_forget: Weight = Field(0.3, description="λ1 for masks, both tasks (A.3: 0.3).")
     lambda_retain: Weight = Field(1.0, description="λ2 (A.3: 1).")
     lambda_sft: Weight = Field(1.0, description="λ3 (A.3: 1).")
-    lambda_mask: Weight = Field(1e-7, description="λ4, the weight of the sum of the mask (A.3: 1e-7).")
+    lambda_mask: Weight = Field(
+        1e-7,
+        description="λ4, the weight of the sum of the mask (A.3: 1e-7); for parameterization weights, of the sum of "
+        "absolute weights.",
+    )
     micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
     edit_sizes: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0, 1000, 3000, 10_000, 20_000, 40_000, 80_000),
@@ -375,6 +448,22 @@ class Statistics(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(0.95, description="Level of the intervals.")
     bootstrap: Count = Field(2000, description="Bootstrap samples where no closed form is used.")
     seed: int = Field(0, description="Seed of the bootstrap.")
+
+
+class Tables(Section):
+    """What the readable tables show; their CSV has every accuracy of every prompt."""
+
+    accuracy: Literal["choice", "argmax", "probability"] = Field(
+        "choice",
+        description="choice: right among the candidates; argmax: over the vocabulary; probability: mean probability "
+        "of the right candidate among them (the released code's 'accuracy').",
+    )
+    prompts: tuple[Literal["training", "question"], ...] = Field(
+        ("training", "question"),
+        min_length=1,
+        description="On which prompts forget and retain accuracies are shown (3.1.1: training; the published tables: "
+        "question).",
+    )
 
 
 class Figures(Section):
@@ -479,6 +568,7 @@ class Config(Section):
     masking: Masking = Masking()
     interpretability: Interpretability = Interpretability()
     statistics: Statistics = Statistics()
+    tables: Tables = Tables()
     figures: Figures = Figures()
 
     @model_validator(mode="before")
@@ -496,13 +586,10 @@ class Config(Section):
     def _references(self) -> Config:
         for name, localization in self.localizations.items():
             assert localization is not None
-            if localization.kind == "scores" and localization.scores not in self.scores:
-                raise ValueError(
-                    f"localizations.{name}.scores is {localization.scores!r}, which is not under 'scores' "
-                    f"({', '.join(self.scores)})"
-                )
             if localization.kind == "manual" and not localization.layers:
                 raise ValueError(f"localizations.{name} is manual and needs 'layers'")
+            for found in (localization, localization.for_masks()):
+                self._fits(name, found)
             if localization.budget == "parameters" and "manual" not in self.localizations:
                 raise ValueError(f"localizations.{name} matches the parameters of 'manual', which is absent")
         if self.model.dtype == "float32" and self.finetune.precision != "fp32_master":
@@ -512,7 +599,41 @@ class Config(Section):
             )
         if self.model.kind == "gguf" and self.gguf is None:
             raise ValueError("model.kind is gguf, so 'gguf' must name its source")
+        for name, objective in self.objectives.items():
+            assert objective is not None
+            if unknown := sorted(set(objective.exceptions) - set(self.localizations)):
+                raise ValueError(f"objectives.{name}.exceptions names {unknown[0]}, which is no localization")
+        masking = self.masking
+        if masking.parameterization == "mask" and (masking.weight_decay or masking.clip_norm):
+            raise ValueError(
+                "masking.weight_decay and masking.clip_norm are for masking.parameterization weights"
+            )
         return self
+
+    def _fits(self, name: str, localization: Localization) -> None:
+        if localization.kind == "scores":
+            scores = self.scores.get(localization.scores or "")
+            if scores is None:
+                raise ValueError(
+                    f"localizations.{name}.scores is {localization.scores!r}, which is not under 'scores' "
+                    f"({', '.join(self.scores)})"
+                )
+            own = self.components.granularity
+            if (localization.granularity or own) != (scores.granularity or own):
+                raise ValueError(
+                    f"localizations.{name} and scores.{localization.scores} differ in granularity: give both the same"
+                )
+        if localization.selection == "signed_percentile" and localization.kind != "scores":
+            raise ValueError(f"localizations.{name}.selection is signed_percentile, which needs kind scores")
+        if localization.selection == "independent" and localization.kind != "random":
+            raise ValueError(f"localizations.{name}.selection is independent, which needs kind random")
+
+
+def finetune_settings(finetune: Finetune, objective: Objective, localization: str) -> Finetune:
+    """The settings of one fine-tuned model: the run's, then the objective's, then those of its exception."""
+    exception = objective.exceptions.get(localization, FinetuneOverride())
+    update = {**objective.finetune.model_dump(exclude_none=True), **exception.model_dump(exclude_none=True)}
+    return finetune.model_copy(update=update)
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

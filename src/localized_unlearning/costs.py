@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from localized_unlearning.config import Config, Kind, Localization
+from localized_unlearning.config import Config, Kind, Localization, finetune_settings
 from localized_unlearning.prompts import load_prompts
 from localized_unlearning.sources import Source
 
@@ -422,18 +422,21 @@ class Model:
         each = max(1.0, (self.row - shared) / own)
         return count * own + math.ceil(count / each) * shared
 
-    def trained(self, localization: str, task: str = "") -> tuple[float, int]:
-        """Parameters that a localization trains, and its lowest layer.
+    def trained(self, localization: str, task: str = "", masks: bool = False) -> tuple[float, int]:
+        """Parameters that a localization trains, or masks, and its lowest layer.
 
         Exact where the selection is there or the config says which; otherwise the most that the budget can hold.
         """
         path = self.results / task / "selections" / f"{localization}.json"
+        other = self.config.localizations[localization]
+        if masks and other is not None and other.mask is not None:
+            path = self.results / task / "mask" / localization / "selection.json"
         if task and path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             return found["parameters"], min(int(name.split(".")[0]) for name in found["components"])
         chosen = self.config.localizations[localization]
         assert chosen is not None
-        return self._budget(chosen)
+        return self._budget(chosen.for_masks() if masks else chosen)
 
     def _budget(self, chosen: Localization) -> tuple[float, int]:
         sizes = {
@@ -447,7 +450,9 @@ class Model:
             return layers * sum(mlps.values()), 0
         if chosen.kind == "manual":
             each = sum(v for k, v in sizes.items() if k in chosen.kinds)
-            return len(chosen.layers) * each, min(chosen.layers)
+            # layers that the probes are still to choose: a quarter of them is more than was ever found
+            layers_ = range(1, 1 + layers // 4) if isinstance(chosen.layers, str) else chosen.layers
+            return len(layers_) * each, min(layers_)
         manual = self.config.localizations.get("manual")
         if chosen.budget == "parameters" and manual is not None:
             return self._budget(manual)[0], 0
@@ -455,11 +460,13 @@ class Model:
         if scores is not None and scores.method == "causal_tracing" and scores.sites == "units":
             units = math.ceil(2 * layers * chosen.fraction - 1e-9)
             return units * max(sum(mlps.values()), sum(sizes.values()) - sum(mlps.values())), 0
-        if self.config.components.granularity == "head":
+        if (chosen.granularity or self.config.components.granularity) == "head":
             ordered = sorted([*mlps.values()] * layers + self._heads(sizes) * layers, reverse=True)
         else:
             ordered = sorted([*sizes.values()] * layers, reverse=True)
-        return sum(ordered[: math.ceil(len(ordered) * chosen.fraction - 1e-9)]), 0
+        # these two choose more than the fraction: 14 % instead of 5 of Gemma-7B's components
+        more = 1 if chosen.selection == "absolute" else 3
+        return sum(ordered[: math.ceil(more * len(ordered) * chosen.fraction - 1e-9)]), 0
 
     def _heads(self, sizes: Mapping[Kind, int]) -> list[int]:
         s = self.shape
@@ -627,7 +634,10 @@ class Model:
         return STAGE_COSTS[stage](self, wildcards)
 
     def _finetune(self, w: Wildcards) -> Cost:
-        f, trained, lowest = self.config.finetune, *self.trained(w["localization"], w["task"])
+        trained, lowest = self.trained(w["localization"], w["task"])
+        objective = self.config.objectives[w["objective"]]
+        assert objective is not None
+        f = finetune_settings(self.config.finetune, objective, w["localization"])
         windows = f.sft_batch_size or f.batch_size
         work = self.training(f.steps, 2 * f.batch_size, windows, trained, lowest, f.micro_batch_tokens)
         states = self.states(trained)
@@ -637,7 +647,7 @@ class Model:
         return Cost(work, device, 2 * trained * self.width, trained * self.width)
 
     def _mask(self, w: Wildcards) -> Cost:
-        m, trained, lowest = self.config.masking, *self.trained(w["localization"], w["task"])
+        m, trained, lowest = self.config.masking, *self.trained(w["localization"], w["task"], masks=True)
         work = self.training(m.steps, 2 * m.batch_size, m.text_batch, trained, lowest, m.micro_batch_tokens)
         states = {"adam": 2, "sgd": 1 if m.momentum else 0}[m.optimizer]
         each = 60 + 12 * states  # gradient of d, the step, clamping, the masked weight, the step's statistics
@@ -646,8 +656,9 @@ class Model:
             **self.training_bytes(trained, lowest, m.micro_batch_tokens),
             "gradients": self.width * trained,
             "base weights": self.width * trained,
-            "mask": 4 * trained,
-            "optimizer": 4 * states * trained + 4 * 4 * self.shape.largest,
+            "mask": 4 * trained if m.parameterization == "mask" else 0,
+            "optimizer": (4 if m.parameterization == "mask" else self.width) * states * trained
+            + 4 * 4 * self.shape.largest,
         }
         return Cost(work, device, 8 * max(m.edit_sizes), 4.0 * max(m.edit_sizes))
 

@@ -12,7 +12,7 @@ import pandas as pd
 
 from localized_unlearning import components as comp
 from localized_unlearning import losses, models, packing, precision
-from localized_unlearning.config import SPORTS, Finetune, Objective
+from localized_unlearning.config import SPORTS, Finetune, Objective, finetune_settings
 from localized_unlearning.documents import read_documents
 from localized_unlearning.localization import read_selection
 from localized_unlearning.progress import Progress
@@ -241,8 +241,9 @@ def run(job: Job) -> None:
     data = read_data(job, tokenizer, split, answers, list(split["forget"]))
     trainable = comp.trainable(model, read_selection(job.inputs["selection"]))
     base = {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in trainable}
-    weights = Weights(task.lambda_forget, config.finetune.lambda_retain, config.finetune.lambda_sft)
-    history = train(model, data, trainable, config.finetune, weights, objective.loss, seed)
+    settings = finetune_settings(config.finetune, objective, job.wildcards["localization"])
+    weights = Weights(task.lambda_forget, settings.lambda_retain, settings.lambda_sft)
+    history = train(model, data, trainable, settings, weights, objective.loss, seed)
     job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))
     tensors = {name: model.get_parameter(name) for name in trainable}
     models.save_delta(job.outputs["delta"], tensors, models.weights_digest(job.inputs["base_model"]))

@@ -15,11 +15,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from localized_unlearning import components as comp
 from localized_unlearning.components import ATTENTION_KINDS, Component
-from localized_unlearning.config import CHOICES, Components, Localization, Score
+from localized_unlearning.config import CHOICES, Components, Granularity, Localization, Score
 from localized_unlearning.errors import UserError
 from localized_unlearning.progress import Progress
 from localized_unlearning.splits import read_split
@@ -452,7 +453,7 @@ def restored(model: Any, site: Site, clean: dict[tuple[int, str], Tensor]) -> It
 
 
 def score(job: Job) -> None:
-    """Stage: a score for every component, from training athletes only.
+    """Stage: a score for every component, from training athletes unless the config says otherwise.
 
     Writes one row per component: ``component``, ``layer``, ``kind``, ``head``, ``unit`` (what was
     scored together) and the signed ``score``. Causal tracing's units give their score to all their
@@ -466,13 +467,14 @@ def score(job: Job) -> None:
     device = models.setup(job.config.compute)
     model, tokenizer = models.load(job.inputs["base_model"], job.config.model.dtype, device)
     split = read_split(job.inputs["split"])
-    train = split[split["train"]]
-    athletes = list(zip(train["athlete"], train["sport"], strict=True))
+    asked = split if settings.athletes == "all" else split[split["train"]]
+    asked = asked[asked["forget"]] if settings.athletes == "forget" else asked
+    athletes = list(zip(asked["athlete"], asked["sport"], strict=True))
     if settings.prompts is not None and settings.prompts < len(athletes):
         athletes = random.Random(settings.seed).sample(athletes, settings.prompts)
     prompt = load_prompts(job.inputs["prompts"])[job.config.prompts.training]
     pairs = make_pairs(athletes, prompt.render, tokenizer, settings.seed)
-    found = comp.list_components(model.config, job.config.components)
+    found = comp.list_components(model.config, counted(job.config.components, settings.granularity))
     tokens = job.config.compute.batch_tokens
     if settings.method == "attribution_patching":
         table = _table(found, [str(c) for c in found], attribution_patching(model, pairs, found, tokens))
@@ -503,6 +505,50 @@ def _table(found: Sequence[Component], units: Sequence[str], scores: Sequence[fl
             "score": list(scores),
         }
     )
+
+
+def counted(components: Components, granularity: Granularity | None) -> Components:
+    """What counts as a component where ``granularity``, if given, replaces the run's."""
+    return components if granularity is None else components.model_copy(update={"granularity": granularity})
+
+
+def signed_percentile(table: pd.DataFrame, fraction: float) -> list[str]:
+    """Components whose absolute score reaches the percentile of the *signed* scores that leaves ``fraction`` above it.
+
+    The rule of the released code's masks. Large negative scores come on top of the fraction: 14 % of Gemma-7B's
+    heads and matrices pass the attribution patching threshold of 5 %.
+    """
+    units = table.drop_duplicates("unit")
+    threshold = float(np.percentile(units["score"], 100 * (1 - fraction)))
+    return list(table.loc[table["score"].abs() >= threshold, "component"])
+
+
+def rising_layers(probes: pd.DataFrame, rise: tuple[float, float]) -> tuple[int, ...]:
+    """The layers over which the base model's probes rise: its fact lookup, read off Figure 16 (A.2).
+
+    A probe's rise goes from its accuracy after the first layer to its highest. The layers run from the first at
+    which one of the probes (whole prompt, name alone) has made ``rise[0]`` of its rise, to the first at which all
+    have made ``rise[1]``. On the paper's own Figure 16 (Gemma-7B) that is 2 to 6, where the paper says 2 to 7.
+
+    Args:
+        probes: the rows of stage ``layer_probes``.
+        rise: the two shares.
+
+    Raises:
+        UserError: when no probe rises.
+    """
+    rows = probes[~probes["ablated"] & (probes["labels"] == "sport")]
+    accuracy = rows.groupby(["series", "layer"])["right"].mean().unstack("series").sort_index()
+    span = accuracy.max() - accuracy.iloc[0]
+    if not (span > 0).all():
+        raise UserError(
+            "the probes of the base model do not rise over its layers, so 'layers: auto' finds no fact lookup: "
+            "name the manual localization's layers"
+        )
+    made = ((accuracy - accuracy.iloc[0]) / span).to_numpy()  # [layer, series]
+    first = int((made >= rise[0]).argmax(axis=0).min())
+    last = int((made >= rise[1]).argmax(axis=0).max())
+    return tuple(range(first, last + 1))
 
 
 def top_units(table: pd.DataFrame, fraction: float) -> list[str]:
@@ -559,6 +605,7 @@ def choose(
     elif localization.kind == "all_mlps":
         chosen = [str(c) for c in found if c.kind not in ATTENTION_KINDS]
     elif localization.kind == "manual":
+        assert not isinstance(localization.layers, str)  # select has put the layers that the probes say
         chosen = [str(c) for c in found if c.layer in localization.layers and c.kind in localization.kinds]
         missing = set(localization.layers) - {c.layer for c in found}
         if missing:
@@ -566,6 +613,9 @@ def choose(
                 f"the manual localization names layer {min(missing)}, but the model has layers 0 to "
                 f"{max(c.layer for c in found)}: correct 'layers' in the config"
             )
+    elif localization.selection == "independent":
+        rng = random.Random(localization.seed)
+        chosen = [name for name in names if rng.random() < localization.fraction]
     elif localization.kind == "random":
         order = random.Random(localization.seed).sample(names, len(names))
         table = pd.DataFrame({"component": order, "unit": order, "score": range(len(order), 0, -1)})
@@ -582,6 +632,8 @@ def choose(
 def _within(
     table: pd.DataFrame, localization: Localization, sizes: dict[str, int], parameters: int | None
 ) -> list[str]:
+    if localization.selection == "signed_percentile":
+        return signed_percentile(table, localization.fraction)
     if parameters is None:
         return top_units(table, localization.fraction)
     return matched_units(table, sizes, parameters)
@@ -601,8 +653,14 @@ def select(job: Job) -> None:
     name = job.wildcards["localization"]
     localization = job.config.localizations[name]
     assert localization is not None
+    if job.wildcards["method"] == "mask":
+        localization = localization.for_masks()
+    if job.inputs.get("probes"):
+        layers = rising_layers(pd.read_parquet(job.inputs["probes"]), localization.rise)
+        localization = localization.model_copy(update={"layers": layers})
+        job.facts.update(layers=list(layers))
     model = models.skeleton(AutoConfig.from_pretrained(job.inputs["base_model"], local_files_only=True))
-    found = comp.list_components(model.config, job.config.components)
+    found = comp.list_components(model.config, counted(job.config.components, localization.granularity))
     sizes = {str(c): comp.size_of(c, model) for c in found}
     scores = pd.read_parquet(job.inputs["scores"]) if job.inputs.get("scores") else None
     manual = job.inputs.get("manual")

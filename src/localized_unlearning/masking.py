@@ -34,22 +34,91 @@ HARDLY = 1e-3
 """A largest d below this means that no weight lost a thousandth of itself: the mask hardly moved."""
 
 
-def optimizer_of(removed: Sequence[Tensor], settings: Masking) -> Any:
+class Mask:
+    """The paper's mask (2.4): what is trained is its removed part d, in float32 from 0.
+
+    With W the base weights, the model runs on W (1 - d). The gradient of d is -W times that of the masked
+    weight, minus λ4: the paper's λ4 times the sum of the mask falls as d grows. d is clamped to [0, 1].
+    """
+
+    def __init__(self, parameters: dict[str, Any], trainable: dict[str, Any], settings: Masking) -> None:
+        import torch
+
+        self.parameters, self.trainable, self.settings = parameters, trainable, settings
+        self.base = {name: p.detach().clone() for name, p in parameters.items()}
+        self.trained = {
+            n: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for n, p in self.base.items()
+        }
+
+    def give_gradient(self, name: str) -> None:
+        """Turn the gradient of a masked parameter into that of what is trained."""
+        masked, d = self.parameters[name], self.trained[name]
+        d.grad = (-self.base[name].float() * masked.grad.float() - self.settings.lambda_mask).to(d.dtype)
+        if self.trainable[name] is not None:
+            d.grad.mul_(self.trainable[name])
+        masked.grad = None
+
+    def put(self, name: str) -> None:
+        """Bring what was trained back into its bounds, and the model's weights in step with it."""
+        d = self.trained[name].clamp_(0, 1)
+        self.parameters[name].copy_(self.base[name] * (1 - d).to(self.base[name].dtype))
+
+    def removed(self, name: str) -> Tensor:
+        """The removed part of a parameter's weights, float32; 0 outside the selection."""
+        return self.trained[name]
+
+
+class ClampedWeights(Mask):
+    """What the released code trains as a mask: the weights themselves, in their own type.
+
+    Each weight is clamped between 0 and what it was, the loss has λ4 times the sum of absolute weights instead of
+    the sum of a mask, and momentum and decay act on the weights. The mask is their ratio to the base weights.
+    """
+
+    def __init__(self, parameters: dict[str, Any], trainable: dict[str, Any], settings: Masking) -> None:
+        self.parameters, self.trainable, self.settings = parameters, trainable, settings
+        self.base = {name: p.detach().clone() for name, p in parameters.items()}
+        self.trained = parameters
+
+    def give_gradient(self, name: str) -> None:
+        weight = self.parameters[name]
+        weight.grad.add_(weight.detach().sign(), alpha=self.settings.lambda_mask)
+        if self.trainable[name] is not None:
+            weight.grad.mul_(self.trainable[name])
+
+    def put(self, name: str) -> None:
+        import torch
+
+        base, part = self.base[name], self.trainable[name]
+        weight = self.parameters[name].clamp_(base.clamp(max=0), base.clamp(min=0))
+        if part is not None:  # decay acts on the others too
+            weight.copy_(torch.where(part, weight, base))
+
+    def removed(self, name: str) -> Tensor:
+        import torch
+
+        base = self.base[name].float()
+        return torch.where(base == 0, 0, 1 - self.parameters[name].detach().float() / base)
+
+
+def optimizer_of(trained: Sequence[Tensor], settings: Masking) -> Any:
     """SGD, as in the paper (A.3), or Adam."""
     import torch
 
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(removed, lr=settings.learning_rate, momentum=settings.momentum)
-    return torch.optim.Adam(removed, lr=settings.learning_rate)
+        return torch.optim.SGD(
+            trained,
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+    return torch.optim.Adam(trained, lr=settings.learning_rate)
 
 
 def train(
     model: Any, data: Data, trainable: dict[str, Any], settings: Masking, weights: Weights, seed: int
 ) -> tuple[dict[str, Tensor], pd.DataFrame]:
-    """Train a mask; the model's weights return to the base's.
-
-    With W the base weights, the model runs on W (1 - d). The gradient of d is -W times that of the masked
-    weight, minus λ4: the paper's λ4 times the sum of the mask falls as d grows. d is clamped to [0, 1].
+    """Train a mask, in one of its two forms; the model's weights return to the base's.
 
     Returns:
         The removed part d of every touched parameter, in its shape, float32 (0 outside the selection), and one
@@ -59,10 +128,10 @@ def train(
     import torch
 
     parameters = {name: model.get_parameter(name).requires_grad_(True) for name in trainable}
-    base = {name: p.detach().clone() for name, p in parameters.items()}
-    removed = {name: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for name, p in base.items()}
-    count = sum(selected(base[name], mask) for name, mask in trainable.items())
-    optimizer = optimizer_of(list(removed.values()), settings)
+    form = Mask if settings.parameterization == "mask" else ClampedWeights
+    mask = form(parameters, trainable, settings)
+    count = sum(selected(mask.base[name], part) for name, part in trainable.items())
+    optimizer = optimizer_of(list(mask.trained.values()), settings)
     schedule = schedule_of(optimizer, settings.schedule, settings.steps)
     sizes = Sizes(settings.batch_size, settings.batch_size, settings.text_batch, settings.micro_batch_tokens)
     steps = gradients(model, data, sizes, weights, "erase", seed)
@@ -71,38 +140,40 @@ def train(
     for step in progress.over(range(settings.steps)):
         losses = next(steps)
         rate = optimizer.param_groups[0]["lr"]
-        for name, d in removed.items():  # one parameter's float32 gradient at a time
-            masked = parameters[name]
-            assert masked.grad is not None
-            d.grad = (-base[name].float() * masked.grad.float() - settings.lambda_mask).to(d.dtype)
-            if trainable[name] is not None:
-                d.grad.mul_(trainable[name])
-            masked.grad = None
-            optimizer.step()  # moves this d alone: the others have no gradient now
-            d.grad = None
+        if settings.clip_norm is not None:  # over whole parameters, as in the released code
+            torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip_norm)
+        kept = {name: p.grad for name, p in parameters.items()}
+        for p in parameters.values():
+            p.grad = None
+        moved, total, most = 0, 0.0, 0.0
+        for name in trainable:  # one parameter at a time: one float32 gradient in memory
+            parameters[name].grad = kept.pop(name)
+            mask.give_gradient(name)
+            optimizer.step()  # moves this one alone: the others have no gradient now
+            mask.trained[name].grad = None
             with torch.no_grad():
-                d.clamp_(0, 1)
-                masked.copy_(base[name] * (1 - d).to(base[name].dtype))
+                mask.put(name)
+                d = mask.removed(name)
+            moved, total = moved + int((d > 0).sum()), total + float(d.double().sum())
+            most = max(most, float(d.max()))
         schedule.step()
-        moved = sum(int((d > 0).sum()) for d in removed.values()) / count
-        mean = sum(float(d.double().sum()) for d in removed.values()) / count
-        most = max(float(d.max()) for d in removed.values())
         history.append(
             {
                 "step": step + 1,
                 "learning_rate": rate,
                 **losses,
-                "moved": moved,
-                "mean_removed": mean,
+                "moved": moved / count,
+                "mean_removed": total / count,
                 "most_removed": most,
             }
         )
         progress.note(
             f"forget {losses['forget']:.3f}, retain {losses['retain']:.3f}, most removed {most:.2g}"
         )
+    removed = {name: mask.removed(name) for name in trainable}
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(base[name])
+            parameter.copy_(mask.base[name])
             parameter.requires_grad_(False)
     return removed, pd.DataFrame(history)
 

@@ -200,9 +200,9 @@ STAGES: dict[str, Stage] = {
             "select",
             "localized_unlearning.localization",
             ("localizations.{localization}", "components"),
-            ("base_model", "scores?", "manual?"),
+            ("base_model", "scores?", "manual?", "probes?"),
             ("selection",),
-            ("task", "localization"),
+            ("task", "localization", "method"),
             function="select",
         ),
         Stage(
@@ -291,7 +291,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "table",
             "localized_unlearning.tables",
-            ("run", "model", "prompts", "statistics", "tasks.{task}.forget"),
+            ("run", "model", "prompts", "statistics", "tables", "tasks.{task}.forget"),
             ("facts*", "multiple_choice*", "mmlu*", "text*", "selections*"),
             ("csv", "markdown", "latex"),
             ("table", "task"),

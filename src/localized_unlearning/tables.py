@@ -54,6 +54,13 @@ COLUMNS = (
 """The columns, all accuracies being ``choice``: right among four candidates."""
 
 
+ACCURACY_IN_WORDS: Mapping[str, str] = {
+    "choice": "accuracy among four choices",
+    "argmax": "accuracy over the whole vocabulary",
+    "probability": "probability among four choices",
+}
+
+
 @dataclass(frozen=True)
 class Rows:
     """Per-item rows of every model in a table."""
@@ -142,13 +149,21 @@ def number(value: float, sign: bool = False) -> str:
     return f"{value:+.3f}" if sign else f"{value:.3f}"
 
 
-def wide(data: pd.DataFrame, accuracy: str) -> tuple[list[str], list[list[str]], list[str]]:
+def shown(column: Column, prompts: Sequence[str]) -> bool:
+    """Whether the readable table has a column: all but those of the prompts that are not asked for."""
+    return not column.name.startswith(("forget_", "retain_")) or column.name.split("_")[1] in prompts
+
+
+def wide(
+    data: pd.DataFrame, accuracy: str, prompts: Sequence[str] = ("training", "question")
+) -> tuple[list[str], list[list[str]], list[str]]:
     """Headings, cells and footnotes of the readable table."""
-    shown = data[data["accuracy"].isin((accuracy, "loss"))]
-    base: Any = shown[shown["localization"] == BASE].set_index("column")
+    columns = [column for column in COLUMNS if shown(column, prompts)]
+    chosen = data[data["accuracy"].isin((accuracy, "loss"))]
+    base: Any = chosen[chosen["localization"] == BASE].set_index("column")
     headings = ["Localization", "Components", "Parameters"]
     marks = {}
-    for column in COLUMNS:
+    for column in columns:
         row: Any = base.loc[column.name]
         marks[column.name] = at_chance(
             Estimate(row["mean"], row["low"], row["high"], int(row["n"])),
@@ -156,14 +171,14 @@ def wide(data: pd.DataFrame, accuracy: str) -> tuple[list[str], list[list[str]],
         )
         headings.append(column.heading + (" †" if marks[column.name] else ""))
     lines = []
-    for name, group in shown.groupby("localization", sort=False):
+    for name, group in chosen.groupby("localization", sort=False):
         first = group.iloc[0]
         share = (
             "" if name == BASE else f"{first['parameters']:,} ({100 * first['share_of_parameters']:.1f} %)"
         )
         line = [first["label"], "" if name == BASE else str(first["components"]), share]
         by_column: Any = group.set_index("column")
-        for column in COLUMNS:
+        for column in columns:
             row = by_column.loc[column.name]
             text = f"{number(row['mean'])} [{number(row['low'])}, {number(row['high'])}]"
             if pd.notna(row["paper"]):
@@ -219,11 +234,11 @@ def title_of(table: str, config: Config) -> str:
     what = f"all {forget.sport} athletes" if forget.sport else f"{len(forget.athletes)} named athletes"
     goal = "erasing" if objective == "erase" else "replacing with golf the sport of"
     number_ = table.split("_")[1]
-    return f"Table {number_}. Localized fine-tuning, {goal} {what} ({config.run}); accuracy among four choices on the test part."
+    return f"Table {number_}. Localized fine-tuning, {goal} {what} ({config.run}); {ACCURACY_IN_WORDS[config.tables.accuracy]} on the test part."
 
 
 def run(job: Job) -> None:
-    """Stage: one table as CSV (tidy, all three accuracies), Markdown and LaTeX (choice accuracy)."""
+    """Stage: one table as CSV (tidy, all three accuracies), Markdown and LaTeX (one accuracy, see ``tables``)."""
     import json
 
     config = job.config
@@ -243,7 +258,7 @@ def run(job: Job) -> None:
             f"{table} lacks the evaluation of {', '.join(sorted(missing))}: rerun the evaluate rule"
         )
     data = tidy(table, rows, selections, config)
-    headings, lines, notes = wide(data, "choice")
+    headings, lines, notes = wide(data, config.tables.accuracy, config.tables.prompts)
     sizes = data[data["localization"] == BASE].drop_duplicates("column").set_index("column")["n"]
     level = f"{100 * config.statistics.confidence:g}"
     notes.append(

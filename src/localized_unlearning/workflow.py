@@ -15,7 +15,7 @@ import yaml
 
 from localized_unlearning import config as configuration
 from localized_unlearning import costs
-from localized_unlearning.config import Config
+from localized_unlearning.config import Config, Localization
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import code
 from localized_unlearning.published import FIGURES, TABLES, lacking
@@ -147,20 +147,37 @@ class Workflow:
         """Names of the localizations."""
         return list(self.config.localizations)
 
+    def localization(self, name: str) -> Localization:
+        """A localization by its name."""
+        found = self.config.localizations[name]
+        assert found is not None
+        return found
+
     def scores_for(self, wildcards: Wildcards) -> str | list[str]:
         """The scores that a localization selects from; none for those that need none."""
-        found = self.config.localizations[wildcards["localization"]]
-        assert found is not None
-        return (
-            f"{self.results}/{wildcards['task']}/scores/{found.scores}.parquet"
-            if found.kind == "scores"
-            else []
-        )
+        return self._scores(self.localization(wildcards["localization"]), wildcards["task"])
+
+    def scores_for_mask(self, wildcards: Wildcards) -> str | list[str]:
+        """The scores that a localization of weight masks selects from."""
+        return self._scores(self.localization(wildcards["localization"]).for_masks(), wildcards["task"])
+
+    def _scores(self, found: Localization, task: str) -> str | list[str]:
+        return f"{self.results}/{task}/scores/{found.scores}.parquet" if found.kind == "scores" else []
+
+    def probes_for(self, wildcards: Wildcards) -> str | list[str]:
+        """The base model's probes, for manual layers that are read off them."""
+        automatic = self.localization(wildcards["localization"]).layers == "auto"
+        return f"{self.results}/interpretability/layer_probes.parquet" if automatic else []
+
+    def mask_selection_for(self, wildcards: Wildcards) -> str:
+        """The components that a mask covers: those that are trained, unless the config says otherwise."""
+        name, folder = wildcards["localization"], f"{self.results}/{wildcards['task']}"
+        other = self.localization(name).mask is not None
+        return f"{folder}/mask/{name}/selection.json" if other else f"{folder}/selections/{name}.json"
 
     def manual_for(self, wildcards: Wildcards) -> str | list[str]:
         """The manual selection, for a localization that matches its parameter count."""
-        found = self.config.localizations[wildcards["localization"]]
-        assert found is not None
+        found = self.localization(wildcards["localization"])
         matched = found.budget == "parameters" and found.kind != "manual"
         return f"{self.results}/{wildcards['task']}/selections/manual.json" if matched else []
 

@@ -92,6 +92,48 @@ def test_overlays_merge_and_null_removes(write: Callable[[str, str], Path]) -> N
     assert found.seeds == (9,) and list(found.scores) == ["ap"]
 
 
+def test_an_objective_and_its_exceptions_override_fine_tuning() -> None:
+    found = Config.model_validate(
+        {
+            "finetune": {"steps": 50, "learning_rate": 1e-5},
+            "objectives": {
+                "erase": {},
+                "inject": {"finetune": {"steps": 75}, "exceptions": {"all_mlps": {"learning_rate": 2e-5}}},
+            },
+        }
+    )
+    settings = {
+        (objective, name): config.finetune_settings(found.finetune, found.objectives[objective], name)  # type: ignore[arg-type]
+        for objective in ("erase", "inject")
+        for name in ("manual", "all_mlps")
+    }
+    assert {key: (s.steps, s.learning_rate) for key, s in settings.items()} == {
+        ("erase", "manual"): (50, 1e-5),
+        ("erase", "all_mlps"): (50, 1e-5),
+        ("inject", "manual"): (75, 1e-5),
+        ("inject", "all_mlps"): (75, 2e-5),
+    }
+    assert all(s.batch_size == found.finetune.batch_size for s in settings.values())
+
+
+def test_a_localization_of_masks_differs_where_it_says_so() -> None:
+    other = {
+        "label": "Manual",
+        "kind": "manual",
+        "layers": [2, 3],
+        "mask": {"layers": [1], "granularity": "head"},
+    }
+    found = config.Localization.model_validate(other)
+    masks = found.for_masks()
+    assert (masks.layers, masks.granularity, masks.kinds, masks.label) == (
+        (1,),
+        "head",
+        ("up", "down"),
+        "Manual",
+    )
+    assert (found.layers, found.granularity) == ((2, 3), None)
+
+
 def test_a_preset_extends_another(write: Callable[[str, str], Path]) -> None:
     """Catches a base laid over its preset, and one that is lost or looked for in the wrong folder."""
     write("base.yaml", "run: base\nfinetune: {steps: 5, batch_size: 8}\n")

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,8 +17,10 @@ import transformers
 from localized_unlearning import components as comp
 from localized_unlearning import localization as loc
 from localized_unlearning.components import Component
-from localized_unlearning.config import Components, Localization, Score
+from localized_unlearning.config import Components, Config, Localization, Score
+from localized_unlearning.errors import UserError
 from localized_unlearning.prompts import load_prompts
+from tiny_base import TinyBase
 from tiny_models import ARCHITECTURES, VOCABULARY
 
 ROOT = Path(__file__).parents[2]
@@ -353,6 +356,96 @@ def test_selects_the_published_three_units_as_ten_matrices() -> None:
     kept = set(units.index[units["selected_top5pct"]])
     assert len(kept) == 3 and len(chosen) == 10
     assert set(chosen) == {str(c) for c, name in zip(found, names, strict=True) if name in kept}
+
+
+@pytest.mark.parametrize(
+    ("graph", "components"),
+    [("basketball_ap", 253), ("athlete_ap", 260), ("basketball_ct", 100), ("athlete_ct", 209)],
+)
+def test_signed_percentile_selects_as_many_as_the_released_masks(graph: str, components: int) -> None:
+    path = PUBLISHED / "localisation_scores" / f"google_gemma-7b_sports_{graph}_graph.csv"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not beside this checkout")
+    scores = pd.read_csv(path)
+    assert len(scores) == 1848
+    scores["unit"] = scores["component"]
+    assert len(loc.signed_percentile(scores, 0.05)) == components
+
+
+def test_signed_percentile_by_its_definition() -> None:
+    """Of 20 scores the 95th percentile of the signed ones is 0.95; absolutely, four are as large."""
+    values = [-3.0, -2.0, *[i / 20 for i in range(17)], 0.95 + 1]
+    table = pd.DataFrame({"component": [f"c{i}" for i in range(20)], "unit": range(20), "score": values})
+    chosen = loc.signed_percentile(table, 0.05)
+    threshold = np.percentile(values, 95)
+    assert 0.8 < threshold < 1 and chosen == ["c0", "c1", "c19"]
+
+
+def probes(accuracy: dict[str, list[float]], athletes: int = 100) -> pd.DataFrame:
+    """Rows of stage layer_probes with these accuracies by series and layer, and some that must not count."""
+    rows = [
+        {"series": series, "ablated": ablated, "labels": labels, "layer": layer, "right": i < round(value * athletes)}
+        for series, values in accuracy.items()
+        for ablated, labels, curve in (
+            (False, "sport", values), (True, "sport", values[::-1]), (False, "shuffled labels", values[::-1])
+        )
+        for layer, value in enumerate(curve)
+        for i in range(athletes)
+    ]  # fmt: skip
+    return pd.DataFrame(rows).sample(frac=1, random_state=0)
+
+
+def test_automatic_layers_are_those_over_which_the_probes_rise() -> None:
+    prompt = [0.40, 0.41, 0.50, 0.70, 0.95, 0.99, 1.00]
+    athlete = [0.40, 0.55, 0.99, 1.00, 1.00, 1.00, 0.99]
+    rows = probes({"prompt": prompt, "athlete": athlete})
+    assert loc.rising_layers(rows, (0.2, 0.9)) == (1, 2, 3, 4)
+    assert loc.rising_layers(rows, (0.3, 0.95)) == (2, 3, 4, 5)
+    with pytest.raises(UserError, match="do not rise"):
+        loc.rising_layers(probes({"prompt": [0.4, 0.4], "athlete": [0.4, 0.9]}), (0.2, 0.9))
+
+
+def test_automatic_layers_of_the_published_figure_16() -> None:
+    """The rule gives 2 to 6 on the paper's own curves; the paper took 2 to 7."""
+    path = PUBLISHED / "fig16_probe_across_layers_exact_from_pdf.csv"
+    if not path.is_file():
+        pytest.skip(f"{path.name} is not beside this checkout")
+    curves = pd.read_csv(path).pivot(index="layer", columns="series", values="accuracy")
+    rows = probes({name.lower(): list(curves[name]) for name in ("Prompt", "Athlete")}, athletes=314)
+    assert loc.rising_layers(rows, (0.2, 0.9)) == (2, 3, 4, 5, 6)
+
+
+def test_independent_draws_vary_in_number() -> None:
+    found = comp.list_components(transformers.GemmaConfig(), Components(granularity="head"))
+    sizes = dict.fromkeys(map(str, found), 1)
+    draws = [
+        loc.choose(
+            Localization(label="R", kind="random", selection="independent", fraction=0.05, seed=seed),
+            found, sizes, None, None,
+        )
+        for seed in range(8)
+    ]  # fmt: skip
+    counts = [len(draw) for draw in draws]
+    assert len(found) == 1848 and len(set(counts)) > 1
+    assert abs(np.mean(counts) - 0.05 * 1848) < 3 * (1848 * 0.05 * 0.95 / 8) ** 0.5
+
+
+@pytest.mark.parametrize(("whose", "count"), [("train", 64), ("forget", 12), ("all", 90)])
+def test_whose_prompts_are_scored(
+    whose: str, count: int, tiny_base: TinyBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[tuple[str, str]]] = []
+    monkeypatch.setattr(loc, "make_pairs", lambda athletes, *_: asked.append(athletes))
+    monkeypatch.setattr(loc, "attribution_patching", lambda _m, _p, found, _t: [0.0] * len(found))
+    score = {"method": "attribution_patching", "athletes": whose, "granularity": "head"}
+    config = Config.model_validate({"scores": {"attribution_patching": score}, "localizations": {}})
+    inputs = {"split": tiny_base.write(tmp_path / "split.parquet", tiny_base.split)}
+    wildcards = {"task": "athletes", "scores": "attribution_patching"}
+    rows = tiny_base.run("score", config, tmp_path, inputs, wildcards)["scores"]
+    split = tiny_base.split
+    part = {"train": split["train"], "forget": split["forget"], "all": split["athlete"] != ""}[whose]
+    assert [name for name, _ in asked[0]] == list(split.loc[part, "athlete"]) and len(asked[0]) == count
+    assert len(rows) == 3 * (2 * 4 + 2 * 2 + 2)  # heads of q and o, of k and v, and two matrices of the MLP
 
 
 def test_matched_budget_is_never_exceeded_and_fills_up() -> None:

@@ -115,6 +115,46 @@ def test_training_a_mask_leaves_the_model_as_it_was(
             assert not first[parameter][~part.expand_as(first[parameter])].any()
 
 
+@pytest.mark.parametrize("name", list(CHOSEN))
+def test_clamped_weights_are_the_released_codes_steps(
+    tiny: Callable[[str], Any], data: Data, name: str, float64: None
+) -> None:
+    """SGD with momentum and decay on the weights, clipped over whole parameters, each weight held by its base."""
+    settings = SETTINGS.model_copy(
+        update={
+            "parameterization": "weights", "steps": 4, "learning_rate": 0.3, "momentum": 0.9,
+            "weight_decay": 0.01, "clip_norm": 0.7, "lambda_mask": 0.01,
+        }
+    )  # fmt: skip
+    model = tiny(name)
+    trainable = comp.trainable(model, CHOSEN[name])
+    found, _ = masking.train(model, data, trainable, settings, WEIGHTS, seed=0)
+
+    weights = {n: model.get_parameter(n).detach().clone() for n in trainable}
+    base, momentum = copy.deepcopy(weights), {n: torch.zeros_like(w) for n, w in weights.items()}
+    for _ in range(4):
+        leaves = {n: w.clone().requires_grad_(True) for n, w in weights.items()}
+        # slow_loss multiplies the model's own weights by 1 - d
+        ratios = {n: 1 - leaf / base[n] for n, leaf in leaves.items()}
+        loss = slow_loss(model, data, ratios) - SETTINGS.lambda_mask * sum(
+            (1 - r).sum() for r in ratios.values()
+        )
+        gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+        norm = torch.sqrt(sum((g**2).sum() for g in gradients.values()))
+        for n, gradient in gradients.items():
+            step = gradient * min(1.0, 0.7 / float(norm)) + 0.01 * weights[n].sign()
+            step = (step if trainable[n] is None else step * trainable[n]) + 0.01 * weights[n]
+            momentum[n] = 0.9 * momentum[n] + step
+            moved = weights[n] - 0.3 * momentum[n]
+            moved = torch.where(base[n] > 0, moved.clamp(min=0), moved.clamp(max=0))
+            moved = torch.where(moved.abs() > base[n].abs(), base[n], moved)
+            weights[n] = moved if trainable[n] is None else torch.where(trainable[n], moved, base[n])
+    for n, weight in weights.items():
+        assert torch.equal(model.get_parameter(n), base[n])
+        assert torch.allclose(found[n].double(), 1 - weight / base[n], atol=1e-6)
+        assert (found[n] > 0).any() and (found[n] == 0).any()
+
+
 def test_edits_are_the_bases_weights_times_zero_or_one(tiny: Callable[[str], Any]) -> None:
     """Each nested edit is, bit for bit, the one made from scratch; all ones is the base, all zeros no component."""
     base = tiny("llama").float()

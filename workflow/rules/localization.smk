@@ -36,6 +36,7 @@ rule select:
         base_model=f"{plan.results}/base_model",
         scores=plan.scores_for,
         manual=plan.manual_for,
+        probes=plan.probes_for,
     output:
         f"{plan.results}/{{task}}/selections/{{localization}}.json",
     log:
@@ -55,5 +56,36 @@ rule select:
         "select components: {wildcards.localization} ({wildcards.task})"
     shell:
         "localized-unlearning select --config {params.config} --task {wildcards.task}"
-        " --localization {wildcards.localization} --base-model {input.base_model}"
-        " --scores '{input.scores}' --manual '{input.manual}' --out-selection {output} 2> {log}"
+        " --localization {wildcards.localization} --method finetune --base-model {input.base_model}"
+        " --scores '{input.scores}' --manual '{input.manual}' --probes '{input.probes}'"
+        " --out-selection {output} 2> {log}"
+
+
+rule select_for_mask:
+    input:
+        base_model=f"{plan.results}/base_model",
+        scores=plan.scores_for_mask,
+        manual=plan.manual_for,
+        probes=plan.probes_for,
+    output:
+        f"{plan.results}/{{task}}/mask/{{localization}}/selection.json",
+    log:
+        f"logs/{plan.config.run}/{{task}}/mask/{{localization}}/select.log",
+    benchmark:
+        f"logs/{plan.config.run}/{{task}}/mask/{{localization}}/select.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("select"),
+        runtime=plan.runtime("select"),
+    params:
+        config=plan.resolved,
+        settings=plan.seen("select"),
+        code=plan.code("select"),
+    message:
+        "select components to mask: {wildcards.localization} ({wildcards.task})"
+    shell:
+        "localized-unlearning select --config {params.config} --task {wildcards.task}"
+        " --localization {wildcards.localization} --method mask --base-model {input.base_model}"
+        " --scores '{input.scores}' --manual '{input.manual}' --probes '{input.probes}'"
+        " --out-selection {output} 2> {log}"

@@ -5,7 +5,7 @@ rule mask:
     input:
         base_model=f"{plan.results}/base_model",
         split=f"{plan.results}/{{task}}/split.parquet",
-        selection=f"{plan.results}/{{task}}/selections/{{localization}}.json",
+        selection=plan.mask_selection_for,
         prompts=plan.config.prompts.file,
         text=plan.source("text.train"),
     output:
