@@ -9,7 +9,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all test setup format lock clean-env
+.PHONY: help all test test-slurm slurm-profile slurm-cancel setup format lock clean-env
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -20,6 +20,9 @@ help:
 	@echo 'make all        set up, run the default workflow, show its tables; again: does nothing and says so'
 	@echo '                ARGS="--configfile workflow/presets/X.yaml" goes to snakemake'
 	@echo 'make test       set up, then lint, format, types, the linter of Snakemake, and the tests'
+	@echo 'make test-slurm   the workflow through a real Slurm, which it installs and starts (Debian, as root)'
+	@echo 'make slurm-profile   put profiles/slurm where snakemake --profile slurm looks (docs/running-on-slurm.md)'
+	@echo "make slurm-cancel   cancel this checkout's Slurm jobs, as after a killed Snakemake"
 	@echo 'make setup      only make .venv/ from $(LOCK)'
 	@echo '                PYTHON=python3.12 takes another Python; LOCK=envs/cuda.txt is for a CUDA machine'
 	@echo '                PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" gets the small torch'
@@ -92,6 +95,16 @@ test: setup
 	@echo '== snakefmt';           snakefmt --check Snakefile workflow 2>&1 || { echo 'run: make format'; exit 1; }
 	@echo '== snakemake --lint';   snakemake --lint
 	@echo '== pytest';             pytest -q
+
+# Apart from `make test`: it installs Slurm and runs for some ten minutes.
+test-slurm: setup
+	@pytest -q -rs --durations=0 tests/slurm
+
+slurm-profile: setup
+	@localized-unlearning install-profile
+
+slurm-cancel:
+	@squeue --user "$$(id -un)" --noheader --format='%i|%Z' | awk -F'|' -v here="$(CURDIR)" '$$2 == here { print $$1 }' | xargs -r scancel
 
 format: setup
 	@ruff check --quiet --fix src tests || true

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from localized_unlearning import __version__
+from localized_unlearning import __version__, warm
 from localized_unlearning.errors import UserError
 from localized_unlearning.stages import STAGES, Stage
 
@@ -96,13 +96,17 @@ def main(argv: Sequence[str] | None = None, warm_start: bool = True) -> int:
     (see :mod:`localized_unlearning.warm`); ``warm_start`` is false in the forked child itself.
     """
     arguments = build_parser().parse_args(argv)
+    online = "stage" not in arguments or arguments.stage.online
+    if not online:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library is imported, which reads it once
     try:
         if "stage" not in arguments:
             return int(arguments.function(arguments))
-        if warm_start and os.environ.get("LOCALIZED_UNLEARNING_WARM"):
+        if warm_start and not online and os.environ.get("LOCALIZED_UNLEARNING_WARM") and warm.possible():
             if _run_stage(arguments, compute=False):  # before any process imports torch for it
                 return 0
-            status = _run_warm(arguments, sys.argv[1:] if argv is None else list(argv))
+            given = sys.argv[1:] if argv is None else list(argv)
+            status = warm.run(given, start="base_model" in arguments.stage.inputs)
             if status is not None:
                 return status
         _run_stage(arguments)
@@ -110,13 +114,6 @@ def main(argv: Sequence[str] | None = None, warm_start: bool = True) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-
-
-def _run_warm(arguments: argparse.Namespace, given: list[str]) -> int | None:
-    """Run a stage in a forked process; None when it has to be run cold."""
-    from localized_unlearning import warm
-
-    return warm.run(given, start="base_model" in arguments.stage.inputs) if warm.possible() else None
 
 
 if __name__ == "__main__":

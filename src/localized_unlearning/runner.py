@@ -91,6 +91,10 @@ def execute(
                 _compute(job)
             _keep_sources(basis.modules, root / "results" / config.run / ".sources")
             record = _record(job, basis, outputs, root, started, kept)
+            if not locks.still_mine(first):
+                raise UserError(
+                    f"another job took over {first} while this one stood still: nothing was published"
+                )
             with _signals(_ignore):  # renaming takes a moment and is not to be cut in two
                 _publish(record, temporary, outputs)
             if store is not None and kept is None:

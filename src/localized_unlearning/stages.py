@@ -38,6 +38,8 @@ class Stage:
         wildcards: names of the wildcards, each a command-line option.
         function: the function inside ``module``.
         cached: whether the shared cache may keep it; not where it reads what its key does not name.
+        online: whether it may use the network. All others run with ``HF_HUB_OFFLINE``, since compute nodes
+            seldom have one, and a run must not depend on what a hub says today.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Stage:
     wildcards: tuple[str, ...] = ()
     function: str = "run"
     cached: bool = True
+    online: bool = False
 
     def paths(self, wildcards: Mapping[str, str]) -> tuple[str, ...]:
         """The dotted config paths of this stage for one job."""
@@ -138,7 +141,9 @@ def canonical_json(value: Any) -> str:
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stage in (
-        Stage("fetch", "localized_unlearning.sources", ("{source}",), (), ("file",), ("source",)),
+        Stage(
+            "fetch", "localized_unlearning.sources", ("{source}",), (), ("file",), ("source",), online=True
+        ),
         Stage(
             "pretrain",
             "localized_unlearning.organism",
@@ -155,6 +160,7 @@ STAGES: dict[str, Stage] = {
             ("model",),
             function="download",
             cached=False,  # a local folder is copied as it is; the hub has its own cache
+            online=True,
         ),
         Stage(
             "known_facts",

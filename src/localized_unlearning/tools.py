@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,11 @@ def add_commands(commands: Commands) -> None:
     parser = commands.add_parser("reference", help="write or check the files generated from the typed config")
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 when out of step")
     parser.set_defaults(function=reference)
+    parser = commands.add_parser(
+        "install-profile", help="put profiles/slurm where `snakemake --profile slurm` looks for it"
+    )
+    parser.add_argument("--replace", action="store_true", help="overwrite a copy that was edited")
+    parser.set_defaults(function=install_profile)
 
 
 def summary(arguments: argparse.Namespace) -> int:
@@ -83,6 +89,36 @@ def reference(arguments: argparse.Namespace) -> int:
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
+    return 0
+
+
+def install_profile(arguments: argparse.Namespace) -> int:
+    """Copy the Slurm profile into the user's Snakemake folder; a copy that was edited for the site is kept.
+
+    Snakemake looks for a profile's name in the working folder, then in the user's and the site's configuration
+    folder, and nowhere else.
+
+    Raises:
+        UserError: outside a checkout.
+    """
+    shipped = Path("profiles/slurm/config.yaml")
+    if not shipped.is_file():
+        raise UserError(f"{shipped} is not here: run this in the folder of the Snakefile")
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    target = Path(base) / "snakemake/slurm/config.yaml"
+    text = shipped.read_text(encoding="utf-8")
+    if target.is_file() and not arguments.replace:
+        if target.read_text(encoding="utf-8") == text:
+            print(f"{target} is there and is the shipped profile")
+        else:
+            print(
+                f"{target} is kept: it was edited, or {shipped} has changed since (diff {shipped} {target})"
+            )
+            print("install-profile --replace overwrites it")
+        return 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8")
+    print(f"wrote {target}: set its partitions, account and GPUs, then run snakemake --profile slurm all")
     return 0
 
 

@@ -44,11 +44,10 @@ class Workflow:
         self.figures = f"figures/{self.config.run}"
         self.resolved = f"{self.results}/config.yaml"
 
-    @property
-    def shell_prefix(self) -> str:
-        """What stands before every command: Snakemake's own strict mode, and whether jobs may start warm."""
-        warm = "export LOCALIZED_UNLEARNING_WARM=1; " if self.config.compute.warm_start else ""
-        return f"set -euo pipefail; {warm}"
+    def shell_prefix(self, attempt: int) -> str:
+        """What stands before every command: Snakemake's own strict mode, the attempt, and whether to start warm."""
+        warm = " LOCALIZED_UNLEARNING_WARM=1" if self.config.compute.warm_start else ""
+        return f"set -euo pipefail; export LOCALIZED_UNLEARNING_ATTEMPT={attempt}{warm}; "
 
     def folders(self) -> list[str]:
         """The run's folders that exist, for the audit."""

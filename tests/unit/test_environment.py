@@ -29,7 +29,7 @@ USED_AS = {
     "pyarrow": "parquet",
 }
 # What the design fixes and its own work has yet to bring in; take it off the list with the code that uses it.
-AHEAD = {"snakemake-executor-plugin-slurm"}
+AHEAD: set[str] = set()
 CHECKS = "# checks"
 
 

@@ -16,7 +16,7 @@ if plan.config.model.kind == "organism":
             f"logs/{plan.config.run}/pretrain.tsv"
         conda:
             "../../envs/cpu.yaml"
-        threads: workflow.cores or 2
+        threads: workflow.resource_settings.cores or 2
         resources:
             mem_mb=plan.memory("pretrain"),
             runtime=plan.runtime("pretrain"),
@@ -67,6 +67,7 @@ else:
             f"logs/{plan.config.run}/download.tsv"
         conda:
             "../../envs/cpu.yaml"
+        localrule: True
         resources:
             mem_mb=plan.memory("download"),
             runtime=plan.runtime("download"),

@@ -12,6 +12,7 @@ rule fetch:
         source="|".join(map(re.escape, plan.fetched(folders=False))) or "none",
     conda:
         "../../envs/cpu.yaml"
+    localrule: True
     resources:
         mem_mb=plan.memory("fetch"),
         runtime=plan.runtime("fetch"),

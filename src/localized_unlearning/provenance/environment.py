@@ -16,6 +16,14 @@ from typing import Any
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "transformer-lens", "peft", "numpy",
             "scipy", "scikit-learn", "pandas", "pyarrow", "matplotlib")  # fmt: skip
+SLURM = {
+    "slurm_job": "SLURM_JOB_ID",
+    "slurm_partition": "SLURM_JOB_PARTITION",
+    "slurm_node": "SLURMD_NODENAME",
+    "slurm_restart": "SLURM_RESTART_COUNT",
+}
+"""What Slurm tells a job of itself, by the name it has in a record."""
+
 _PIN = re.compile(r"([A-Za-z0-9._-]+)==([^\s;\\]+)")
 
 
@@ -82,14 +90,14 @@ def _processor() -> str:
 
 
 def host() -> dict[str, Any]:
-    """The class of machine: system, processor, cores; no host or user name."""
+    """The class of machine: system, processor, cores; no host or user name, but a Slurm node's name."""
     found: dict[str, Any] = {
         "system": platform.system(),
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": os.cpu_count(),
     }
-    for key, variable in (("slurm_job", "SLURM_JOB_ID"), ("slurm_partition", "SLURM_JOB_PARTITION")):
+    for key, variable in SLURM.items():
         if variable in os.environ:
             found[key] = os.environ[variable]
     return found | _accelerator()

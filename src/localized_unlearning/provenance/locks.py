@@ -1,8 +1,11 @@
 """A lock file beside the outputs of a job, so that two live jobs never write the same ones.
 
-It works on shared file systems without their lock daemons: the file is created exclusively and
-says who holds it. A lock whose holder is gone is taken over: a dead process of this machine, a
-Slurm job that was requeued (this is the same job again), or one that ``squeue`` no longer lists.
+It works across the nodes of a shared file system without a lock daemon: the file is created exclusively, says
+who holds it, and is touched every :data:`BEAT` seconds while the holder lives. A lock whose holder is gone is
+taken over: a dead process of this machine; a Slurm job that was requeued (this is the same job again) or that
+``squeue`` no longer lists; any other whose lock has not been touched for :data:`SILENT` seconds, by the file
+system's own clock. Should a holder have been taken for dead while it was only stopped, it finds its lock gone
+when it comes to publish (:func:`still_mine`) and publishes nothing.
 """
 
 from __future__ import annotations
@@ -14,15 +17,21 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from localized_unlearning.errors import UserError
 
-UNREADABLE_FOR = 60.0  # seconds after which a lock without content counts as left behind
+BEAT = 20.0
+"""Seconds between two touches of a held lock."""
+SILENT = 300.0
+"""Seconds without a touch after which a holder that cannot be asked counts as gone (caches of NFS: 60 s)."""
+UNREADABLE_FOR = 60.0
+"""Seconds after which a lock without content counts as left behind."""
 
 
 def path_for(output: Path) -> Path:
@@ -35,26 +44,56 @@ def held(output: Path) -> Iterator[None]:
     """Hold the lock of a job's outputs.
 
     Raises:
-        UserError: when another live job holds it, or one whose life cannot be checked.
+        UserError: when another live job holds it.
     """
     lock = path_for(output)
     while not _create(lock):
         holder = _holder(lock)
-        if not is_gone(holder):
+        if not is_gone(holder, lock):
             raise UserError(
-                f"{_name(holder)} is writing {output}: wait for it or cancel it; if it is gone, delete {lock}"
+                f"{_name(holder)} is writing {output}: wait for it or {_cancel(holder)}, then rerun; "
+                f"if it is gone, delete {lock}"
             )
         _take_over(lock, holder)
+    done = threading.Event()
+    heart = threading.Thread(target=_beat, args=(lock, done), daemon=True)
+    heart.start()
     try:
         yield
     finally:
-        lock.unlink(missing_ok=True)
+        done.set()
+        heart.join()
+        if still_mine(output):
+            lock.unlink(missing_ok=True)
+
+
+def still_mine(output: Path) -> bool:
+    """Whether this process still holds the lock of ``output``; not so once another took it for dead."""
+    return _holder(path_for(output)) == _myself()
 
 
 def is_held(output: Path) -> bool:
     """Whether a live job, or one whose life cannot be checked, is writing ``output``."""
     lock = path_for(output)
-    return lock.exists() and not is_gone(_holder(lock))
+    return lock.exists() and not is_gone(_holder(lock), lock)
+
+
+def _beat(lock: Path, done: threading.Event) -> None:
+    while not done.wait(BEAT):
+        with suppress(OSError):
+            os.utime(lock)
+
+
+def _silence(lock: Path) -> float:
+    """Seconds since a lock was touched, by the clock that stamps files there: nodes' clocks differ."""
+    probe = lock.with_name(f"{lock.name}.now-{_host()}-{os.getpid()}")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime - lock.stat().st_mtime
+    except OSError:
+        return 0.0
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _create(lock: Path) -> bool:
@@ -73,13 +112,19 @@ def _myself() -> dict[str, Any]:
         "pid": os.getpid(),
         "begun": _begun(os.getpid()),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_node": os.environ.get("SLURMD_NODENAME"),
         "slurm_restart": os.environ.get("SLURM_RESTART_COUNT"),
     }
     return {name: value for name, value in mine.items() if value is not None}
 
 
 def _host() -> str:
-    return hashlib.sha256(platform.node().encode()).hexdigest()[:16]
+    """Where a process number means the same process: this machine since it started, and this container."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
 
 
 def _begun(pid: int) -> str | None:
@@ -104,8 +149,8 @@ def _holder(lock: Path) -> dict[str, Any] | None:
             return {}
 
 
-def is_gone(holder: Mapping[str, Any] | None) -> bool:
-    """Whether the holder of a lock is known to be gone."""
+def is_gone(holder: Mapping[str, Any] | None, lock: Path) -> bool:
+    """Whether the holder of a lock is known, or by its long silence taken, to be gone."""
     if holder is None:
         return False
     if "pid" not in holder:
@@ -113,11 +158,10 @@ def is_gone(holder: Mapping[str, Any] | None) -> bool:
     if holder.get("host") == _host():
         return not _alive(int(holder["pid"]), holder.get("begun"))
     job = holder.get("slurm_job")
-    if job is None:
-        return False
-    if job == os.environ.get("SLURM_JOB_ID"):
+    if job is not None and job == os.environ.get("SLURM_JOB_ID"):
         return holder.get("slurm_restart") != os.environ.get("SLURM_RESTART_COUNT")
-    return _slurm_job_is_gone(str(job))
+    listed = None if job is None else _slurm_lists(str(job))
+    return _silence(lock) > SILENT if listed is None else not listed
 
 
 def _alive(pid: int, begun: str | None) -> bool:
@@ -131,18 +175,19 @@ def _alive(pid: int, begun: str | None) -> bool:
     return begun is None or now is None or begun == now
 
 
-def _slurm_job_is_gone(job: str) -> bool:
+def _slurm_lists(job: str) -> bool | None:
+    """Whether Slurm has a job waiting, running or ending; None when it cannot be asked."""
     if shutil.which("squeue") is None:
-        return False
+        return None
     try:
         answer = subprocess.run(
             ["squeue", "--noheader", "--jobs", job, "--format=%T"], capture_output=True, text=True, timeout=30
         )
     except (OSError, subprocess.SubprocessError):
-        return False
+        return None
     if answer.returncode:
-        return "Invalid job id" in answer.stderr
-    return not answer.stdout.strip()
+        return False if "Invalid job id" in answer.stderr else None
+    return bool(answer.stdout.strip())
 
 
 def _take_over(lock: Path, holder: Mapping[str, Any] | None) -> None:
@@ -154,7 +199,10 @@ def _take_over(lock: Path, holder: Mapping[str, Any] | None) -> None:
         return
     try:
         if _holder(aside) != holder:
-            os.link(aside, lock)
+            with suppress(
+                FileExistsError
+            ):  # and should that fail, its holder will find it is no longer its own
+                os.link(aside, lock)
             return
         print(f"took over the lock of a job that is gone: {lock.name}", file=sys.stderr)
     finally:
@@ -164,6 +212,11 @@ def _take_over(lock: Path, holder: Mapping[str, Any] | None) -> None:
 def _name(holder: Mapping[str, Any] | None) -> str:
     if not holder:
         return "another process"
-    job = f" of Slurm job {holder['slurm_job']}" if "slurm_job" in holder else ""
-    place = "" if holder.get("host") == _host() else " on another machine"
-    return f"process {holder['pid']}{job}{place}"
+    if "slurm_job" in holder:
+        node = f" on node {holder['slurm_node']}" if "slurm_node" in holder else ""
+        return f"Slurm job {holder['slurm_job']}{node} (process {holder['pid']})"
+    return f"process {holder['pid']}" + ("" if holder.get("host") == _host() else " on another machine")
+
+
+def _cancel(holder: Mapping[str, Any] | None) -> str:
+    return f"cancel it (scancel {holder['slurm_job']})" if holder and "slurm_job" in holder else "end it"

@@ -1,0 +1,99 @@
+"""A checkout on the simulated cluster, as its user sees it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from localized_unlearning.config import merge, read_yaml
+from tiny_run import ROOT, TINY, environment
+
+# One localization: every rule is here, with few jobs of each.
+RUN = merge(TINY, {"localizations": {"manual": None, "random": None}})
+
+
+@dataclass(frozen=True)
+class Checkout:
+    """A folder that looks like a checkout whose ``config.yaml`` is the tiny run, and its user's environment."""
+
+    folder: Path
+    home: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        outside = {k: v for k, v in environment(self.folder).items() if not k.startswith(("SLURM_", "OMP_"))}
+        return {**outside, "XDG_CONFIG_HOME": str(self.home)}
+
+    def run(self, line: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
+        """One line at this user's prompt, to its end."""
+        return subprocess.run(
+            ["bash", "-c", line], cwd=self.folder, env=self.environment, capture_output=True, text=True,
+            timeout=timeout,
+        )  # fmt: skip
+
+    def start(self, line: str) -> subprocess.Popen[bytes]:
+        """One line at this user's prompt, left running; what it says goes to ``said.txt``."""
+        with (self.folder / "said.txt").open("wb") as said:
+            return subprocess.Popen(
+                ["bash", "-c", f"exec {line}"], cwd=self.folder, env=self.environment, stdout=said, stderr=said,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def said(self) -> str:
+        return (self.folder / "said.txt").read_text(errors="replace")
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*/tiny/**/*.record.json"))]
+
+    def record(self, output: str) -> dict[str, Any]:
+        """The record of the job whose first output is ``output``."""
+        path = self.folder / output
+        return json.loads((path.parent / f"{path.name.split('.')[0]}.record.json").read_text())
+
+    def configure(self, overlay: dict[str, Any]) -> None:
+        config = merge(merge(read_yaml(ROOT / "config.yaml"), RUN), overlay)
+        (self.folder / "config.yaml").unlink(missing_ok=True)
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+
+    def copy(self, folder: Path) -> Checkout:
+        """Another checkout of the same user, with what this one has made so far."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Checkout(folder, self.home)
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
+        time.sleep(0.1)
+    return found
+
+
+def holder(checkout: Checkout, output: str) -> dict[str, Any]:
+    """Who is making ``output``, once somebody is; its process is stopped in its first moments."""
+    path = checkout.folder / output
+    lock = path.with_name(f".{path.name}.lock")
+
+    def read() -> Any:
+        try:
+            return json.loads(lock.read_text())
+        except (OSError, ValueError):
+            return None
+
+    found = wait_for(read, f"a job that makes {output}")
+    os.kill(found["pid"], signal.SIGSTOP)
+    return found
+
+
+def scontrol(*words: str) -> None:
+    subprocess.run(["scontrol", *words], check=True, capture_output=True, timeout=30)

@@ -1,0 +1,183 @@
+"""The workflow through a real Slurm: the promised line, then what goes wrong on clusters.
+
+The run is tests/tiny_run.py's, its budgets tiny: every rule, with a model of two layers and a few steps. What
+is shown is that jobs reach Slurm, survive its faults and leave right records; not numbers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from checkout import Checkout, holder, scontrol, wait_for
+from cluster import Cluster
+
+from localized_unlearning.stages import STAGES
+
+MODELS = ("sports/erase", "sports/inject", "athletes/erase", "athletes/inject")
+DELTAS = tuple(f"results/tiny/{model}/attribution_patching/seed0/delta.safetensors" for model in MODELS)
+MASK = "results/tiny/sports/mask/attribution_patching/seed0/mask.safetensors"
+PROBES = "results/tiny/sports/none/base/seed0/probes.parquet"
+
+
+def audit(checkout: Checkout) -> None:
+    done = checkout.run("snakemake -c1 audit")
+    assert done.returncode == 0 and " ok" in done.stdout, done.stdout + done.stderr
+
+
+def test_the_promised_line_goes_through_sbatch(cluster: Cluster, finished: Checkout) -> None:
+    """Catches a profile that is not found, a rule that runs on the login node or in the wrong partition."""
+    jobs = {job["JobId"]: job for job in cluster.jobs()}
+    records = finished.records()
+    assert {record["stage"] for record in records} == set(STAGES) - {"fetch", "download", "convert"}
+    for record in records:
+        host = record["host"]
+        job = jobs[host["slurm_job"]]
+        assert job["JobState"] == "COMPLETED" and job["NodeList"] == host["slurm_node"], (
+            record["stage"],
+            job,
+        )
+        assert host["slurm_partition"] == job["Partition"] and record["attempt"] == 1
+        loads = record["stage"] == "pretrain" or "base_model" in STAGES[record["stage"]].inputs
+        assert job["Partition"] == ("gpu" if loads and record["stage"] != "select" else "cpu"), record[
+            "stage"
+        ]
+    assert len(jobs) < len(records)  # short jobs share an allocation
+    for number in range(1, 17):
+        assert (finished.folder / f"figures/tiny/figure_{number}.png").stat().st_size > 0
+    audit(finished)
+
+
+def test_a_second_run_has_nothing_to_do(cluster: Cluster, finished: Checkout) -> None:
+    before = len(cluster.jobs())
+    done = finished.run("snakemake --profile slurm all")
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
+    assert len(cluster.jobs()) == before
+
+
+@pytest.fixture(scope="module")
+def prepared(finished: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """A checkout in which some models, a mask and the base model's probes are to be made again."""
+    checkout = finished.copy(tmp_path_factory.mktemp("again") / "checkout")
+    for output in (*DELTAS, MASK, PROBES):
+        (checkout.folder / output).unlink()
+    return checkout
+
+
+@pytest.fixture
+def started(prepared: Checkout, tmp_path: Path) -> Iterator[tuple[Checkout, list[subprocess.Popen[bytes]]]]:
+    """A fresh copy of it, and the list of its running Snakemakes, which are ended afterwards."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield prepared.copy(tmp_path / "checkout"), processes
+    for process in processes:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(60)
+    subprocess.run(["scancel", "--user", str(os.getuid())], timeout=30)
+
+
+def test_faults_of_a_cluster_cost_a_retry_each(
+    cluster: Cluster, started: tuple[Checkout, list[subprocess.Popen[bytes]]]
+) -> None:
+    """A job cancelled, a node drained, a node lost, the controller restarted, a job over its time, one over its
+    memory, all in one run. Catches a fault that ends or hangs the run, a retry with the same limits, a record
+    with the wrong attempt, and a job that is run again though it was not hit."""
+    checkout, processes = started
+    limits = "--set-resources 'mask:runtime=10 ** (attempt - 1)' 'probe:mem_mb=450 * attempt'"
+    targets = " ".join((*DELTAS, MASK, PROBES))
+    processes.append(checkout.start(f"snakemake --profile slurm {targets} {limits}"))
+    held = {
+        output: holder(checkout, output) for output in (*DELTAS, MASK)
+    }  # stopped, so that each can be hit
+    cancelled = DELTAS[0]
+    subprocess.run(["scancel", held[cancelled]["slurm_job"]], check=True, timeout=30)
+
+    rest = {node: [d for d in DELTAS[1:] if held[d]["slurm_node"] == node] for node in ("gpu1", "gpu2")}
+    lost = max(rest, key=lambda node: len(rest[node]))
+    kept, victims = rest[lost][0], rest[lost][1:]
+    scontrol("update", f"nodename={lost}", "state=drain", "reason=test")
+    os.kill(held[kept]["pid"], signal.SIGCONT)  # a drained node's jobs go on to their end
+    wait_for(lambda: (checkout.folder / kept).exists(), "the job on the drained node")
+    cluster.stop("slurmctld")
+    cluster.start("slurmctld")
+    wait_for(cluster.nodes, "the controller")
+    cluster.stop(lost, signal.SIGKILL)
+    for output in victims:
+        os.killpg(os.getpgid(held[output]["pid"]), signal.SIGKILL)
+    scontrol("update", f"nodename={lost}", "state=down", "reason=test")
+    for output in DELTAS[1:]:
+        if output not in (kept, *victims):
+            os.kill(held[output]["pid"], signal.SIGCONT)
+
+    assert processes[0].wait(420) == 0, checkout.said()
+    cluster.start(lost)
+    scontrol("update", f"nodename={lost}", "state=resume")
+    ends = {job["JobId"]: job["JobState"] for job in cluster.jobs()}
+    hit = {cancelled: "CANCELLED", MASK: "TIMEOUT", **dict.fromkeys(victims, "NODE_FAIL")}
+    for output in (*DELTAS, MASK):
+        record = checkout.record(output)
+        job = record["host"]["slurm_job"]
+        assert ends[job] == "COMPLETED"
+        if output in hit:
+            assert ends[held[output]["slurm_job"]] == hit[output] and job != held[output]["slurm_job"]
+        else:
+            assert job == held[output]["slurm_job"]
+        assert record["attempt"] == (2 if output in hit else 1), output
+        assert output not in victims or record["host"]["slurm_node"] != lost
+    assert checkout.record(PROBES)["attempt"] > 1 and "OUT_OF_MEMORY" in ends.values()
+    audit(checkout)
+
+
+def test_a_killed_snakemake_is_recovered_from(
+    cluster: Cluster, started: tuple[Checkout, list[subprocess.Popen[bytes]]]
+) -> None:
+    """As the docs say: cancel this checkout's jobs, unlock, rerun. Catches a second writer of a live job's output,
+    and a job that had finished and is run again."""
+    checkout, processes = started
+    line = "snakemake --profile slurm " + " ".join(DELTAS[:3])
+    processes.append(checkout.start(line))
+    held = {output: holder(checkout, output) for output in DELTAS[:3]}
+    os.killpg(processes[0].pid, signal.SIGKILL)
+    processes[0].wait()
+    done, *live = DELTAS[:3]
+    os.kill(held[done]["pid"], signal.SIGCONT)  # this one ends well, with nobody watching
+    wait_for(
+        lambda: cluster.finished and any(j["JobId"] == held[done]["slurm_job"] for j in cluster.jobs()),
+        "its end",
+    )
+    before = checkout.record(done)
+
+    refused = checkout.run(line)
+    assert refused.returncode != 0 and "--unlock" in refused.stdout + refused.stderr
+    for other in ("", 'unshare --uts bash -c \'hostname elsewhere; exec "$0" "$@"\' '):
+        second = checkout.run(other + finetune(live[0]))
+        job, node = held[live[0]]["slurm_job"], held[live[0]]["slurm_node"]
+        assert second.returncode == 1 and f"Slurm job {job} on node {node}" in second.stderr, second.stderr
+        assert f"is writing {live[0]}" in second.stderr and f"scancel {job}" in second.stderr
+
+    assert checkout.run("make --no-print-directory slurm-cancel").returncode == 0
+    wait_for(lambda: not subprocess.check_output(["squeue", "--noheader"]), "an empty queue")
+    assert checkout.run(f"{line} --unlock").returncode == 0
+    again = checkout.run(line)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert checkout.record(done) == before
+    for output in live:
+        assert checkout.record(output)["host"]["slurm_job"] != held[output]["slurm_job"]
+    audit(checkout)
+
+
+def finetune(delta: str) -> str:
+    """The command of the rule that makes a delta."""
+    _, run, task, objective, localization, seed, _ = delta.split("/")
+    base = f"results/{run}"
+    return (
+        f"localized-unlearning finetune --config {base}/config.yaml --task {task} --objective {objective}"
+        f" --localization {localization} --seed {seed.removeprefix('seed')} --base-model {base}/base_model"
+        f" --split {base}/{task}/split.parquet --selection {base}/{task}/selections/{localization}.json"
+        f" --prompts workflow/resources/prompts.yaml --text workflow/resources/text/train.txt"
+        f" --out-delta {delta} --out-history {Path(delta).with_name('history.csv')}"
+    )
