@@ -65,9 +65,9 @@ else:
             f"logs/{plan.config.run}/download.log",
         benchmark:
             f"logs/{plan.config.run}/download.tsv"
+        localrule: True
         conda:
             "../../envs/cpu.yaml"
-        localrule: True
         resources:
             mem_mb=plan.memory("download"),
             runtime=plan.runtime("download"),

@@ -10,9 +10,9 @@ rule fetch:
         f"logs/{plan.config.run}/fetch/{{source}}.tsv"
     wildcard_constraints:
         source="|".join(map(re.escape, plan.fetched(folders=False))) or "none",
+    localrule: True
     conda:
         "../../envs/cpu.yaml"
-    localrule: True
     resources:
         mem_mb=plan.memory("fetch"),
         runtime=plan.runtime("fetch"),
