@@ -64,6 +64,25 @@ def test_the_profile_is_found_by_name_after_one_command(tmp_path: Path) -> None:
     assert yaml.safe_load(profile.read_text()) == PROFILE
 
 
+LOCAL = """
+from pathlib import Path
+from snakemake.api import SnakemakeApi
+from snakemake.settings.types import ConfigSettings, OutputSettings, Quietness, ResourceSettings
+with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+    flow = api.workflow(
+        resource_settings=ResourceSettings(cores=1), snakefile=Path("Snakefile"),
+        config_settings=ConfigSettings(configfiles=[Path("workflow/presets/gemma-7b.yaml")]),
+    )._workflow
+    print(*sorted(rule.name for rule in flow.rules if rule.output and rule.name in flow._localrules))
+"""
+
+
+def test_what_comes_from_outside_comes_to_the_login_node() -> None:
+    """Catches a download that is submitted to a node without internet, and work that stays on the login node."""
+    done = subprocess.run([sys.executable, "-c", LOCAL], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["download", "fetch", "fetch_folder"], done.stderr
+
+
 # Locks between machines.
 
 

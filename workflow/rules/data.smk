@@ -1,6 +1,10 @@
 # Files from outside, and the split of the athletes.
 
 
+localrules:
+    fetch_folder,  # as fetch is: `use rule` does not hand that on
+
+
 rule fetch:
     output:
         f"{plan.results}/sources/{{source}}",
