@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from localized_unlearning import __version__, warm
+from localized_unlearning import __version__
 from localized_unlearning.errors import UserError
 from localized_unlearning.stages import STAGES, Stage
 
@@ -102,13 +102,16 @@ def main(argv: Sequence[str] | None = None, warm_start: bool = True) -> int:
     try:
         if "stage" not in arguments:
             return int(arguments.function(arguments))
-        if warm_start and not online and os.environ.get("LOCALIZED_UNLEARNING_WARM") and warm.possible():
-            if _run_stage(arguments, compute=False):  # before any process imports torch for it
-                return 0
-            given = sys.argv[1:] if argv is None else list(argv)
-            status = warm.run(given, start="base_model" in arguments.stage.inputs)
-            if status is not None:
-                return status
+        if warm_start and not online and os.environ.get("LOCALIZED_UNLEARNING_WARM"):
+            from localized_unlearning import warm
+
+            if warm.possible():
+                if _run_stage(arguments, compute=False):  # before any process imports torch for it
+                    return 0
+                given = sys.argv[1:] if argv is None else list(argv)
+                status = warm.run(given, start="base_model" in arguments.stage.inputs)
+                if status is not None:
+                    return status
         _run_stage(arguments)
         return 0
     except UserError as error:
