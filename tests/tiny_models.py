@@ -72,6 +72,12 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> None:
         variance = hidden.pow(2).mean(-1, keepdim=True)
         return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
 
+    softmax = torch.nn.functional.softmax
+
+    def softmax64(value: torch.Tensor, *args: Any, dtype: Any = None, **kwargs: Any) -> torch.Tensor:
+        return softmax(value, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "softmax", softmax64)  # eager attention's is in float32
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
     before = torch.get_default_dtype()

@@ -19,11 +19,13 @@ import numpy as np
 import pandas as pd
 
 from localized_unlearning import components as comp
+from localized_unlearning import packing
 from localized_unlearning.components import ATTENTION_KINDS, Component
 from localized_unlearning.config import CHOICES, Components, Granularity, Localization, Score
 from localized_unlearning.errors import UserError
 from localized_unlearning.progress import Progress
 from localized_unlearning.splits import read_split
+from localized_unlearning.vocabulary import logits_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,50 +177,52 @@ def _shared(first: Sequence[int], second: Sequence[int]) -> int:
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-def by_length(pairs: Pairs, batch_tokens: int) -> Iterator[list[int]]:
-    """Indices of prompts, in batches of equal token count."""
-    groups: dict[int, list[int]] = {}
-    for index, ids in enumerate(pairs.clean):
-        groups.setdefault(len(ids), []).append(index)
-    for length in sorted(groups):
-        size = max(1, batch_tokens // length)
-        rows = groups[length]
-        yield from (rows[i : i + size] for i in range(0, len(rows), size))
+def batches(pairs: Pairs, model: Any, batch_tokens: int) -> list[packing.Batch]:
+    """The clean prompts, packed so that they share what lies before every subject and nothing else.
+
+    There the clean and the corrupt run are the same, so that nothing is lost, and what a run changes in one
+    prompt stays in it.
+    """
+    first = pairs.clean[0]
+    alike = min(_shared(first, ids) for ids in (*pairs.clean, *pairs.corrupt))
+    shared = min(alike, *(start for start, _ in pairs.subject))
+    return packing.batches(pairs.clean, model, batch_tokens, shared=shared)
 
 
-def metric(logits: Tensor, answer: Tensor, choices: Sequence[int]) -> Tensor:
-    """Logit of the right answer minus the mean of the others ``[prompt]``, from logits ``[prompt, vocabulary]``."""
+def metric(candidates: Tensor, answer: Tensor) -> Tensor:
+    """Logit of the right answer minus the mean of the others ``[prompt]``, from logits ``[prompt, choice]``."""
     import torch
 
-    candidates = logits[:, list(choices)]
     right = candidates.gather(1, answer[:, None])[:, 0]
-    return (
-        right - (candidates.sum(1) - right) / (len(choices) - 1)
-        if len(choices) > 1
-        else torch.zeros_like(right)
-    )
+    others = candidates.shape[1] - 1
+    return right - (candidates.sum(1) - right) / others if others else torch.zeros_like(right)
 
 
 @contextmanager
-def recorded(model: Any, kinds: Sequence[str], grad: bool) -> Iterator[dict[tuple[int, str], Tensor]]:
+def recorded(
+    model: Any, kinds: Sequence[str], watch: Callable[[int, str, Tensor], None] | None = None
+) -> Iterator[dict[tuple[int, str], Tensor]]:
     """Record the activation of every component of ``kinds`` during a forward pass, by (layer, kind).
 
-    With ``grad``, the activations keep their gradients.
+    Args:
+        model: the model.
+        kinds: kinds of components.
+        watch: is shown each activation instead of its being kept: layer, kind and value.
     """
     store: dict[tuple[int, str], Tensor] = {}
 
-    def keep(layer: int, names: list[str], value: Tensor) -> Tensor:
-        if grad:
-            value = value if value.requires_grad else value.detach().requires_grad_(True)
-            value.retain_grad()
-        store.update({(layer, name): value for name in names})
-        return value
+    def keep(layer: int, names: list[str], value: Tensor) -> None:
+        for name in names:
+            if watch is None:
+                store[layer, name] = value
+            else:
+                watch(layer, name, value)
 
     def on_output(layer: int, names: list[str]) -> Callable[..., Any]:
         return lambda _module, _args, output: keep(layer, names, output)
 
     def on_input(layer: int, names: list[str]) -> Callable[..., Any]:
-        return lambda _module, args: (keep(layer, names, args[0]), *args[1:])
+        return lambda _module, args: keep(layer, names, args[0])
 
     with ExitStack() as stack:
         for layer in range(comp.geometry_of(model.config).layers):
@@ -239,20 +243,14 @@ def _modules(model: Any, layer: int, kinds: Sequence[str]) -> dict[Any, list[str
     return found
 
 
-def _activation(store: dict[tuple[int, str], Tensor], component: Component, model: Any) -> tuple[Tensor, Any]:
-    """The module's activation that holds a component's, and the component's columns in it."""
-    value = store[component.layer, component.kind]
-    columns = comp.activation_columns(component, model.config)
-    return value, slice(None) if columns is None else list(columns)
-
-
 def attribution_patching(
     model: Any, pairs: Pairs, found: Sequence[Component], batch_tokens: int
 ) -> list[float]:
     """Attribution patching (Nanda 2023): the linear estimate of patching each component.
 
     ``(corrupt - clean activation) · d metric / d activation`` on the *clean* run, summed over
-    positions and averaged over prompts. One forward on each side and one backward for all components.
+    positions and averaged over prompts. One forward on each side and one backward for all components. A
+    difference is used and dropped as soon as the backward pass brings its gradient; no gradient is kept.
 
     Returns:
         A signed score for each of ``found``: the change of the normalised metric when the component's
@@ -261,39 +259,54 @@ def attribution_patching(
     import torch
 
     kinds = sorted({c.kind for c in found})
-    totals = torch.zeros(len(found), dtype=torch.float64)
+    columns: dict[tuple[int, str], Tensor] = {}
     embedding = model.get_input_embeddings()
-    for rows in Progress("attribution patching", "prompt batch").over(list(by_length(pairs, batch_tokens))):
-        answer = torch.tensor([pairs.answer[i] for i in rows], device=model.device)
-        with torch.no_grad(), recorded(model, kinds, grad=False) as corrupt:
-            corrupt_value = _metric_of(model, [pairs.corrupt[i] for i in rows], answer, pairs.choices)
-        ids = torch.tensor([pairs.clean[i] for i in rows], device=model.device)
-        with torch.enable_grad(), recorded(model, kinds, grad=True) as clean:
-            inputs = embedding(ids).detach().requires_grad_(True)
-            clean_value = _metric_of(model, inputs, answer, pairs.choices)
+    progress = Progress("attribution patching", "prompt batch")
+    for batch in progress.over(batches(pairs, model, batch_tokens)):
+        answer = _answers(pairs, batch).to(model.device)
+        with torch.no_grad(), recorded(model, kinds) as difference:
+            ids = batch.inputs["input_ids"].clone()
+            for row, p in enumerate(batch.packs):
+                for index, path in zip(p.prompts, p.paths, strict=True):
+                    ids[row, list(path)] = torch.tensor(pairs.corrupt[index], device=ids.device)
+            corrupt_value = _metric_of(model, batch, embedding(ids), answer, pairs.choices)
+
+        def watch(layer: int, kind: str, clean: Tensor, difference: Any = difference) -> None:
+            difference[layer, kind] = difference[layer, kind] - clean.detach()
+
+            def use(gradient: Tensor) -> None:
+                change = (difference.pop((layer, kind)) * gradient).double().sum((0, 1))
+                columns[layer, kind] = columns.get((layer, kind), 0) + change.cpu()
+
+            clean.register_hook(use)
+
+        with torch.enable_grad(), recorded(model, kinds, watch):
+            inputs = embedding(batch.inputs["input_ids"]).detach().requires_grad_(True)
+            clean_value = _metric_of(model, batch, inputs, answer, pairs.choices)
             scale = clean_value.detach() - corrupt_value
             (clean_value / scale).sum().backward()
-        for index, component in enumerate(found):
-            before, columns = _activation(clean, component, model)
-            after, _ = _activation(corrupt, component, model)
-            assert before.grad is not None
-            difference = (after - before.detach())[..., columns]
-            totals[index] += (difference * before.grad[..., columns]).double().sum().cpu()
-    return (totals / len(pairs.clean)).tolist()
+    scores = []
+    for component in found:
+        part = comp.activation_columns(component, model.config)
+        change = columns[component.layer, component.kind]
+        scores.append(float(change.sum() if part is None else change[list(part)].sum()) / len(pairs.clean))
+    return scores
 
 
-def _metric_of(model: Any, inputs: Any, answer: Tensor, choices: Sequence[int]) -> Tensor:
-    """Metric of equal-length prompts, given as token lists or as embeddings ``[prompt, token, hidden]``."""
+def _answers(pairs: Pairs, batch: packing.Batch) -> Tensor:
+    """Index of the right choice of each prompt of a batch."""
     import torch
 
-    from localized_unlearning.vocabulary import logits_of
+    return torch.tensor(pairs.answer)[batch.prompts]
 
-    if isinstance(inputs, torch.Tensor):
-        hidden = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-    else:
-        ids = torch.tensor(inputs, device=model.device)
-        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    return metric(logits_of(model, hidden[:, -1]), answer, choices)
+
+def _metric_of(
+    model: Any, batch: packing.Batch, inputs: Tensor, answer: Tensor, choices: Sequence[int]
+) -> Tensor:
+    """Metric of a batch's prompts, given their embeddings ``[row, node, hidden]``."""
+    rest = {name: value for name, value in batch.inputs.items() if name != "input_ids"}
+    hidden = model.base_model(inputs_embeds=inputs, **rest).last_hidden_state
+    return metric(logits_of(model, hidden[batch.rows, batch.nodes], choices), answer)
 
 
 def noise_scale(model: Any) -> float:
@@ -347,7 +360,8 @@ def causal_tracing(
 
     Every prompt has one draw of Gaussian noise, ``noise`` embedding standard deviations, shared by all
     sites. The corrupted residual stream is kept at every layer, so that a site's run restarts at the
-    site's layer. The slow definition, against which it is tested, runs the whole model for each site.
+    site's layer; sites of one layer run side by side. The slow definition, against which it is tested, runs the
+    whole model for each site and prompt.
 
     Returns:
         For each site, the restored share of the metric, averaged over prompts.
@@ -363,29 +377,37 @@ def causal_tracing(
     kinds = sorted({s.kind for s in sites})
     layers = comp.layers_of(model)
     with torch.inference_mode():
-        for rows in Progress("causal tracing", "prompt batch").over(list(by_length(pairs, batch_tokens))):
-            answer = torch.tensor([pairs.answer[i] for i in rows], device=model.device)
-            ids = torch.tensor([pairs.clean[i] for i in rows], device=model.device)
-            with recorded(model, kinds, grad=False) as clean:
-                clean_value = _metric_of(model, embedding(ids), answer, pairs.choices)
-            noised = embedding(ids).clone()
-            for row, i in enumerate(rows):
-                start, stop = pairs.subject[i]
-                noised[row, start:stop] += scale * draws[i].to(noised)
+        for batch in Progress("causal tracing", "prompt batch").over(batches(pairs, model, batch_tokens)):
+            answer = _answers(pairs, batch).to(model.device)
+            inputs = embedding(batch.inputs["input_ids"])
+            with recorded(model, kinds) as clean:
+                clean_value = _metric_of(model, batch, inputs, answer, pairs.choices)
+            noised = inputs.clone()
+            for row, p in enumerate(batch.packs):
+                for index, path in zip(p.prompts, p.paths, strict=True):
+                    start, stop = pairs.subject[index]
+                    noised[row, list(path[start:stop])] += scale * draws[index].to(noised)
             with entering(layers) as entered:
-                corrupt_value = _metric_of(model, noised, answer, pairs.choices)
-            for index, site in enumerate(sites):
-                with restored(model, site, clean):
-                    hidden = resume(model, layers, site.layer, entered)
-                value = metric(_head(model, hidden[:, -1]), answer, pairs.choices)
-                totals[index] += float(((value - corrupt_value) / (clean_value - corrupt_value)).sum())
+                corrupt_value = _metric_of(model, batch, noised, answer, pairs.choices)
+            room = max(1, batch_tokens // inputs.shape[:2].numel())
+            for group in _side_by_side(sites, room):
+                some = [sites[index] for index in group]
+                with restored(model, some, clean):
+                    hidden = resume(model, layers, some[0].layer, entered, len(some))
+                hidden = hidden.view(len(some), *inputs.shape)
+                for index, copy in zip(group, hidden, strict=True):
+                    logits = logits_of(model, copy[batch.rows, batch.nodes], pairs.choices)
+                    share = (metric(logits, answer) - corrupt_value) / (clean_value - corrupt_value)
+                    totals[index] += float(share.sum())
     return [total / len(pairs.clean) for total in totals]
 
 
-def _head(model: Any, hidden: Tensor) -> Tensor:
-    from localized_unlearning.vocabulary import logits_of
-
-    return logits_of(model, hidden)
+def _side_by_side(sites: Sequence[Site], room: int) -> list[list[int]]:
+    """Indices of the sites of each layer, ``room`` at a time."""
+    by_layer: dict[int, list[int]] = {}
+    for index, site in enumerate(sites):
+        by_layer.setdefault(site.layer, []).append(index)
+    return [same[i : i + room] for same in by_layer.values() for i in range(0, len(same), room)]
 
 
 @contextmanager
@@ -403,16 +425,32 @@ def entering(layers: Any) -> Iterator[list[tuple[tuple[Any, ...], dict[str, Any]
 
 
 def resume(
-    model: Any, layers: Any, start: int, calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    model: Any, layers: Any, start: int, calls: list[tuple[tuple[Any, ...], dict[str, Any]]], copies: int = 1
 ) -> Tensor:
-    """Final hidden states when the model runs on from layer ``start`` as it was entered."""
+    """Final hidden states when the model runs on from layer ``start`` as it was entered, ``copies`` times over.
+
+    The copies stand one after the other along the first dimension.
+    """
     args, kwargs = calls[start]
     hidden = args[0] if args else kwargs["hidden_states"]
+    rows = len(hidden)
+
+    def repeated(value: Any) -> Any:
+        import torch
+
+        if isinstance(value, tuple):
+            return tuple(repeated(part) for part in value)
+        if not isinstance(value, torch.Tensor) or copies == 1 or value.dim() == 0 or len(value) != rows:
+            return value
+        return value.expand(copies, *value.shape).flatten(0, 1)
+
+    hidden = repeated(hidden)
     for layer, (layer_args, layer_kwargs) in zip(layers[start:], calls[start:], strict=True):
+        named = {name: repeated(value) for name, value in layer_kwargs.items()}
         if layer_args:
-            output = layer(hidden, *layer_args[1:], **layer_kwargs)
+            output = layer(hidden, *map(repeated, layer_args[1:]), **named)
         else:
-            output = layer(**{**layer_kwargs, "hidden_states": hidden})
+            output = layer(**{**named, "hidden_states": hidden})
         hidden = output[0] if isinstance(output, tuple) else output
     final: Tensor = final_norm(model)(hidden)
     return final
@@ -430,26 +468,36 @@ def final_norm(model: Any) -> Any:
 
 
 @contextmanager
-def restored(model: Any, site: Site, clean: dict[tuple[int, str], Tensor]) -> Iterator[None]:
-    """Put a site's clean activation in place during a forward pass."""
-    component = Component(site.layer, site.kind)  # type: ignore[arg-type]
-    value, _ = _activation(clean, component, model)
-    columns: Any = slice(None) if site.columns is None else list(site.columns)
+def restored(model: Any, sites: Sequence[Site], clean: dict[tuple[int, str], Tensor]) -> Iterator[None]:
+    """Put clean activations in place: the first site's in the first copy of a batch, the second's in the second."""
+    groups: dict[str, list[int]] = {}
+    for copy, site in enumerate(sites):
+        groups.setdefault(site.kind, []).append(copy)
 
-    def patch(current: Tensor) -> Tensor:
+    def patch(current: Tensor, kind: str) -> Tensor:
         patched = current.clone()
-        patched[..., columns] = value[..., columns]
+        copies = patched.view(len(sites), -1, *current.shape[1:])
+        for copy in groups[kind]:
+            value = clean[sites[copy].layer, kind]
+            columns: Any = slice(None) if sites[copy].columns is None else list(sites[copy].columns or ())
+            copies[copy][..., columns] = value[..., columns]
         return patched
 
-    module = comp.module_of(model, site.layer, component.kind)
-    if comp.reads_input(component.kind):
-        handle = module.register_forward_pre_hook(lambda _m, args: (patch(args[0]), *args[1:]))
-    else:
-        handle = module.register_forward_hook(lambda _m, _a, output: patch(output))
-    try:
+    def on_input(kind: str) -> Callable[..., Any]:
+        return lambda _module, args: (patch(args[0], kind), *args[1:])
+
+    def on_output(kind: str) -> Callable[..., Any]:
+        return lambda _module, _args, output: patch(output, kind)
+
+    with ExitStack() as stack:
+        for kind in groups:
+            module = comp.module_of(model, sites[0].layer, kind)  # type: ignore[arg-type]
+            if comp.reads_input(kind):  # type: ignore[arg-type]
+                handle = module.register_forward_pre_hook(on_input(kind))
+            else:
+                handle = module.register_forward_hook(on_output(kind))
+            stack.callback(handle.remove)
         yield
-    finally:
-        handle.remove()
 
 
 def score(job: Job) -> None:

@@ -54,18 +54,19 @@ class Pack:
         return seen
 
 
-def pack(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Pack]:
+def pack(prompts: Sequence[Sequence[int]], max_tokens: int, shared: int | None = None) -> list[Pack]:
     """Pack tokenised prompts into trees of at most ``max_tokens`` nodes.
 
     Prompts are sorted, so that neighbours share as much as possible; a prompt longer than
-    ``max_tokens`` gets a pack of its own.
+    ``max_tokens`` gets a pack of its own. With ``shared``, only that many first tokens are shared: what comes
+    after may be changed for one prompt alone.
     """
     order = sorted(range(len(prompts)), key=lambda i: tuple(prompts[i]))
-    packs, builder = [], _Builder()
+    packs, builder = [], _Builder(shared)
     for index in order:
         if builder.last and builder.size_with(prompts[index]) > max_tokens:
             packs.append(builder.build())
-            builder = _Builder()
+            builder = _Builder(shared)
         builder.add(index, prompts[index])
     if builder.last:
         packs.append(builder.build())
@@ -73,7 +74,8 @@ def pack(prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Pack]:
 
 
 class _Builder:
-    def __init__(self) -> None:
+    def __init__(self, shared: int | None) -> None:
+        self.shared = shared
         self.children: dict[tuple[int, int], int] = {}
         self.tokens: list[int] = []
         self.depth: list[int] = []
@@ -84,7 +86,7 @@ class _Builder:
 
     def size_with(self, prompt: Sequence[int]) -> int:
         node, shared = -1, 0
-        for token in prompt:
+        for token in prompt[: self.shared]:
             child = self.children.get((node, token))
             if child is None:
                 break
@@ -94,10 +96,12 @@ class _Builder:
     def add(self, index: int, prompt: Sequence[int]) -> None:
         node, path = -1, []
         for position, token in enumerate(prompt):
-            child = self.children.get((node, token))
+            alone = self.shared is not None and position >= self.shared
+            child = None if alone else self.children.get((node, token))
             if child is None:
                 child = len(self.tokens)
-                self.children[node, token] = child
+                if not alone:
+                    self.children[node, token] = child
                 self.tokens.append(token)
                 self.depth.append(position)
                 self.parent.append(node)
@@ -183,24 +187,30 @@ def to_batch(packs: Sequence[Pack], model: Any) -> Batch:
     )
 
 
-def row_length(model: Any, prompts: Sequence[Sequence[int]] = (), batch_tokens: int = 0) -> int:
-    """Nodes of one row: twice the model's width, between 128 and 512, or three times the longest prompt.
+def row_length(model: Any, longest: int = 0) -> int:
+    """Nodes of one row: twice the model's width, between 128 and 512, or three times the ``longest`` prompt.
 
     A row's attention costs the square of its length, its linear layers the width times its length;
     twice the width keeps attention below the rest. Long prompts share long beginnings (five worked examples
     before every question of a subject): a row of three holds the beginning once and a dozen questions or more.
-    A row is never made longer than ``batch_tokens`` for that.
     """
-    width = max(128, min(512, 2 * int(model.config.get_text_config().hidden_size)))
-    return max(width, min(3 * max(map(len, prompts), default=0), batch_tokens))
+    width = 2 * int(model.config.get_text_config().hidden_size)
+    return max(128, min(512, width), 3 * longest)
 
 
 def batches(
-    prompts: Sequence[Sequence[int]], model: Any, batch_tokens: int, row_tokens: int | None = None
+    prompts: Sequence[Sequence[int]],
+    model: Any,
+    batch_tokens: int,
+    row_tokens: int | None = None,
+    shared: int | None = None,
 ) -> list[Batch]:
-    """All ``prompts`` as batches of rows of ``row_tokens`` nodes (:func:`row_length`), ``batch_tokens`` a batch."""
-    length = row_tokens or row_length(model, prompts, batch_tokens)
-    packs = sorted(pack(prompts, length), key=lambda p: len(p.tokens))
+    """All ``prompts`` as batches of at most ``batch_tokens`` nodes, in rows of ``row_tokens`` (:func:`row_length`).
+
+    A prompt that is longer than that has a batch of its own. ``shared`` is as for :func:`pack`.
+    """
+    length = row_tokens or min(row_length(model, max(map(len, prompts), default=0)), batch_tokens)
+    packs = sorted(pack(prompts, length, shared), key=lambda p: len(p.tokens))
     groups: list[list[Pack]] = []
     for p in packs:
         if groups and len(p.tokens) * (len(groups[-1]) + 1) <= batch_tokens:

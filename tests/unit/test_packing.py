@@ -101,9 +101,21 @@ def test_rows_hold_the_long_beginning_of_many_prompts_once(tiny: Callable[[str],
     """Catches rows as short as a prompt with its worked examples, which would share nothing."""
     model = tiny("llama")
     prompts = [[*range(2, 60)] * 3 + [index] for index in range(20)]
-    packs = packing.pack(prompts, packing.row_length(model, prompts, 4096))
-    assert [len(p.tokens) for p in packs] == [58 * 3 + 20]
-    assert packing.row_length(model, prompts, 200) == 200 and packing.row_length(model, [[1]], 4096) == 128
+    (batch,) = packing.batches(prompts, model, batch_tokens=4096)
+    assert batch.inputs["input_ids"].shape == (1, 58 * 3 + 20)
+    assert len(packing.batches(prompts, model, batch_tokens=180)) == 4
+
+
+def test_prompts_share_no_more_than_they_are_told_to() -> None:
+    """Catches equal tokens after the shared beginning in one node: a change to one prompt would reach others."""
+    prompts = [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 4], [1, 2]]
+    (p,) = packing.pack(prompts, 100, shared=2)
+    assert len(p.tokens) == 2 + 2 + 2 + 2
+    paths = dict(zip(p.prompts.tolist(), p.paths, strict=True))
+    assert all(paths[i][:2] == (0, 1) for i in range(4))
+    assert len({node for i in range(3) for node in paths[i][2:]}) == 6
+    assert all([int(p.tokens[n]) for n in paths[i]] == prompts[i] for i in range(4))
+    assert [len(p.tokens) for p in packing.pack(prompts, 4, shared=2)] == [4, 4, 4]
 
 
 TOKENS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), max_size=20)
