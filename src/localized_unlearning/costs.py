@@ -37,6 +37,8 @@ class Shape:
         layers, hidden, mlp, heads, kv_heads, head_dim, vocabulary: as in the model's config.
         gated: whether the MLP has a gate projection.
         tied: whether the output layer is the embedding.
+        norms: normalisations of a layer.
+        softcapped: whether attention scores are capped, for which there is no fused kernel.
     """
 
     layers: int
@@ -48,6 +50,8 @@ class Shape:
     vocabulary: int
     gated: bool = True
     tied: bool = True
+    norms: int = 2
+    softcapped: bool = False
 
     @property
     def kinds(self) -> dict[Kind, int]:
@@ -81,10 +85,10 @@ class Shape:
 
 KNOWN: dict[str, Shape] = {
     "gemma-7b": Shape(28, 3072, 24576, 16, 16, 256, 256_000),
-    "gemma-2-2b": Shape(26, 2304, 9216, 8, 4, 256, 256_000),
-    "gemma-2-9b": Shape(42, 3584, 14336, 16, 8, 256, 256_000),
-    "gemma-3-270m": Shape(18, 640, 2048, 4, 1, 256, 262_144),
-    "gemma-3-1b-pt": Shape(26, 1152, 6912, 4, 1, 256, 262_144),
+    "gemma-2-2b": Shape(26, 2304, 9216, 8, 4, 256, 256_000, norms=4, softcapped=True),
+    "gemma-2-9b": Shape(42, 3584, 14336, 16, 8, 256, 256_000, norms=4, softcapped=True),
+    "gemma-3-270m": Shape(18, 640, 2048, 4, 1, 256, 262_144, norms=4),
+    "gemma-3-1b-pt": Shape(26, 1152, 6912, 4, 1, 256, 262_144, norms=4),
     "meta-llama-3-8b": Shape(32, 4096, 14336, 32, 8, 128, 128_256, tied=False),
     "llama-3.1-8b": Shape(32, 4096, 14336, 32, 8, 128, 128_256, tied=False),
     "pythia-2.8b": Shape(32, 2560, 10240, 32, 32, 80, 50_304, gated=False, tied=False),
@@ -107,6 +111,8 @@ def shape_in(path: Path) -> Shape:
         data["vocab_size"],
         gated=data["model_type"] != "gpt_neox",
         tied=data.get("tie_word_embeddings", data["model_type"].startswith("gemma")),
+        norms=4 if data["model_type"].startswith(("gemma2", "gemma3")) else 2,
+        softcapped=bool(data.get("attn_logit_softcapping")),
     )
 
 
@@ -137,11 +143,13 @@ CHARACTERS_PER_TOKEN = {"prompt": (4.0, 3.3), "question": (4.4, 2.4)}
 """Of the athletes' prompts and of MMLU's, with Gemma's vocabulary and with the organism's: measured, within a third
 for each prompt."""
 
+BLOCK = 2**22
+"""Numbers in one block of logits, as ``vocabulary.BLOCK``."""
 LARGE_VOCABULARY = 30_000
 TYPICAL_NAME = "Jordan Example"
 PAPER_ATHLETES = {"football": 587, "baseball": 487, "basketball": 492}
-MMLU_TEST, MMLU_CHARACTERS, MMLU_EXAMPLE = 14_042, 551, 494
-"""Questions of MMLU's test part; mean characters of a 0-shot prompt and of each example."""
+MMLU_TEST, MMLU_CHARACTERS = 14_042, 551
+"""Questions of MMLU's test part; mean characters of a 0-shot prompt."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +160,13 @@ class Data:
         athletes: athletes that the base model knows, by sport.
         questions: test questions in MMLU's format.
         question_characters: mean characters of a question's prompt, 0-shot.
+        subjects: subjects of the questions; worked examples are shared within one.
     """
 
     athletes: Mapping[str, int]
     questions: int
     question_characters: float
+    subjects: int = 57
 
     @property
     def total(self) -> int:
@@ -196,13 +206,15 @@ def find_data(config: Config, results: Path) -> Data:
         share = json.loads(card.read_text(encoding="utf-8"))["athletes_known"] / rows
         athletes = {sport: math.ceil(count * share) for sport, count in athletes.items()}
     path = local_path(config.mmlu.source, results / "sources" / "mmlu.source")
-    lengths = list(_question_lengths(path)) if path else []
-    count, characters = len(lengths), sum(lengths) / max(1, len(lengths))
-    return Data(athletes, *((count, characters) if count else (MMLU_TEST, MMLU_CHARACTERS)))
+    asked = list(_questions(path)) if path else []
+    if not asked:
+        return Data(athletes, MMLU_TEST, MMLU_CHARACTERS)
+    mean = sum(length for _, length in asked) / len(asked)
+    return Data(athletes, len(asked), mean, len({subject for subject, _ in asked}))
 
 
-def _question_lengths(path: Path) -> Iterator[int]:
-    """Characters of each test question's prompt in CSV files; of Parquet, which needs a library, none."""
+def _questions(path: Path) -> Iterator[tuple[str, int]]:
+    """Subject of each test question in CSV files, and its prompt's characters; of Parquet, which needs a library, none."""
     files = [path] if path.is_file() else sorted(path.rglob("*_test.csv"))
     try:
         for file in files:
@@ -210,7 +222,11 @@ def _question_lengths(path: Path) -> Iterator[int]:
                 with file.open(newline="", encoding="utf-8-sig") as stream:
                     for row in csv.reader(stream):
                         if len(row) == 6 or (len(row) == 8 and row[1] == "test"):
-                            yield sum(map(len, row[-6:])) + 95  # the sentence in front, letters, line ends
+                            subject = row[0] if len(row) == 8 else file.stem
+                            yield (
+                                subject,
+                                sum(map(len, row[-6:])) + 95,
+                            )  # the sentence in front, letters, line ends
     except (OSError, UnicodeDecodeError, csv.Error):
         return
 
@@ -313,8 +329,10 @@ class Device:
         )
 
 
-FIT_RATE = 2e9
-"""Operations a second of a logistic regression: it streams its data from memory, on one core."""
+FIT_RATE = 4e9
+FIT_START = 1e8
+"""Operations a second of a logistic regression: it streams its data from memory, on one core;
+and what each takes besides, in operations."""
 
 DEVICES: dict[str, Device] = {
     d.name: d
@@ -335,7 +353,7 @@ def cpu(threads: int, rate: float = 40e9) -> Device:
         rate: float32 operations a second and core in large matrix products; bfloat16 is taken to be as fast.
     """
     return Device(
-        "cpu", rate * threads, rate * threads, 6e9, 0.0, 0.5, 3e-4, disk=0.4e9, start=1.0, gpu=False
+        "cpu", rate * threads, rate * threads, 6e9, 0.0, 0.85, 1e-4, disk=0.4e9, start=1.0, gpu=False
     )
 
 
@@ -372,6 +390,7 @@ class Model:
         origin: where the shape was found.
         data: sizes of the data.
         results: the run's folder, in which selections may be there already.
+        packing: whether prompts share their beginnings, as the package has it; false for plain arithmetic.
     """
 
     config: Config
@@ -379,6 +398,7 @@ class Model:
     data: Data
     origin: str = ""
     results: Path = Path()
+    packing: bool = True
 
     @classmethod
     def of(cls, config: Config, results: Path) -> Model:
@@ -416,10 +436,12 @@ class Model:
         """Nodes of one packed row, as :func:`packing.row_length`."""
         return max(128, min(512, 2 * self.shape.hidden))
 
-    def packed(self, count: float, tokens: float, shared: float) -> float:
+    def packed(self, count: float, tokens: float, shared: float, row: float = 0) -> float:
         """Nodes of ``count`` prompts of ``tokens`` tokens, of which each row holds the ``shared`` ones once."""
+        if not self.packing:
+            return count * tokens
         own = tokens - shared
-        each = max(1.0, (self.row - shared) / own)
+        each = max(1.0, ((row or self.row) - shared) / own)
         return count * own + math.ceil(count / each) * shared
 
     def trained(self, localization: str, task: str = "", masks: bool = False) -> tuple[float, int]:
@@ -501,14 +523,19 @@ class Model:
     def forward(self, nodes: float, row: float, answers: float, batch: float | None = None) -> Work:
         """A forward pass over ``nodes`` tokens in rows of ``row``, with logits at ``answers`` of them."""
         s = self.shape
-        attention = 4 * s.layers * s.heads * s.head_dim * min(row, self.row)
+        attention = 4 * s.layers * s.heads * s.head_dim * row
         passes = math.ceil(nodes / max(1, batch or self.config.compute.batch_tokens))
         return Work(
             flops=nodes * (2 * s.body + attention),
             float32_flops=2 * s.head * answers,
             calls=passes * s.layers,
-            traffic=passes * 4 * s.head if self.width == 2 else 0.0,  # the output layer in float32
+            traffic=nodes * self.elementwise(row) + (passes * 4 * s.head if self.width == 2 else 0.0),
         )
+
+    def elementwise(self, row: float) -> float:
+        """Bytes that a token moves besides matrix products: norms, activations, attention scores without a kernel."""
+        s = self.shape
+        return s.layers * self.width * (20 * s.hidden + 6 * s.mlp + 3 * s.heads * min(row, self.row))
 
     def ask(self, name: str, count: float) -> Work:
         """A fact prompt about ``count`` athletes."""
@@ -521,15 +548,21 @@ class Model:
         work = self.forward(self.packed(count, tokens, shared), self.row, count)
         if orders == 1:
             return work
-        return work + self.forward(self.packed(count, tokens, 0.35 * shared), self.row, count)
+        again = min(count, 24) * 0.65 * shared  # each of the 24 orders stands in front of some athletes
+        return work + self.forward(self.packed(count, tokens, shared) + again, self.row, count)
 
     def ask_questions(self, count: float | None, shots: int) -> Work:
         """General knowledge: ``count`` questions (None: all) with ``shots`` examples, a subject's ones shared."""
         asked = self.data.questions if count is None else min(count, self.data.questions)
         own = self.tokens(self.data.question_characters, "question")
-        shared = self.tokens(80 + shots * MMLU_EXAMPLE, "question")
+        shared = self.tokens(80 + shots * 0.9 * self.data.question_characters, "question")
         tokens = own + (shared if shots else 0)
-        return self.forward(self.packed(asked, tokens, shared), max(self.row, tokens), asked)
+        row = max(self.row, min(3 * tokens, self.config.compute.batch_tokens))
+        nodes = max(
+            self.packed(asked, tokens, shared, row),
+            min(asked, self.data.subjects) * shared + asked * own * bool(shots),
+        )
+        return self.forward(nodes, row, asked)
 
     def exam(self, task: str, short: bool) -> Work:
         """What a trained model is asked."""
@@ -569,7 +602,7 @@ class Model:
             flops=forward.flops * above + 2 * trained * (nodes + text),
             float32_flops=forward.float32_flops,
             calls=2 * forward.calls * above,
-            traffic=forward.traffic,
+            traffic=2 * forward.traffic * above,
         )
         return (forward + backward) * steps
 
@@ -579,53 +612,59 @@ class Model:
 
     def probes(self, fits: float, athletes: float) -> Work:
         """Logistic regressions on the residual stream: about 140 iterations of two products each."""
-        return Work(fit_flops=fits * athletes * self.shape.hidden * 140 * 4)
+        return Work(fit_flops=fits * (athletes * self.shape.hidden * 140 * 4 + FIT_START))
 
     # -- memory
 
-    def saved(self, tokens: float, lowest: int, trained: bool) -> float:
+    def saved(self, tokens: float, lowest: int, trained: float, row: float = 0) -> float:
         """Bytes of activations kept for the backward pass of ``tokens`` tokens, above the lowest trained layer."""
-        s, b = self.shape, self.width
-        norms = 2 * 2 * 4 * s.hidden  # float32, in two places of two norms
-        attention = 2 * (s.heads + s.kv_heads) * s.head_dim * b
+        s, b, layers = self.shape, self.width, self.shape.layers - lowest
+        norms = 4 * s.norms * s.hidden  # each keeps its input in float32
+        attention: float = 2 * (s.heads + s.kv_heads) * s.head_dim * b
+        attention += 8 * s.heads * (row or self.row) if s.softcapped else 0
         mlp = (3 if s.gated else 1) * s.mlp * b
-        inputs = (s.hidden * 2 + s.heads * s.head_dim + s.mlp) * b if trained else 0
-        return tokens * (s.layers - lowest) * (norms + attention + mlp + inputs)
+        share = min(1.0, 1.4 * trained * s.layers / (s.body * layers))  # several matrices read one input
+        inputs = (2 * s.hidden + s.heads * s.head_dim + s.mlp) * b * share
+        return tokens * layers * (norms + attention + mlp + inputs)
 
-    def logits(self, rows: float, copies: int) -> float:
-        """Bytes of float32 logits, and of the output layer in float32 where the weights are not."""
-        return rows * self.shape.vocabulary * 4 * copies + (4 * self.shape.head if self.width == 2 else 0)
+    def logits(self, positions: float) -> float:
+        """Bytes of the output layer at work: blocks of it and of its logits, and float32 hidden states."""
+        return 6 * 4 * BLOCK + 4 * 4 * positions * self.shape.hidden
 
-    def evaluating(self) -> dict[str, float]:
-        """Device bytes of a forward pass without gradients."""
-        tokens = self.config.compute.batch_tokens
-        s = self.shape
-        prompts = tokens / max(
-            1.0, self.prompts[self.config.prompts.training][0] - self.prompts[self.config.prompts.training][1]
-        )
-        rows = max(prompts, tokens)  # plain text has logits at every token
-        return {
-            "weights": self.weights,
-            "activations": tokens * (8 * s.hidden + 3 * s.mlp) * self.width + tokens * 16 * s.hidden,
-            "logits": self.logits(rows, 2),
-        }
+    def evaluating(self, batch: float | None = None) -> dict[str, float]:
+        """Device bytes of a forward pass of ``batch`` tokens without gradients."""
+        s, tokens = self.shape, batch or self.config.compute.batch_tokens
+        held = (
+            6 * s.hidden + 2 * (s.heads + s.kv_heads) * s.head_dim + 3 * s.mlp
+        ) * self.width + 8 * s.hidden
+        held += 8 * s.heads * self.row if s.softcapped else 0
+        return {"weights": self.weights, "activations": tokens * held, "logits": self.logits(tokens)}
 
     def training_bytes(self, trained: float, lowest: int, batch: float) -> dict[str, float]:
-        """Device bytes of training besides gradients and states: weights, activations, logits."""
+        """Device bytes of training besides gradients and states."""
         return {
             "weights": self.weights,
-            "activations": self.saved(batch, lowest, trained > 0),
-            "logits": self.logits(batch, 3),
+            "activations": self.saved(batch, lowest, trained),
+            "logits": self.logits(batch),
         }
+
+    def held(self, facts: float, windows: float, batch: int) -> float:
+        """Tokens of the larger of a step's micro-batches."""
+        tokens, shared = self.prompts[self.config.prompts.training]
+        return min(batch, max(windows * self.config.text.tokens, self.packed(facts, tokens, shared)))
 
     def states(self, trained: float) -> dict[str, float]:
         """Bytes of gradients, optimizer states and float32 masters in fine-tuning."""
         if self.width == 4:
-            return {"gradients": 4 * trained, "optimizer": 8 * trained}
+            return {
+                "gradients": 4 * trained,
+                "optimizer": 8 * trained,
+                "one matrix's step": 12.0 * self.shape.largest,
+            }
         precision = self.config.finetune.precision
-        temporary = 0 if precision == "bf16" else 5 * 4 * self.shape.largest
         optimizer = (12 if precision == "fp32_master" else 4) * trained
-        return {"gradients": 2 * trained, "optimizer": optimizer + temporary}
+        temporary = 6 * self.shape.largest if precision == "bf16" else 20 * self.shape.largest
+        return {"gradients": 2 * trained, "optimizer": optimizer, "one matrix's step": temporary}
 
     # -- one stage each
 
@@ -640,10 +679,11 @@ class Model:
         f = finetune_settings(self.config.finetune, objective, w["localization"])
         windows = f.sft_batch_size or f.batch_size
         work = self.training(f.steps, 2 * f.batch_size, windows, trained, lowest, f.micro_batch_tokens)
+        held = self.held(2 * f.batch_size, windows, f.micro_batch_tokens)
         states = self.states(trained)
         # gradient norm and clipping, AdamW, zeroing: each state is read and written
         work += Work(traffic=f.steps * 2.5 * sum(states.values())) + self.loading(trained)
-        device = {**self.training_bytes(trained, lowest, f.micro_batch_tokens), **states}
+        device = {**self.training_bytes(trained, lowest, held), **states}
         return Cost(work, device, 2 * trained * self.width, trained * self.width)
 
     def _mask(self, w: Wildcards) -> Cost:
@@ -653,12 +693,14 @@ class Model:
         each = 60 + 12 * states  # gradient of d, the step, clamping, the masked weight, the step's statistics
         work += Work(traffic=m.steps * each * trained) + self.loading()
         device = {
-            **self.training_bytes(trained, lowest, m.micro_batch_tokens),
+            **self.training_bytes(
+                trained, lowest, self.held(2 * m.batch_size, m.text_batch, m.micro_batch_tokens)
+            ),
             "gradients": self.width * trained,
             "base weights": self.width * trained,
             "mask": 4 * trained if m.parameterization == "mask" else 0,
-            "optimizer": (4 if m.parameterization == "mask" else self.width) * states * trained
-            + 4 * 4 * self.shape.largest,
+            "optimizer": (4 if m.parameterization == "mask" else self.width) * states * trained,
+            "one matrix's step": 16.0 * self.shape.largest,
         }
         return Cost(work, device, 8 * max(m.edit_sizes), 4.0 * max(m.edit_sizes))
 
@@ -673,12 +715,9 @@ class Model:
         work = self.training(r.iterations, facts, r.text_batch, lora, 0, r.micro_batch_tokens)
         work += Work(flops=work.flops * 2 * lora / s.body) + Work(traffic=r.iterations * 40 * lora)
         work += self.exam(w["task"], short=True) * (r.iterations + 1) + self.loading(trained)
-        tokens = min(
-            r.micro_batch_tokens,
-            max(r.text_batch * self.config.text.tokens, facts * self.prompts["training"][0]),
-        )
+        tokens = self.held(facts, r.text_batch, r.micro_batch_tokens)
         device = {
-            **self.training_bytes(1, 0, tokens),
+            **self.training_bytes(self.shape.body, 0, tokens),
             "adapters": 16 * lora,
             "adapters' activations": tokens
             * s.layers
@@ -727,8 +766,8 @@ class Model:
         device = self.evaluating()
         if score.method == "attribution_patching":
             work = once * 3  # two forwards, and a backward to the activations alone
-            each = s.layers * (sum(v / s.hidden for v in s.kinds.values()) + s.hidden) * self.width
-            device["activations"] = self.saved(batch, 0, False) + batch * each * 3
+            each = 2 * (s.heads + s.kv_heads) * s.head_dim + s.mlp + s.hidden
+            device["activations"] = self.saved(batch, 0, 0) + batch * s.layers * each * self.width * 3
         else:
             sites = s.layers * (s.heads + 1)
             work = once * 2 + once * (sites / 2)  # each restarts at its layer: half the network in the mean
