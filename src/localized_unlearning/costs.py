@@ -148,8 +148,8 @@ BLOCK = 2**22
 LARGE_VOCABULARY = 30_000
 TYPICAL_NAME = "Jordan Example"
 PAPER_ATHLETES = {"football": 587, "baseball": 487, "basketball": 492}
-MMLU_TEST, MMLU_CHARACTERS = 14_042, 551
-"""Questions of MMLU's test part; mean characters of a 0-shot prompt."""
+MMLU_TEST, MMLU_CHARACTERS, TINY_MMLU = 14_042, 551, 100
+"""Questions of MMLU's test part, and of tinyMMLU; mean characters of a 0-shot prompt of MMLU."""
 
 
 @dataclass(frozen=True)
@@ -574,6 +574,10 @@ class Model:
         work = self.ask_choice(forget + retain, 1 if short else 2)
         for name in names:
             work += self.ask(name, forget + retain)
+        if short and c.series.source is not None:  # tinyMMLU, whose questions bring their examples
+            asked = c.series.questions or TINY_MMLU
+            tokens = self.tokens(self.data.question_characters * (1 + 0.9 * c.series.shots), "question")
+            return work + self.forward(asked * tokens, 3 * tokens, asked)
         chosen = (c.series.questions, c.series.shots) if short else (c.mmlu.questions, c.mmlu.shots)
         return work + self.ask_questions(*chosen)
 

@@ -1,0 +1,307 @@
+"""The plan of a run: its jobs, what each costs, and the longest chain; and how that compares with what was recorded.
+
+``localized-unlearning costs`` prints it; ``preflight`` adds what is missing; ``docs/scale.md`` is made of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from localized_unlearning import config as configuration
+from localized_unlearning import costs
+from localized_unlearning.costs import DEVICES, GB, LIGHT, Cost, Device
+from localized_unlearning.errors import UserError
+from localized_unlearning.progress import clock
+from localized_unlearning.published import FIGURES, TABLES, lacking
+from localized_unlearning.stages import STAGES
+from localized_unlearning.workflow import Workflow
+
+ORDER = [name for name in STAGES if name not in ("table", "figure")] + ["table", "figure"]
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """One job, by stage and wildcards."""
+
+    stage: str
+    wildcards: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, stage: str, **wildcards: str) -> PlannedJob:
+        """The job with these wildcards."""
+        return cls(stage, tuple(sorted(wildcards.items())))
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The wildcards by name."""
+        return dict(self.wildcards)
+
+
+_MODEL = re.compile(
+    r"/(?P<task>[^/]+)/(?P<objective>[^/]+)/(?P<localization>[^/]+)/seed(?P<seed>\d+)/(?P<rest>[^/]+)"
+)
+
+
+class Plan:
+    """The jobs behind every table and figure of a run.
+
+    Attributes:
+        workflow: the run.
+        model: its cost model.
+    """
+
+    def __init__(self, workflow: Workflow) -> None:
+        self.workflow = workflow
+        self.model = workflow.costs
+
+    @cached_property
+    def needs(self) -> dict[PlannedJob, tuple[PlannedJob, ...]]:
+        """Every job of ``all``, with the jobs whose outputs it reads."""
+        found: dict[PlannedJob, tuple[PlannedJob, ...]] = {}
+        waiting = [*self._targets(), PlannedJob.of("model_card")]
+        while waiting:
+            job = waiting.pop()
+            if job not in found:
+                found[job] = tuple(dict.fromkeys(self._inputs(job)))
+                waiting += found[job]
+        return found
+
+    def _targets(self) -> Iterator[PlannedJob]:
+        for kind, names in (("table", TABLES), ("figure", FIGURES)):
+            for name in names:
+                if not lacking(self.workflow.config, name):
+                    yield PlannedJob.of(kind, **{kind: name})
+
+    def _inputs(self, job: PlannedJob) -> Iterator[PlannedJob]:
+        run, w = self.workflow, job.named
+        if job.stage == "table":
+            for evaluation in ("facts", "multiple_choice", "mmlu", "text"):
+                yield from map(self._maker, run.rows_for(evaluation)(w))
+            yield from map(self._maker, run.selections_for(w))
+        elif job.stage == "figure":
+            yield from map(self._maker, run.data_for(w))
+        elif job.stage in ("finetune", "mask"):
+            yield PlannedJob.of("select", task=w["task"], localization=w["localization"])
+            yield PlannedJob.of("split", task=w["task"])
+            yield PlannedJob.of("model_card")
+        elif job.stage in ("evaluate", "relearn", "probe"):
+            yield (
+                PlannedJob.of("split", task=w["task"])
+                if w["localization"] == "base"
+                else PlannedJob("finetune", job.wildcards)
+            )
+        elif job.stage == "sweep":
+            yield PlannedJob("mask", job.wildcards)
+        elif job.stage == "select":
+            for path in (run.scores_for(w), run.manual_for(w)):
+                if path:
+                    yield self._maker(str(path))
+            yield self._base
+        elif job.stage == "score":
+            yield PlannedJob.of("split", task=w["task"])
+            yield PlannedJob.of("model_card")
+        elif job.stage == "split" or job.stage in ("model_card", "layer_probes", "head_ablation"):
+            yield PlannedJob.of("known_facts")
+        elif job.stage == "known_facts":
+            yield self._base
+            for name in run.fetched():
+                if name != "gguf":
+                    yield PlannedJob.of("fetch", source=name)
+        elif job.stage == "convert":
+            for name in run.fetched():
+                if name == "gguf":
+                    yield PlannedJob.of("fetch", source=name)
+
+    @property
+    def _base(self) -> PlannedJob:
+        kinds = {"organism": "pretrain", "gguf": "convert", "huggingface": "download"}
+        return PlannedJob.of(kinds[self.workflow.config.model.kind])
+
+    def _maker(self, path: str) -> PlannedJob:
+        """The job that makes a file."""
+        parts = Path(path).parts
+        if parts[-2] in ("scores", "selections"):
+            kind, name = ("score", "scores") if parts[-2] == "scores" else ("select", "localization")
+            return PlannedJob.of(kind, task=parts[-3], **{name: Path(path).stem})
+        if parts[-2] == "interpretability":
+            return PlannedJob.of(Path(path).stem)
+        found = _MODEL.search(path)
+        assert found is not None, path
+        stage = {"relearning": "relearn", "sweep": "sweep", "probes.parquet": "probe"}.get(
+            found["rest"], "evaluate"
+        )
+        names = [n for n in STAGES[stage].wildcards]
+        return PlannedJob.of(stage, **{name: found[name] for name in names})
+
+    @cached_property
+    def costs(self) -> dict[PlannedJob, Cost]:
+        """What each job costs."""
+        return {job: self.model.cost(job.stage, job.named) for job in self.needs}
+
+    def by_stage(self) -> dict[str, list[PlannedJob]]:
+        """The jobs of each stage, in the order of the workflow."""
+        groups: dict[str, list[PlannedJob]] = defaultdict(list)
+        for job in self.needs:
+            groups[job.stage].append(job)
+        return {stage: groups[stage] for stage in ORDER if stage in groups}
+
+    def seconds(self, job: PlannedJob, device: Device, host: Device) -> float:
+        """How long a job takes; stages that use no GPU run on ``host``."""
+        where = host if job.stage in LIGHT else device
+        return where.seconds(self.costs[job].work, self.workflow.config.model.dtype)
+
+    def longest_chain(self, device: Device, host: Device) -> tuple[float, list[PlannedJob]]:
+        """The chain of jobs that must follow one another and takes longest: no number of nodes is faster."""
+        best: dict[PlannedJob, tuple[float, list[PlannedJob]]] = {}
+
+        def chain(job: PlannedJob) -> tuple[float, list[PlannedJob]]:
+            if job not in best:
+                before = max((chain(need) for need in self.needs[job]), key=lambda c: c[0], default=(0.0, []))
+                best[job] = (before[0] + self.seconds(job, device, host), [*before[1], job])
+            return best[job]
+
+        return max((chain(job) for job in self.needs), key=lambda c: c[0])
+
+    def disk(self) -> float:
+        """Bytes of all outputs."""
+        return sum(cost.disk for cost in self.costs.values())
+
+
+def lines_of(plan: Plan, device: Device, host: Device) -> list[str]:
+    """The plan as a table of Markdown, one line a stage, with totals and the longest chain."""
+    gpu = "GPU" if device.gpu else "CPU"
+    lines = [
+        f"| stage | jobs | PFLOP each | seconds each ({device.name}) | {gpu}-hours | device GB | host GB asked | output GB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    total = 0.0
+    for stage, jobs in plan.by_stage().items():
+        found = [plan.costs[job] for job in jobs]
+        seconds = [plan.seconds(job, device, host) for job in jobs]
+        on_device = stage not in LIGHT and stage not in ("split", "select")
+        total += sum(seconds) if on_device or not device.gpu else 0
+        flops = max(c.work.flops + c.work.float32_flops for c in found) / 1e15
+        memory = max(costs.memory_mb(plan.model, stage, job.named) for job in jobs) / 1e3
+        lines.append(
+            f"| {stage} | {len(jobs)} | {flops:.3g} | {_span(seconds)} | {sum(seconds) / 3600:.2f} "
+            f"| {max(c.device_bytes for c in found) / GB:.1f} | {memory:.1f} | {sum(c.disk for c in found) / GB:.1f} |"
+        )
+    length, chain = plan.longest_chain(device, host)
+    names = " > ".join(job.stage for job in chain)
+    lines += [
+        "",
+        f"{len(plan.needs)} jobs, {total / 3600:.1f} {gpu}-hours on {device.name}, {plan.disk() / GB:.1f} GB of outputs.",
+        f"Longest chain: {clock(length)} ({names}).",
+    ]
+    return lines
+
+
+def _span(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{high:.0f}" if high - low < 0.05 * high else f"{low:.0f} to {high:.0f}"
+
+
+def recorded(results: Path) -> dict[str, list[tuple[dict[str, str], float]]]:
+    """Wildcards and seconds of every recorded job below ``results``, by stage."""
+    found: dict[str, list[tuple[dict[str, str], float]]] = defaultdict(list)
+    for path in sorted(results.rglob("*.record.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record.get("seconds") and not record.get("restored"):
+            found[record["stage"]].append((record["wildcards"], record["seconds"]))
+    return found
+
+
+WITHIN = 0.25
+"""Share by which a prediction may miss."""
+
+
+def comparison(plan: Plan, device: Device, host: Device) -> list[str]:
+    """Predicted beside recorded seconds of a finished run: medians a stage, and their sums."""
+    measured = recorded(Path(plan.workflow.results))
+    if not measured:
+        raise UserError(f"{plan.workflow.results} holds no record yet: run the workflow first")
+    lines = [
+        "| stage | jobs | predicted s | recorded s | predicted / recorded | within 25 % |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    totals = [0.0, 0.0]
+    for stage in [s for s in ORDER if s in measured]:
+        rows = measured[stage]
+        predicted = [
+            (host if stage in LIGHT else device).seconds(
+                plan.model.cost(stage, wildcards).work, plan.workflow.config.model.dtype
+            )
+            for wildcards, _ in rows
+        ]
+        seconds = [s for _, s in rows]
+        ratio = sum(predicted) / max(1e-9, sum(seconds))
+        totals = [totals[0] + sum(predicted), totals[1] + sum(seconds)]
+        verdict = "yes" if abs(ratio - 1) <= WITHIN else "no"
+        lines.append(
+            f"| {stage} | {len(rows)} | {median(predicted):.1f} | {median(seconds):.1f} | {ratio:.2f} | {verdict} |"
+        )
+    ratio = totals[0] / totals[1]
+    verdict = "yes" if abs(ratio - 1) <= WITHIN else "no"
+    lines.append(f"| all | | {totals[0]:.0f} | {totals[1]:.0f} | {ratio:.2f} | {verdict} |")
+    return lines
+
+
+def device_of(plan: Plan, name: str | None, threads: int, measure: bool) -> tuple[Device, Device]:
+    """The device that stages run on, and the host's.
+
+    Raises:
+        UserError: for an unknown device.
+    """
+    host = costs.measured_cpu(threads) if measure else costs.cpu(threads)
+    if name is None:
+        name = "A100-80" if costs.on_gpu(plan.workflow.config, plan.model.shape) else "cpu"
+    if name == "cpu":
+        return host, host
+    if name not in DEVICES:
+        raise UserError(f"no device '{name}': choose {', '.join(DEVICES)} or cpu")
+    return DEVICES[name], host
+
+
+def add_commands(commands: Any) -> None:
+    """Add ``costs`` to the parser's subcommands."""
+    parser = commands.add_parser("costs", help="what a run's jobs cost: operations, time, memory, disk")
+    parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; repeat to overlay")
+    parser.add_argument("--device", help=f"{', '.join(DEVICES)} or cpu (default: what the config is for)")
+    parser.add_argument("--threads", type=int, help="cores of a CPU job (default: compute.threads)")
+    parser.add_argument(
+        "--compare", action="store_true", help="beside the recorded seconds of a finished run"
+    )
+    parser.set_defaults(function=run)
+
+
+def open_plan(paths: list[Path]) -> Plan:
+    """The plan of the run that these YAML files configure."""
+    return Plan(Workflow(configuration.layers(paths)))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the costs of a run, or compare them with its records."""
+    plan = open_plan(arguments.config)
+    threads = arguments.threads or plan.workflow.config.compute.threads
+    device, host = device_of(plan, arguments.device, threads, measure=arguments.compare)
+    print(
+        f"{plan.workflow.config.run}: {plan.model.shape.parameters / 1e9:.3g} B parameters ({plan.model.origin})"
+    )
+    if not device.gpu:
+        print(f"{threads} thread(s) of {device.float32 / threads / GB:.0f} GFLOP/s each")
+    print("\n".join(comparison(plan, device, host) if arguments.compare else lines_of(plan, device, host)))
+    return 0
+
+
+def counts(plan: Plan) -> Mapping[str, int]:
+    """How many jobs each stage has."""
+    return Counter(job.stage for job in plan.needs)
