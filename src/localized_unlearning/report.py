@@ -80,7 +80,7 @@ def blocks(markdown: str) -> Iterator[dict[str, Any]]:
     """The tables (``head``, ``rows``) and paragraphs (``text``) of the Markdown that stages write."""
     for part in re.split(r"\n\s*\n|  \n", markdown):
         lines = part.strip().splitlines()
-        if not lines or lines[0].startswith("# "):
+        if not lines or lines[0].startswith(("# ", "<!--")):
             continue
         if lines[0].startswith("|"):
             head, _, *rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines]

@@ -28,6 +28,10 @@ from localized_unlearning.stages import Job, Stage, restrict, settings_of
 
 Paths = Mapping[str, Any]
 
+COMMENT = {".md": "\n<!-- key: {} -->\n", ".tex": "% key: {}\n"}
+"""How a text that people copy away carries its job's key; figures carry it in their metadata, and what has no room
+for it, such as a CSV, is known by its bytes."""
+
 
 @dataclass(frozen=True)
 class _Basis:
@@ -118,6 +122,9 @@ def _compute(job: Job) -> None:
     for name, path in job.outputs.items():
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             raise RuntimeError(f"stage {job.stage.name} did not write its output '{name}'")
+        if path.suffix in COMMENT:
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(COMMENT[path.suffix].format(job.key))
 
 
 def _as_list(value: Any) -> list[Path]:

@@ -111,13 +111,54 @@ def test_a_stray_copy_is_found_by_content_or_key(
     stray = tmp_path / "stray.csv"
     shutil.copy(lab.table, stray)
     assert cli.main(["audit", "trace", str(stray)]) == 0
-    assert capsys.readouterr().out.startswith("results/organism/tables/table_1.csv")
+    found = capsys.readouterr()
+    assert found.out.startswith("results/organism/tables/table_1.csv") and "by its bytes" in found.err
     stray.write_text("edited, but it still has its key: " + stray.read_text().splitlines()[-1])
     assert cli.main(["audit", "trace", str(stray)]) == 0
-    assert "by its content" in capsys.readouterr().err
+    assert "by the key it carries; its bytes are others" in capsys.readouterr().err
     stray.write_text("nothing")
     assert cli.main(["audit", "trace", str(stray)]) == 2
     assert "unknown origin" in capsys.readouterr().err
+
+
+def test_a_stray_copy_is_looked_for_among_given_folders(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a search that ends at the default folders, or that lets another run's key pass for one of here."""
+    shutil.move(lab.root / "results", tmp_path / "archive")
+    shutil.rmtree(lab.root / "figures")
+    (lab.root / "results").mkdir()
+    stray = tmp_path / "stray.csv"
+    key = (tmp_path / "archive/organism/tables/table_1.csv").read_text().split()[-1]
+    stray.write_text(f"edited {key}\n")
+    assert cli.main(["audit", "trace", str(stray)]) == 2
+    assert f"carries the key {key}, which no record here has" in capsys.readouterr().err
+    assert cli.main(["audit", "trace", str(stray), "--among", str(tmp_path / "archive")]) == 0
+    assert "archive/organism/tables/table_1.csv" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", ["pdf", "png", "md", "tex"])
+def test_figures_and_tables_carry_their_key(
+    lab: Lab, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a writer that drops the key, or packs it where it cannot be found again."""
+    lab.source("table").write_text(
+        "from matplotlib.figure import Figure\nfrom localized_unlearning.figures import style\n\n\ndef run(job):\n"
+        "    path = job.outputs['csv']\n"
+        "    if path.suffix in ('.pdf', '.png'):\n"
+        "        pdf, png = (path.with_suffix(suffix) for suffix in ('.pdf', '.png'))\n"
+        "        style.save(Figure(), pdf, png, job.key)\n"
+        "        (png if path == pdf else pdf).unlink()\n"
+        "    else:\n"
+        "        path.write_text('a table\\n')\n"
+    )
+    path = lab.results / "tables" / f"table_2.{suffix}"
+    record = lab.run("table", {"table": "table_2"}, {"rows": lab.rows()}, {"csv": path})
+    assert record.key in audit_explain.keys_in(path)
+    stray = tmp_path / f"stray.{suffix}"
+    stray.write_bytes(path.read_bytes() + b"\n")
+    assert cli.main(["audit", "trace", str(stray)]) == 0
+    assert capsys.readouterr().out.startswith(f"results/organism/tables/table_2.{suffix}")
 
 
 # --- diff

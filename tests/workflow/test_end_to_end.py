@@ -16,9 +16,10 @@ from tiny_run import TINY, configure, snakemake, workplace
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a finished tiny run."""
-    folder = workplace(tmp_path_factory.mktemp("tiny"))
+    """A folder with a finished tiny run, and beside it a store of all its jobs."""
+    folder = workplace(tmp_path_factory.mktemp("tiny"), merge(TINY, {"cache": {"dir": "store"}}))
     done = snakemake(folder, "all")
+    configure(folder, TINY)  # the tests below compute
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
@@ -143,3 +144,27 @@ def test_a_cold_rerun_gives_the_same_bytes(finished: Path) -> None:
         configure(finished, TINY)
     assert done.returncode == 0, done.stderr
     assert {name: (model / name).read_bytes() for name in names} == before
+
+
+def test_a_second_checkout_is_restored_from_the_store(finished: Path, tmp_path: Path) -> None:
+    """Catches keys that depend on the folder, jobs that compute, and a restored job or warm server that imports torch."""
+    store = str(finished / "store")
+    second = workplace(tmp_path, merge(TINY, {"cache": {"dir": store, "read_only": True}}))
+    trap = second / "trap" / "torch"
+    trap.mkdir(parents=True)
+    (trap / "__init__.py").write_text(f"open({str(second / 'imported')!r}, 'w'); raise ImportError('torch')")
+    command = second / "bin" / "localized-unlearning"
+    command.write_text(command.read_text().replace("exec", f'PYTHONPATH="{trap.parent}:$PYTHONPATH" exec'))
+    done = snakemake(second, "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (second / "imported").exists()
+    assert re.search(r"(\d+) artefacts.*Integrity: \1 ok\. Currency: \1 ok", done.stdout), done.stdout
+    places = [*second.glob("results/**/*.record.json"), *second.glob("figures/**/*.record.json")]
+    assert len(places) == len([*finished.glob("store/??/*/record.json")]) > 50
+    for place in places:
+        record = json.loads(place.read_text())
+        assert record["restored"]["record"] and str(tmp_path) not in place.read_text()
+        for output in record["outputs"]:
+            for file in output["files"]:
+                path = (place.parent / output["path"] / file["name"]).relative_to(second)
+                assert (second / path).read_bytes() == (finished / path).read_bytes()

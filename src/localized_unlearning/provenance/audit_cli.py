@@ -63,6 +63,14 @@ def add_commands(commands: Any) -> None:
     judged(parser)
     parser = add("trace", trace, "everything behind a file, down to the data")
     parser.add_argument("path", type=Path, help="an output, or a stray copy of one, found by content")
+    parser.add_argument(
+        "--among",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="look for a stray copy's origin here (default: results and figures); repeat for more",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--mermaid", action="store_true", help="print a Mermaid flow chart")
@@ -225,14 +233,17 @@ def trace(arguments: argparse.Namespace) -> int:
     if audit.producer(path) is None:
         if not path.is_file():
             raise UserError(f"no record names {arguments.path}: there is nothing to trace")
-        audit = _audit(arguments, _default_paths(arguments.root))
+        audit = _audit(arguments, arguments.among or _default_paths(arguments.root))
         origin = audit_explain.find_by_content(audit, path)
         if origin is None:
-            raise UserError(
-                f"no record names {arguments.path}, and no output has its bytes or key: unknown origin"
-            )
-        print(f"{arguments.path} is {shown(origin)}, by its content", file=sys.stderr)
-        path = origin
+            raise UserError(_of_unknown_origin(arguments.path, audit_explain.keys_in(path)))
+        how = (
+            "by its bytes"
+            if origin.same_bytes
+            else "by the key it carries; its bytes are others, so it was made again or edited since"
+        )
+        print(f"{arguments.path} is {shown(origin.path)}, {how}", file=sys.stderr)
+        path = origin.path
     node = audit_explain.tree(audit, path)
     if arguments.json:
         print(json.dumps(node, indent=1))
@@ -241,6 +252,18 @@ def trace(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(audit_explain.tree_lines(node)))
     return CLEAN
+
+
+def _of_unknown_origin(path: Path, keys: set[str]) -> str:
+    if len(keys) == 1:
+        return (
+            f"{path} carries the key {next(iter(keys))}, which no record here has: "
+            "name the results folder it may come from with --among"
+        )
+    return (
+        f"{path} is of unknown origin: no record names it, and no recorded output has its bytes or its key; "
+        "name other results folders with --among"
+    )
 
 
 def diff(arguments: argparse.Namespace) -> int:

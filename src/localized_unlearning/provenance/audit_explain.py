@@ -25,6 +25,7 @@ from localized_unlearning.provenance.audit import (
 )
 
 LINES = 20  # lines of a code change that are shown
+LARGEST_WITH_KEY = 1 << 26  # bytes; larger files are no figures or tables, and carry no key
 
 # --- explain
 
@@ -161,17 +162,31 @@ def _line_count(audit: Audit, entry: Entry, cause: Cause) -> str:
 # --- trace
 
 
-def find_by_content(audit: Audit, path: Path) -> Path | None:
-    """The recorded output that a stray file is: by its bytes, else by the key in its metadata."""
-    sha256 = audit.digest(path).sha256
-    keys = set(re.findall(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", path.read_bytes()))
+@dataclass(frozen=True)
+class Origin:
+    """What a stray file is: the recorded output, and whether it was told by its bytes or by its key alone."""
+
+    path: Path
+    same_bytes: bool
+
+
+def keys_in(path: Path) -> set[str]:
+    """What may be a job's key in a file: PDF and PNG carry it among their keywords, .md and .tex in a comment."""
+    if path.stat().st_size > LARGEST_WITH_KEY:
+        return set()
+    return {m.decode() for m in re.findall(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", path.read_bytes())}
+
+
+def find_by_content(audit: Audit, path: Path) -> Origin | None:
+    """The recorded output that a stray file is: by its bytes, else by the key that it carries."""
+    sha256, keys = audit.digest(path).sha256, keys_in(path)
     by_key = None
     for entry in audit.entries.values():
         for output in entry.record.outputs:
             if output.sha256 == sha256:
-                return entry.folder / output.path
-            if entry.record.key.encode() in keys and output.path.endswith(path.suffix):
-                by_key = entry.folder / output.path
+                return Origin(entry.folder / output.path, True)
+            if entry.record.key in keys and output.path.endswith(path.suffix):
+                by_key = Origin(entry.folder / output.path, False)
     return by_key
 
 
