@@ -23,7 +23,7 @@ from typing import Any
 
 from localized_unlearning.config import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import cache, code, environment, hashing, locks, records
+from localized_unlearning.provenance import cache, code, digests, environment, hashing, locks, records
 from localized_unlearning.stages import Job, Stage, restrict, settings_of
 
 Paths = Mapping[str, Any]
@@ -162,7 +162,7 @@ def _input(name: str, path: Path, root: Path) -> records.Input:
     Raises:
         UserError: when the file is no longer what that record says.
     """
-    tree = hashing.digest_tree(path)
+    tree = digests.digest_tree(path)
     sha256 = hashing.combined(tree)
     place = records.find(path)
     made_by = None

@@ -20,7 +20,7 @@ from lab import SOURCES, STAGES, Lab
 import localized_unlearning
 from localized_unlearning import runner
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import audit_explain, cache, records
+from localized_unlearning.provenance import audit_explain, cache, digests, hashing, records
 from localized_unlearning.stages import STAGES as REAL
 
 ROOT = Path(localized_unlearning.__file__).parents[2]
@@ -251,3 +251,30 @@ def test_restoring_imports_no_torch_even_with_warm_starts(tmp_path: Path) -> Non
     one, two = (tmp_path / f"results/r/{folder}/split.parquet" for folder in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
     assert records.read(two.with_name("split.record.json")).restored is not None
+
+
+# --- digests of large inputs
+
+
+def test_a_large_input_is_read_once_and_again_when_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a base model read by every job, and a byte changed in place that the kept digest hides."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(digests, "LARGE", 1000)
+    monkeypatch.setattr(digests, "SETTLED", -1.0)
+    read: list[str] = []
+    real = hashing.digest
+    monkeypatch.setattr(hashing, "digest", lambda path: read.append(path.name) or real(path))  # type: ignore[func-returns-value]
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_bytes(bytes(2000))
+    (model / "config").write_text("small")
+    for _ in range(2):
+        assert digests.digest_tree(model) == hashing.digest_tree(model)
+    assert read.count("weights") == 3 and read.count("config") == 4  # the two slow definitions included
+    status = (model / "weights").stat()
+    with (model / "weights").open("r+b") as stream:
+        stream.write(b"x")
+    os.utime(model / "weights", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert digests.digest_tree(model) == hashing.digest_tree(model)

@@ -297,6 +297,34 @@ def test_an_output_that_became_a_link(lab: Lab, tmp_path: Path) -> None:
     assert "symbolic link" in lab.findings()["tables/table_1.csv"].reasons[0]
 
 
+@pytest.mark.parametrize("name", ["model", "model/weights"])
+def test_a_folder_that_became_a_link_or_holds_one(lab: Lab, tmp_path: Path, name: str) -> None:
+    (lab.seed(0) / name).rename(tmp_path / "same_bytes")
+    (lab.seed(0) / name).symlink_to(tmp_path / "same_bytes")
+    assert lab.status() == {"sports/seed0/model": "modified/ok"}
+    assert "symbolic link" in lab.findings()["sports/seed0/model"].reasons[0]
+
+
+def test_results_that_lie_behind_a_link_are_no_alarm(lab: Lab, tmp_path: Path) -> None:
+    """A cluster's scratch disk, say."""
+    (lab.root / "results").rename(tmp_path / "scratch")
+    (lab.root / "results").symlink_to(tmp_path / "scratch")
+    assert lab.status() == {}
+
+
+def test_an_older_result_put_back_with_its_record(lab: Lab, tmp_path: Path) -> None:
+    """A backup fits its record, and is not what the settings ask for now."""
+    shutil.copytree(lab.seed(0), tmp_path / "backup")
+    lab.configure(finetune={"steps": 3})
+    lab.build()
+    assert lab.status() == {}
+    shutil.rmtree(lab.seed(0))
+    shutil.copytree(tmp_path / "backup", lab.seed(0))
+    found = lab.findings()
+    assert found["sports/seed0/model"].reasons == ("finetune.steps was 50, now 3",)
+    assert "figure_1.csv" in found and "sports/seed1/model" not in found
+
+
 def test_a_missing_output(lab: Lab) -> None:
     lab.table.unlink()
     assert lab.status() == {"tables/table_1.csv": "missing/ok"}

@@ -120,6 +120,19 @@ def test_swapped_lambdas_are_seen(finished: Path) -> None:
         (finished / "tiny.yaml").write_text(yaml.safe_dump(TINY))
 
 
+def test_touch_launders_nothing(finished: Path) -> None:
+    """Snakemake takes a touched file for one made with the new value; the audit names the value it was made with."""
+    configure(finished, merge(TINY, {"statistics": {"bootstrap": 60}}))
+    try:
+        assert snakemake(finished, "figure_15", "--touch").returncode == 0
+        assert planned(finished, "figure_15") == {}
+        done = snakemake(finished, "audit")
+    finally:
+        configure(finished, TINY)
+    assert done.returncode != 0 and "statistics.bootstrap was 50, now 60" in done.stdout
+    assert snakemake(finished, "figure_15", "--touch").returncode == 0
+
+
 def test_an_unknown_key_stops_before_any_job(finished: Path) -> None:
     (finished / "tiny.yaml").write_text(yaml.safe_dump({**TINY, "finetune": {"lerning_rate": 1}}))
     try:

@@ -313,6 +313,11 @@ class Audit:
             if name not in found or found[name].sha256 != sha256
         ]
         faults += [f"{name or 'a file'} was added" for name in found if name not in recorded]
+        faults += [
+            f"{name} is a symbolic link now, not the file that was made"
+            for name, file in hashing.files_of(path).items()
+            if file.is_symlink()
+        ]
         faults += self.record_faults(entry)
         return ("modified" if faults else "ok"), faults
 

@@ -1,4 +1,5 @@
-"""Digests taken before, so that ``audit verify --quick`` need not read unchanged files again.
+"""Digests taken before, so that ``audit verify --quick`` need not read unchanged files again, nor each job
+the 17 GB of its base model.
 
 They are kept in the user's cache folder, never in the audited one, by device and inode together with
 size and the times of the last change of content and of inode. A program can set the former back;
@@ -11,14 +12,35 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from localized_unlearning.provenance import hashing
 from localized_unlearning.provenance.hashing import FileDigest
 
 Known = dict[str, tuple[list[int], str]]
 
 LIMIT = 200_000  # files remembered
 SETTLED = 1.0  # seconds a file must have been left alone before its digest is remembered
+
+LARGE = 1 << 24  # bytes from which a job's input is not read again when it has not changed since
+
+
+def digest_tree(path: Path) -> dict[str, FileDigest]:
+    """As :func:`hashing.digest_tree`, but large files that have not changed since they were read are not read again."""
+    files = hashing.files_of(path)
+    large = [name for name, file in files.items() if file.stat().st_size >= LARGE]
+    known = load(cache_file()) if large else {}
+    recalled = {name: kept for name in large if (kept := recall(known, files[name]))}
+    fresh = {name: file for name, file in files.items() if name not in recalled}
+    with ThreadPoolExecutor(hashing.THREADS) as pool:
+        taken = dict(zip(fresh, pool.map(hashing.digest, fresh.values()), strict=True))
+    for name in large:
+        if name in taken:
+            remember(known, files[name], taken[name])
+    if len(recalled) < len(large):
+        save(cache_file(), known)
+    return {name: recalled.get(name) or taken[name] for name in files}
 
 
 def cache_file() -> Path:
