@@ -432,8 +432,15 @@ def test_what_a_killed_job_left(lab: Lab) -> None:
 
 
 def test_what_a_live_job_is_writing(lab: Lab) -> None:
+    half = lab.table.with_name(".tmp-1-table_1.csv")
+    half.write_text("half")
     with locks.held(lab.table):
-        assert lab.status() == {"tables/table_1.csv": "incomplete/ok"}
+        assert lab.status() == {
+            "tables/table_1.csv": "incomplete/ok",
+            "tables/.tmp-1-table_1.csv": "incomplete/-",
+        }
+        assert lab.findings()["tables/.tmp-1-table_1.csv"].reasons == ("a job is writing it now",)
+    assert lab.findings()["tables/.tmp-1-table_1.csv"].reasons == ("a killed job left it",)
 
 
 # --- part of a run

@@ -532,7 +532,8 @@ class Audit:
         candidates = {file for path in self.paths for file in (_walk(path) if path.is_dir() else [path])}
         for path in sorted(candidates):
             if path.name.startswith(".tmp-"):
-                yield Finding(path, "incomplete", "-", ("a killed job left it",))
+                why = "a job is writing it now" if _is_written(path.parent) else "a killed job left it"
+                yield Finding(path, "incomplete", "-", (why,))
             elif path in self.damaged:
                 yield Finding(path, "modified", "-", ("the record cannot be read",))
             elif (
@@ -542,7 +543,7 @@ class Audit:
                 and path.name not in BESIDE
                 and covered.isdisjoint((path, *path.parents))
             ):
-                writing = any(locks.is_held(path.parent / p.name[1:-5]) for p in path.parent.glob(".*.lock"))
+                writing = _is_written(path.parent)
                 reason = (
                     "a job is writing here now" if writing else "no record names it: it is of unknown origin"
                 )
@@ -574,6 +575,11 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in folders if name.startswith(".tmp-"))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(here, name) for name in sorted(files))
+
+
+def _is_written(folder: Path) -> bool:
+    """Whether a live job is writing into a folder."""
+    return any(locks.is_held(folder / lock.name[1:-5]) for lock in folder.glob(".*.lock"))
 
 
 def _run_folder(folder: Path) -> Path:
