@@ -1,4 +1,4 @@
-"""``localized-unlearning audit``: verify, explain, trace, diff, adopt, forget.
+"""``localized-unlearning audit``: verify, explain, trace, diff, export, adopt, forget.
 
 Exit status: 0 when all is clean, 1 when there are findings, 2 for wrong usage.
 """
@@ -79,6 +79,17 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("one", type=Path)
     parser.add_argument("other", type=Path)
     parser.add_argument("--tolerance", type=float, default=1e-6, help="absolute or relative (default: 1e-6)")
+    parser = add("export", export, "a run, or a file and all behind it, as a Workflow Run RO-Crate")
+    parser.add_argument("paths", nargs="*", type=Path, help="files or folders (default: results and figures)")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder, or a new .zip")
+    parser.add_argument(
+        "--files-up-to",
+        type=float,
+        metavar="MB",
+        help="copy results and data up to this size and name larger ones by content; 0 copies none (default: all)",
+    )
+    parser.add_argument("--url", help="where files that are not copied can be had")
+    parser.add_argument("--licence", help="of the results, as an address (default: MIT)")
     parser = add("adopt", adopt, "take a file into the record as it is, visibly, with a reason")
     parser.add_argument("path", type=Path)
     parser.add_argument("--reason", required=True, help="why it can be trusted")
@@ -275,6 +286,19 @@ def diff(arguments: argparse.Namespace) -> int:
     lines = audit_explain.diff(one, other, arguments.tolerance)
     print("\n".join(lines) or "no difference")
     return FINDINGS if lines else CLEAN
+
+
+def export(arguments: argparse.Namespace) -> int:
+    """Write a crate."""
+    from localized_unlearning.provenance import crate
+    from localized_unlearning.provenance.audit import absolute
+
+    audit = _audit(arguments, arguments.paths or _default_paths(arguments.root))
+    up_to = None if arguments.files_up_to is None else int(arguments.files_up_to * 1e6)
+    licence = arguments.licence or crate.LICENCE
+    done = crate.export(audit, absolute(arguments.out), up_to, arguments.url, licence)
+    print(f"{arguments.out}: {done.jobs} jobs, {done.copied} files, {done.referred} more by reference")
+    return CLEAN
 
 
 def adopt(arguments: argparse.Namespace) -> int:

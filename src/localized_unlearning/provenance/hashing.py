@@ -49,3 +49,8 @@ def combined(tree: dict[str, FileDigest]) -> str:
         return tree[""].sha256
     text = "\n".join(f"{name} {d.sha256}" for name, d in sorted(tree.items()))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def text(value: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(value.encode()).hexdigest()
