@@ -229,7 +229,7 @@ class _Builder:
         for output in record.outputs:
             tree = {file.name: hashing.FileDigest(file.size, file.sha256) for file in output.files}
             entity = self._data(f"{folder}/{output.path}", entry.folder / output.path, tree)
-            entity["dateModified"] = record.ended
+            entity["dateModified"] = record.computed.ended
             if record.adopted:
                 entity["description"] = f"taken into the record by a person: {record.adopted.reason}"
 
@@ -241,9 +241,9 @@ class _Builder:
             f"#job/{record.id}",
             "CreateAction",
             name=title,
-            description=f"key {record.key}",
-            startTime=record.started,
-            endTime=record.ended,
+            description=f"key {record.key}{_restored(record)}",
+            startTime=record.computed.started,
+            endTime=record.computed.ended,
             actionStatus={"@id": COMPLETED},
             instrument=tool,
         )
@@ -260,7 +260,8 @@ class _Builder:
             made = self._data(f"{folder}/{output.path}", entry.folder / output.path, tree)
             self._parameter(tool, "output", record.stage, output.name, made)
             _append(action, "result", made)
-        around = {**record.versions, **record.host, **record.commit, "lock": record.lock}
+        made_on = record.computed
+        around = {**made_on.versions, **made_on.host, **made_on.commit, "lock": record.lock}
         for name, value in around.items():
             if value is not None:
                 _append(action, "environment", self._value(name, value))
@@ -295,8 +296,8 @@ class _Builder:
             "CreateAction",
             name="run of localized-unlearning",
             description=f"{len(jobs)} jobs",
-            startTime=min(e.record.started for e in jobs),
-            endTime=max(e.record.ended for e in jobs),
+            startTime=min(e.record.computed.started for e in jobs),
+            endTime=max(e.record.computed.ended for e in jobs),
             actionStatus={"@id": COMPLETED},
             instrument=workflow,
         )
@@ -362,6 +363,11 @@ class _Builder:
 def _folder(audit: Audit, entry: Entry) -> str:
     """The folder of an entry's outputs inside the crate: as recorded."""
     return entry.record.folder or audit.recorded_folder(entry.folder) or "outside"
+
+
+def _restored(record: records.Record) -> str:
+    """When a job's outputs were taken from a cache, if they were: the rest is about their computation."""
+    return f"; restored from a cache {record.ended}" if record.restored else ""
 
 
 def _named_by(sha256: str) -> str:
