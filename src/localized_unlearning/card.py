@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _measure(table: pd.DataFrame, settings: Statistics) -> Estimate:
-    return estimate(table, "choice", settings.confidence, settings.bootstrap, settings.seed)
+    return estimate(table, "choice", settings)
 
 
 def run(job: Job) -> None:

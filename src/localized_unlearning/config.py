@@ -151,23 +151,46 @@ class Split(Section):
 
 
 class Forget(Section):
-    """Which facts to forget: all athletes of a sport, or the named athletes."""
+    """Which facts to forget: all athletes of a sport, the named athletes, or as many drawn at random."""
 
     sport: Sport | None = Field(None, description="Forget every athlete of this sport.")
     athletes: tuple[str, ...] = Field((), description="Forget these athletes.")
+    draw: int | None = Field(
+        None, ge=2, description="Forget this many athletes, drawn from those the model knows."
+    )
+    seed: int = Field(0, description="Seed of the draw.")
 
     @model_validator(mode="after")
     def _one_of(self) -> Forget:
-        if (self.sport is None) == (not self.athletes):
-            raise ValueError("give exactly one of 'sport' and 'athletes'")
+        if sum((self.sport is not None, bool(self.athletes), self.draw is not None)) != 1:
+            raise ValueError("give exactly one of 'sport', 'athletes' and 'draw'")
         return self
+
+    @property
+    def words(self) -> str:
+        """What is forgotten, in words."""
+        if self.sport:
+            return f"all {self.sport} athletes"
+        return (
+            f"{len(self.athletes)} named athletes"
+            if self.athletes
+            else f"{self.draw} athletes drawn at random"
+        )
 
 
 class Task(Section):
     """An unlearning task (section 2.1)."""
 
     forget: Forget
-    relearn: tuple[str, ...] = Field(description="Athletes retrained in relearning (A.4.2); always in train.")
+    of: Literal["sports", "athletes"] | None = Field(
+        None,
+        description="The paper's task of which this is another forget set; tables give the mean over the sets.",
+    )
+    seeds: tuple[int, ...] = Field((), description="Seeds of its models; none: those of the run.")
+    relearn: tuple[str, ...] = Field(
+        (),
+        description="Athletes retrained in relearning (A.4.2); always in train. None: the forget set's first two.",
+    )
     lambda_forget: Weight = Field(description="λ1 of fine-tuning (A.3: 0.2 sports, 1 athletes).")
 
 
@@ -302,6 +325,20 @@ class Localization(Section):
         if self.mask is None:
             return self
         return self.model_copy(update={**self.mask.model_dump(exclude_none=True), "mask": None})
+
+
+class NullDistribution(Section):
+    """Random localizations, against which the others are ranked; each is a localization of its own."""
+
+    draws: Annotated[int, Field(ge=0)] = Field(
+        0, description="How many; named random_draw_1 and so on. 0: none."
+    )
+    budget: Literal["fraction", "parameters"] = Field(
+        "parameters", description="As for a localization; parameters: as many as 'manual'."
+    )
+    fraction: Fraction = Field(0.05, description="Share of the components, for budget fraction.")
+    first_seed: int = Field(1000, description="Seed of the first draw; the next ones count up.")
+    seeds: tuple[int, ...] = Field((), description="Seeds of unlearning; none: the run's first.")
 
 
 class Finetune(Section):
@@ -469,6 +506,9 @@ class Tables(Section):
 class Figures(Section):
     """How figures are drawn."""
 
+    forget_sets: Literal["paper", "all"] = Field(
+        "paper", description="paper: the paper's forget set alone; all: the mean over the task's sets ('of')."
+    )
     overlay: dict[Annotated[str, Field(pattern=r"^figure_([1-9]|1[0-6])$")], str] = Field(
         default_factory=dict,
         description="Published curves to draw beside ours: a CSV by figure (figure_1: path), with the columns of the "
@@ -545,6 +585,7 @@ class Config(Section):
         "organism", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the results folder."
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds of unlearning; one model per seed.")
+    mask_seeds: tuple[int, ...] = Field((), description="Seeds of weight masks; none: those of unlearning.")
     compute: Compute = Compute()
     cache: Cache = Cache()
     model: Model = Model()
@@ -560,6 +601,7 @@ class Config(Section):
     components: Components = Components()
     scores: dict[str, Score | None] = Field(default_factory=_default_scores)
     localizations: dict[str, Localization | None] = Field(default_factory=_default_localizations)
+    null_distribution: NullDistribution = NullDistribution()
     finetune: Finetune = Finetune()
     evaluation: Evaluation = Evaluation()
     series: Series = Series()
@@ -597,6 +639,20 @@ class Config(Section):
                 f"finetune.precision is {self.finetune.precision}, but model.dtype is float32: "
                 "set model.dtype to bfloat16, or the precision to fp32_master"
             )
+        for name, seeds in (
+            ("seeds", self.seeds),
+            ("mask_seeds", self.mask_seeds),
+            ("null_distribution.seeds", self.null_distribution.seeds),
+            *((f"tasks.{task}.seeds", t.seeds) for task, t in self.tasks.items() if t),
+        ):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"{name} names a seed twice")
+        for name, task in self.tasks.items():
+            if task and task.of is not None and (task.of not in self.tasks or name in ("sports", "athletes")):
+                raise ValueError(
+                    f"tasks.{name} is another forget set of '{task.of}', so that task must be in the config "
+                    "and not be this one"
+                )
         if self.model.kind == "gguf" and self.gguf is None:
             raise ValueError("model.kind is gguf, so 'gguf' must name its source")
         for name, objective in self.objectives.items():
@@ -627,6 +683,36 @@ class Config(Section):
             raise ValueError(f"localizations.{name}.selection is signed_percentile, which needs kind scores")
         if localization.selection == "independent" and localization.kind != "random":
             raise ValueError(f"localizations.{name}.selection is independent, which needs kind random")
+
+    @model_validator(mode="after")
+    def _draws(self) -> Config:
+        """Every draw of the null distribution is a localization, like any other."""
+        if self.null_distribution.draws and "manual" not in self.localizations:
+            raise ValueError("null_distribution ranks 'manual' among random draws, but it is absent")
+        self.localizations.update(self.null_draws)
+        return self
+
+    @property
+    def null_draws(self) -> dict[str, Localization]:
+        """The random localizations of the null distribution, by name."""
+        null = self.null_distribution
+        return {
+            f"random_draw_{i + 1}": Localization(
+                label=f"Random draw {i + 1}",
+                kind="random",
+                budget=null.budget,
+                fraction=null.fraction,
+                seed=null.first_seed + i,
+            )
+            for i in range(null.draws)
+        }
+
+    def written(self) -> dict[str, Any]:
+        """Plain values as a user writes them: without the localizations that follow from the null distribution."""
+        values = self.model_dump(mode="json")
+        for name in self.null_draws:
+            del values["localizations"][name]
+        return values
 
 
 def finetune_settings(finetune: Finetune, objective: Objective, localization: str) -> Finetune:

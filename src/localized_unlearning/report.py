@@ -103,12 +103,17 @@ def commit_of(commit: Mapping[str, Any]) -> str:
 
 def changes(config: Config) -> list[dict[str, str]]:
     """Settings that differ from the defaults: dotted ``name``, ``value`` and ``default``, as JSON."""
-    here, default = (dict(_flat(c.model_dump(mode="json", exclude={"cache"}))) for c in (config, Config()))
+    here, default = (dict(_flat(_shown(c))) for c in (config, Config()))
     names = [*here, *(name for name in default if name not in here)]
     shown = {
         name: [json.dumps(side[name]) if name in side else "" for side in (here, default)] for name in names
     }
     return [{"name": n, "value": v, "default": d} for n, (v, d) in shown.items() if v != d]
+
+
+def _shown(config: Config) -> dict[str, Any]:
+    """The settings that results rest on; where finished jobs are cached is not among them."""
+    return {name: value for name, value in config.written().items() if name != "cache"}
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -150,8 +155,7 @@ def forgotten(config: Config) -> dict[str, str]:
     for name in words:
         task = config.tasks.get(name)
         if task is not None:
-            sport, count = task.forget.sport, len(task.forget.athletes)
-            words[name] = f"all {sport} athletes" if sport else f"{count} named athletes"
+            words[name] = task.forget.words
     return words
 
 
@@ -218,9 +222,7 @@ def page(config: Config, templates: Path) -> str:
         reading=captions["reading"],
         about_tables=captions["tables"],
         changed=changes(config),
-        settings=yaml.safe_dump(
-            config.model_dump(mode="json", exclude={"cache"}), sort_keys=False, allow_unicode=True
-        ),
+        settings=yaml.safe_dump(_shown(config), sort_keys=False, allow_unicode=True),
         card=list(blocks(card.read_text(encoding="utf-8"))) if card.is_file() else [],
         card_path=card,
         runtimes=runtimes(found),

@@ -39,7 +39,7 @@ def split_athletes(
     table = known[known["known"]].reset_index(drop=True)
     names = set(table["athlete"])
     _require(names, forget.athletes, known, "the forget set names")
-    wanted = table["sport"] == forget.sport if forget.sport else table["athlete"].isin(forget.athletes)
+    wanted = _wanted(table, forget)
     table = table[["athlete", "sport", "rows"]].assign(forget=wanted)
     if not wanted.any() or wanted.all():
         raise UserError(
@@ -52,9 +52,9 @@ def split_athletes(
         outside = sorted(set(relearn) - forgotten)[0]
         raise UserError(f"relearning athlete {outside} is not in the forget set: choose one that is")
     if not present:
-        present = list(table.loc[wanted, "athlete"][: len(relearn)])
+        present = list(table.loc[wanted, "athlete"][: len(relearn) or 2])
     table["relearn"] = table["athlete"].isin(present)
-    whole = bool(forget.athletes)
+    whole = forget.sport is None
     test = pd.Series(False, index=table.index)
     for part in (True, False):
         rows = table.index[table["forget"] == part]
@@ -71,6 +71,20 @@ def split_athletes(
                 )
     check_split(table, whole)
     return table[["athlete", "sport", "forget", "relearn", "train", "test"]]
+
+
+def _wanted(table: pd.DataFrame, forget: Forget) -> pd.Series:
+    """Which of the known athletes are the forget set ``[athlete]``."""
+    if forget.sport:
+        return table["sport"] == forget.sport
+    if forget.draw is None:
+        return table["athlete"].isin(forget.athletes)
+    if forget.draw >= len(table):
+        raise UserError(
+            f"cannot draw {forget.draw} athletes to forget of {len(table)} known ones: draw fewer"
+        )
+    drawn = np.random.default_rng(forget.seed).choice(len(table), forget.draw, replace=False)
+    return pd.Series(np.isin(np.arange(len(table)), drawn), index=table.index)
 
 
 def check_split(table: pd.DataFrame, whole_forget_set: bool) -> None:

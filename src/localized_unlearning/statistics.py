@@ -1,33 +1,73 @@
-"""Metrics and intervals, computed from rows (never stored instead of them).
+"""Metrics, intervals and tests, computed from rows (never stored instead of them).
 
 Accuracy has three names and is always named: ``argmax`` (the most likely next token of the whole
 vocabulary is right), ``choice`` (right among the candidate answers) and ``probability`` (mean
 probability of the right answer, renormalised over the candidates: the released code's "accuracy").
+
+Scores come as *designs*: one matrix ``[seed, item]`` for each forget set, since every seed's model
+answers the same items. One seed of one set is read over its items alone. With more, a hierarchical
+bootstrap draws sets, within them seeds and, crossed with both, items.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from localized_unlearning.config import Statistics
+from localized_unlearning.errors import UserError
+
 Accuracy = Literal["choice", "argmax", "probability"]
 ACCURACIES: tuple[Accuracy, ...] = ("choice", "argmax", "probability")
 
 
+class Answers(NamedTuple):
+    """The scores of one forget set's models.
+
+    Attributes:
+        scores: ``[seed, item]``; every seed's model answers the same items.
+        units: what each item is drawn with ``[item]``: its own name, or its cluster's. Sets may share units.
+    """
+
+    scores: np.ndarray
+    units: np.ndarray
+
+
+Design = Sequence[Answers]
+"""Answers by forget set."""
+
+
 class Estimate(NamedTuple):
-    """A mean over items with its interval.
+    """A mean with its interval.
 
     Attributes:
         mean, low, high: the estimate and the interval's ends.
-        n: number of items.
+        n: number of different items, all forget sets together.
+        seeds: number of training seeds (of the forget set that has fewest).
+        sets: number of forget sets.
     """
 
     mean: float
     low: float
     high: float
     n: int
+    seeds: int = 1
+    sets: int = 1
+
+    @property
+    def covers(self) -> str:
+        """What the interval covers, in words."""
+        return covers(self.seeds, self.sets)
+
+
+def covers(seeds: int, sets: int) -> str:
+    """What an interval over so many seeds and sets covers, in words."""
+    parts = [*(["forget sets"] if sets > 1 else []), *(["training seeds"] if seeds > 1 else []), "test items"]
+    return " and ".join(parts) if len(parts) < 3 else "forget sets, training seeds and test items"
 
 
 def wilson(right: np.ndarray, confidence: float) -> Estimate:
@@ -47,6 +87,125 @@ def bootstrap_mean(values: np.ndarray, confidence: float, samples: int, seed: in
     return Estimate(float(values.mean()), float(low), float(high), len(values))
 
 
+class Spread(NamedTuple):
+    """How uncertain a mean is.
+
+    Attributes:
+        error: standard error.
+        freedom: degrees of freedom behind it, after Satterthwaite; few seeds or sets make few.
+    """
+
+    error: float
+    freedom: float
+
+    def quantile(self, confidence: float) -> float:
+        """How many standard errors an interval reaches to either side (Student's t)."""
+        from scipy.stats import t
+
+        return float(t.ppf((1 + confidence) / 2, self.freedom))
+
+
+def hierarchical_bootstrap(design: Design, samples: int, seed: int) -> np.ndarray:
+    """Means of bootstrap samples ``[sample]``: sets drawn, in each its seeds and, crossed with both, the items.
+
+    Of k sets or seeds k - 1 are drawn, so that the variance over a few of them is not too small by (k - 1) / k
+    (McCarthy and Snowden 1985). Items get random weights, the same in every set and seed that has them: a
+    Bayesian bootstrap (Rubin 1981), crossed as in Owen and Eckles (2012), since the same item has one difficulty.
+
+    Args:
+        design: answers by forget set.
+        samples: number of bootstrap samples.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    names, codes = _units(design)
+    gamma = max(0.5, (len(names) - 2) / len(names))  # makes the variance of a mean unbiased
+    means = []
+    step = max(1, 4_000_000 // len(names))  # bounds memory: MMLU has 14,042 items
+    for start in range(0, samples, step):
+        count = min(step, samples - start)
+        weights = rng.standard_gamma(gamma, (count, len(names)))
+        by_set = []
+        for answers, code in zip(design, codes, strict=True):
+            by_seed, by_item = _counts(len(answers.scores), count, rng), weights[:, code]
+            totals = np.einsum("bi,bi->b", by_seed @ answers.scores, by_item)
+            by_set.append(totals / (by_seed.sum(1) * by_item.sum(1)))
+        sets = _counts(len(design), count, rng)
+        means.append((sets * np.stack(by_set, 1)).sum(1) / sets.sum(1))
+    return np.concatenate(means)
+
+
+def _units(design: Design) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The different units of a design, and the index of each item's unit by set."""
+    names, codes = np.unique(np.concatenate([answers.units for answers in design]), return_inverse=True)
+    return names, np.split(codes, np.cumsum([len(answers.units) for answers in design])[:-1])
+
+
+def _counts(units: int, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of ``units`` is drawn ``[sample, unit]``, in one draw fewer than there are units."""
+    drawn = rng.integers(0, units, (samples, max(1, units - 1))) + units * np.arange(samples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=samples * units).reshape(samples, units).astype(np.float64)
+
+
+def spread(design: Design, samples: int, seed: int) -> Spread:
+    """Standard error of a design's mean by :func:`hierarchical_bootstrap`, with its degrees of freedom."""
+    error = float(hierarchical_bootstrap(design, samples, seed).std())
+    names, codes = _units(design)
+    sets = len(design)
+    means = [float(answers.scores.mean()) for answers in design]
+    parts = []  # variance of the mean from one level alone, and how many units that rests on
+    if sets > 1:
+        parts.append((float(np.var(means, ddof=1)) / sets, sets - 1))
+    by_unit = np.zeros(len(names))
+    for answers, code, mean in zip(design, codes, means, strict=True):
+        seeds, items = answers.scores.shape
+        if seeds > 1:
+            parts.append((float(answers.scores.mean(1).var(ddof=1)) / seeds / sets**2, seeds - 1))
+        by_unit += np.bincount(code, answers.scores.mean(0) - mean, len(names)) / items / sets
+    if len(names) > 1:
+        parts.append((float((by_unit**2).sum()) * len(names) / (len(names) - 1), len(names) - 1))
+    total = sum(v for v, _ in parts)
+    return Spread(error, total**2 / sum(v**2 / k for v, k in parts) if total > 0 else math.inf)
+
+
+def pooled(design: Design, settings: Statistics, share: bool) -> Estimate:
+    """Mean of a design with the interval that :class:`Estimate` says.
+
+    One seed of one set: Wilson for shares, percentile bootstrap for other scores, over items. More: shares get
+    a Wilson interval at the effective number of items, which the hierarchical bootstrap gives (never more than
+    the items of one seed, so that unanimous answers are not taken for certainty), with Student's t for few
+    seeds or sets (Korn and Graubard 1998); other scores get t standard errors to either side.
+
+    Args:
+        design: answers by forget set.
+        settings: level, bootstrap samples and their seed.
+        share: whether every score is 0 or 1.
+    """
+    items, seeds = len(_units(design)[0]), min(len(answers.scores) for answers in design)
+    if len(design) == 1 and seeds == 1:
+        scores = design[0].scores[0]
+        if share:
+            return wilson(scores > 0.5, settings.confidence)
+        return bootstrap_mean(scores, settings.confidence, settings.bootstrap, settings.seed)
+    mean = float(np.mean([answers.scores.mean() for answers in design]))
+    found = spread(design, settings.bootstrap, settings.seed)
+    reach = found.quantile(settings.confidence)
+    if share:
+        variance = mean * (1 - mean)
+        effective = min(items, variance / found.error**2) if found.error > 0 else items
+        low, high = score_interval(mean, effective, reach)
+    else:
+        low, high = mean - reach * found.error, mean + reach * found.error
+    return Estimate(mean, low, high, items, seeds, len(design))
+
+
+def score_interval(mean: float, items: float, reach: float) -> tuple[float, float]:
+    """Wilson's interval of a share of ``items`` (not necessarily a whole number), ``reach`` standard errors wide."""
+    centre = (mean + reach**2 / (2 * items)) / (1 + reach**2 / items)
+    half = reach / (1 + reach**2 / items) * math.sqrt(mean * (1 - mean) / items + reach**2 / (4 * items**2))
+    return max(0.0, min(centre - half, mean)), min(1.0, max(centre + half, mean))
+
+
 def candidates(table: pd.DataFrame, prefix: str = "logit_") -> np.ndarray:
     """Logits of the candidate answers ``[item, candidate]``."""
     return table[[c for c in table.columns if c.startswith(prefix)]].to_numpy(dtype=np.float64)
@@ -64,16 +223,65 @@ def item_scores(table: pd.DataFrame, accuracy: Accuracy, prefix: str = "logit_")
     return np.asarray(shifted[np.arange(len(answer)), answer] / shifted.sum(1))
 
 
+def item_names(rows: pd.DataFrame) -> pd.Series:
+    """What tells the items of one model apart: the athlete, or the question's or window's id.
+
+    Rows without either are one model's answers in their own order.
+    """
+    for name in ("athlete", "item"):
+        if name in rows.columns:
+            return rows[name]
+    return pd.Series(np.arange(len(rows)), index=rows.index)
+
+
+def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series, units: str | None = None) -> list[Answers]:
+    """The design of rows and their scores, one entry a ``task``.
+
+    Args:
+        rows: one localization's rows, one a seed and item; columns ``task`` and ``seed`` if there are several.
+        scores: the score of each row.
+        units: column of what items are drawn with, if not one by one.
+
+    Raises:
+        UserError: when two seeds did not answer the same items, or one answered an item twice.
+    """
+    table = pd.DataFrame({"item": item_names(rows), "score": np.asarray(scores, dtype=np.float64)})
+    table["unit"] = table["item"] if units is None else rows[units]
+    table["task"] = rows["task"] if "task" in rows.columns else ""
+    table["seed"] = rows["seed"] if "seed" in rows.columns else 0
+    design = []
+    for task, part in table.groupby("task", sort=False):
+        if part.duplicated(["seed", "item"]).any():
+            raise UserError(f"an item stands twice among the rows of task {task!s}: rerun its evaluation")
+        if part["seed"].nunique() == 1:
+            design.append(Answers(part["score"].to_numpy()[None], part["unit"].to_numpy()))
+            continue
+        wide = part.pivot(index="seed", columns="item", values="score")
+        if wide.isna().to_numpy().any():
+            seed = wide.index[wide.isna().any(axis=1)][0]
+            raise UserError(
+                f"seed {seed} of task {task!s} was not asked all items that the others were: rerun its evaluation"
+            )
+        unit = part.drop_duplicates("item").set_index("item")["unit"]
+        design.append(Answers(wide.to_numpy(), unit[wide.columns].to_numpy()))
+    return design
+
+
 def estimate(
-    table: pd.DataFrame,
-    accuracy: Accuracy,
-    confidence: float,
-    samples: int,
-    seed: int,
-    prefix: str = "logit_",
+    table: pd.DataFrame, accuracy: Accuracy, settings: Statistics, prefix: str = "logit_"
 ) -> Estimate:
-    """Accuracy over the rows of ``table``: Wilson for 0/1 items, bootstrap for probabilities."""
-    scores = item_scores(table, accuracy, prefix)
-    if accuracy == "probability":
-        return bootstrap_mean(scores, confidence, samples, seed)
-    return wilson(scores > 0.5, confidence)
+    """Accuracy of one localization over the rows of ``table``: all its items, seeds and forget sets."""
+    design = design_of(table, item_scores(table, accuracy, prefix))
+    return pooled(design, settings, share=accuracy != "probability")
+
+
+def grouped(
+    rows: pd.DataFrame, scores: pd.Series, by: Sequence[str], settings: Statistics, share: bool = True
+) -> pd.DataFrame:
+    """Estimates of each group of rows: columns ``by`` and those of :class:`Estimate`."""
+    found = []
+    for key, group in scores.groupby([rows[name] for name in by], sort=False):
+        keys = key if isinstance(key, tuple) else (key,)
+        value = pooled(design_of(rows.loc[group.index], group), settings, share)
+        found.append({**dict(zip(by, keys, strict=True)), **value._asdict()})
+    return pd.DataFrame(found)

@@ -1,7 +1,8 @@
 """Tables 1 to 4: one row per localization, from per-item rows alone.
 
-Every number carries its interval. A column in which the base model itself is at chance is marked,
-because nothing can be read from it. For a Gemma-7B run the paper's value stands beside ours.
+Every number carries its interval, over items and, where there are several, over seeds and forget sets. A
+column in which the base model itself is at chance is marked, because nothing can be read from it. For a
+Gemma-7B run the paper's value stands beside ours.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning.config import Config, Statistics
+from localized_unlearning.config import Config, Tables
 from localized_unlearning.errors import UserError
+from localized_unlearning.measures import MEASURES, Measure, estimates, items, read_frames
 from localized_unlearning.published import PAPER, TABLES
-from localized_unlearning.statistics import ACCURACIES, Accuracy, Estimate, bootstrap_mean, estimate
+from localized_unlearning.statistics import ACCURACIES, Estimate, covers
 
 if TYPE_CHECKING:
     from localized_unlearning.stages import Job
@@ -26,33 +28,14 @@ PAPER_COLUMNS = ("forget_question", "retain_question", "mcq_forget", "mmlu")
 released code, the question prompt's."""
 
 BASE = "base"
+ALL_SETS = "all"
+"""What stands for the task where an estimate is the mean over a task's forget sets."""
 
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its name in the CSV, its heading, and the accuracy of guessing (None: not an accuracy)."""
-
-    name: str
-    heading: str
-    chance: float | None
-
-
-COLUMNS = (
-    Column("forget_training", "Forget ↓", 0.25),
-    Column("retain_training", "Retain ↑", 0.25),
-    Column("forget_question", "Question forget ↓", 0.25),
-    Column("retain_question", "Question retain ↑", 0.25),
-    Column("mcq_forget", "MCQ forget ↓", 0.25),
-    Column("mcq_retain", "MCQ retain ↑", 0.25),
-    Column("mcq_text_forget", "MCQ by text, forget ↓", 0.25),
-    Column("mcq_text_retain", "MCQ by text, retain ↑", 0.25),
-    Column("mcq_shuffled_forget", "MCQ shuffled, forget ↓", 0.25),
-    Column("mcq_shuffled_retain", "MCQ shuffled, retain ↑", 0.25),
-    Column("mmlu", "MMLU ↑", 0.25),
-    Column("text_loss", "Text loss ↓", None),
-)
-"""The columns, all accuracies being ``choice``: right among four candidates."""
-
+MAIN = (
+    "forget_training", "retain_training", "forget_question", "retain_question", "mcq_forget", "mcq_retain",
+    "mmlu", "text_loss",
+)  # fmt: skip
+"""Columns of the readable table; the other ways to score multiple choice follow in a table of their own."""
 
 ACCURACY_IN_WORDS: Mapping[str, str] = {
     "choice": "accuracy among four choices",
@@ -61,82 +44,74 @@ ACCURACY_IN_WORDS: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Per-item rows of every model in a table."""
-
-    facts: pd.DataFrame
-    multiple_choice: pd.DataFrame
-    mmlu: pd.DataFrame
-    text: pd.DataFrame
-
-    def of(self, localization: str) -> Rows:
-        """The rows of one localization."""
-        parts = (self.facts, self.multiple_choice, self.mmlu, self.text)
-        return Rows(*(t[t["localization"] == localization] for t in parts))
-
-
-def cells(
-    rows: Rows, training: str, question: str, settings: Statistics, accuracy: Accuracy
-) -> dict[str, Estimate]:
-    """The estimates of one row of the table, by column name."""
-
-    def of(table: pd.DataFrame, prefix: str = "logit_") -> Estimate:
-        how: Accuracy = "choice" if prefix == "text_" else accuracy
-        return estimate(table, how, settings.confidence, settings.bootstrap, settings.seed, prefix)
-
-    found: dict[str, Estimate] = {}
-    for part, forget in (("forget", True), ("retain", False)):
-        facts = rows.facts[rows.facts["forget"] == forget]
-        choice = rows.multiple_choice[rows.multiple_choice["forget"] == forget]
-        fixed, shuffled = (choice[choice["order"] == order] for order in ("fixed", "shuffled"))
-        found[f"{part}_training"] = of(facts[facts["prompt"] == training])
-        found[f"{part}_question"] = of(facts[facts["prompt"] == question])
-        found[f"mcq_{part}"] = of(fixed)
-        found[f"mcq_text_{part}"] = of(fixed, "text_")
-        found[f"mcq_shuffled_{part}"] = of(shuffled)
-    found["mmlu"] = of(rows.mmlu)
-    found["text_loss"] = bootstrap_mean(
-        rows.text["loss"].to_numpy(dtype=float), settings.confidence, settings.bootstrap, settings.seed
-    )
-    return found
-
-
 def at_chance(found: Estimate, chance: float | None) -> bool:
     """Whether an accuracy cannot be told from guessing: its interval does not lie above chance."""
     return chance is not None and found.low <= chance
 
 
-def tidy(table: str, rows: Rows, selections: Mapping[str, Mapping[str, Any]], config: Config) -> pd.DataFrame:
-    """One row per localization, column and accuracy, with interval, n, and the paper's value for Gemma-7B."""
-    names = [BASE, *selections]
-    training, question = config.prompts.training, config.prompts.question
+def tidy(
+    table: str,
+    frames: Mapping[str, pd.DataFrame],
+    selections: Mapping[str, Mapping[str, Any]],
+    config: Config,
+) -> pd.DataFrame:
+    """One row per forget set, localization, column and accuracy, with what is known of its uncertainty.
+
+    ``task`` names the forget set; ``all`` is the mean over a task's forget sets, where there are several.
+    ``covers`` says what the interval covers. For Gemma-7B the paper's value stands beside ours.
+    """
+    main, statistics = TABLES[table][0], config.statistics
     paper = PAPER[table] if is_gemma_7b(config) else {}
-    records = []
-    for name in names:
-        for accuracy in ACCURACIES:
-            found = cells(rows.of(name), training, question, config.statistics, accuracy)
-            for column in COLUMNS:
-                value = found[column.name]
-                published = None
-                if column.name in PAPER_COLUMNS and name in paper:
-                    published = paper[name][PAPER_COLUMNS.index(column.name)]
-                records.append(
-                    {
-                        "localization": name,
-                        "label": "Base model" if name == BASE else selections[name]["label"],
-                        "components": 0 if name == BASE else len(selections[name]["components"]),
-                        "parameters": 0 if name == BASE else selections[name]["parameters"],
-                        "share_of_parameters": 0.0
-                        if name == BASE
-                        else selections[name]["share_of_parameters"],
-                        "column": column.name,
-                        "accuracy": accuracy if column.chance is not None else "loss",
-                        **value._asdict(),
-                        "paper": published,
-                    }
-                )
-    return pd.DataFrame(records).drop_duplicates(["localization", "column", "accuracy"], ignore_index=True)
+    parts = []
+    for accuracy in ACCURACIES:
+        scores = items(frames, config.prompts, accuracy)
+        parts.append(estimates(scores, statistics, ("task", "localization")))
+        if scores["task"].nunique() > 1:
+            parts.append(estimates(scores, statistics, ("localization",)).assign(task=ALL_SETS))
+    data = pd.concat(parts, ignore_index=True)
+    data = data.drop_duplicates(["task", "localization", "measure", "accuracy"], ignore_index=True)
+    data["covers"] = [covers(seeds, sets) for seeds, sets in zip(data["seeds"], data["sets"], strict=True)]
+    data["paper"] = [
+        paper[name][PAPER_COLUMNS.index(column)]
+        if task == main and name in paper and column in PAPER_COLUMNS
+        else None
+        for task, name, column in zip(data["task"], data["localization"], data["measure"], strict=True)
+    ]
+    known: Mapping[str, Mapping[str, Any]] = {BASE: NOTHING, **selections}
+    sizes = pd.DataFrame(
+        [
+            {
+                "localization": name,
+                "label": found["label"],
+                "components": len(found["components"]),
+                "parameters": found["parameters"],
+                "share_of_parameters": found["share_of_parameters"],
+                "order": order,
+            }
+            for order, (name, found) in enumerate(known.items())
+        ]
+    )
+    tasks = [main, *(t for t in data["task"].unique() if t not in (main, ALL_SETS)), ALL_SETS]
+    columns = [measure.name for measure in MEASURES]
+    data = data.rename(columns={"measure": "column"}).merge(sizes, on="localization", how="left")
+    data = data.sort_values(
+        ["task", "order", "accuracy", "column"],
+        key=lambda values: (
+            values.map({name: i for i, name in enumerate([*tasks, *columns, *ACCURACIES, "loss"])})
+            if values.name != "order"
+            else values
+        ),
+        kind="stable",
+        ignore_index=True,
+    )
+    first = [
+        "task", "localization", "label", "components", "parameters", "share_of_parameters", "column", "accuracy"
+    ]  # fmt: skip
+    return data[[*first, *(c for c in data.columns if c not in (*first, "order"))]]
+
+
+NOTHING = {"label": "Base model", "components": (), "parameters": 0, "share_of_parameters": 0.0}
+"""The base model's selection."""
 
 
 def is_gemma_7b(config: Config) -> bool:
@@ -144,32 +119,38 @@ def is_gemma_7b(config: Config) -> bool:
     return config.model.kind == "huggingface" and config.model.name == "google/gemma-7b"
 
 
-def number(value: float, sign: bool = False) -> str:
+def number(value: float) -> str:
     """A number as the paper prints it: three decimals."""
-    return f"{value:+.3f}" if sign else f"{value:.3f}"
+    return f"{value:.3f}"
 
 
-def shown(column: Column, prompts: Sequence[str]) -> bool:
+def shown(measure: Measure, prompts: Sequence[str]) -> bool:
     """Whether the readable table has a column: all but those of the prompts that are not asked for."""
-    return not column.name.startswith(("forget_", "retain_")) or column.name.split("_")[1] in prompts
+    return measure.prompt is None or measure.prompt in prompts
+
+
+def interval(low: float, high: float) -> str:
+    """An interval in few letters: ``[.061, .257]``."""
+    return "[" + ", ".join(number(value).removeprefix("0") for value in (low, high)) + "]"
 
 
 def wide(
-    data: pd.DataFrame, accuracy: str, prompts: Sequence[str] = ("training", "question")
+    data: pd.DataFrame, accuracy: str, columns: Sequence[str]
 ) -> tuple[list[str], list[list[str]], list[str]]:
-    """Headings, cells and footnotes of the readable table."""
-    columns = [column for column in COLUMNS if shown(column, prompts)]
-    chosen = data[data["accuracy"].isin((accuracy, "loss"))]
+    """Headings, cells and footnotes of a readable table of one forget set (or of their mean)."""
+    one_way = [measure.name for measure in MEASURES if measure.by_text]
+    chosen = data[data["accuracy"].isin((accuracy, "loss")) | data["column"].isin(one_way)]
+    measures: list[Measure] = [m for m in MEASURES if m.name in columns]
     base: Any = chosen[chosen["localization"] == BASE].set_index("column")
     headings = ["Localization", "Components", "Parameters"]
     marks = {}
-    for column in columns:
-        row: Any = base.loc[column.name]
-        marks[column.name] = at_chance(
+    for measure in measures:
+        row: Any = base.loc[measure.name]
+        marks[measure.name] = at_chance(
             Estimate(row["mean"], row["low"], row["high"], int(row["n"])),
-            column.chance if accuracy != "probability" else None,
+            measure.chance if accuracy != "probability" else None,
         )
-        headings.append(column.heading + (" †" if marks[column.name] else ""))
+        headings.append(measure.heading + (" †" if marks[measure.name] else ""))
     lines = []
     for name, group in chosen.groupby("localization", sort=False):
         first = group.iloc[0]
@@ -178,9 +159,9 @@ def wide(
         )
         line = [first["label"], "" if name == BASE else str(first["components"]), share]
         by_column: Any = group.set_index("column")
-        for column in columns:
-            row = by_column.loc[column.name]
-            text = f"{number(row['mean'])} [{number(row['low'])}, {number(row['high'])}]"
+        for measure in measures:
+            row = by_column.loc[measure.name]
+            text = f"{number(row['mean'])} {interval(row['low'], row['high'])}"
             if pd.notna(row["paper"]):
                 text += f" (paper {number(row['paper'])})"
             line.append(text)
@@ -193,17 +174,28 @@ def wide(
     return headings, lines, notes
 
 
-def markdown(
-    title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], notes: Sequence[str]
-) -> str:
-    """A Markdown table with title and footnotes."""
-    rule = ["---"] + ["---:"] * (len(headings) - 1)
-    rows = ["| " + " | ".join(cells_) + " |" for cells_ in (headings, rule, *lines)]
-    return "\n".join([f"**{title}**", "", *rows, "", *[f"{note}  " for note in notes]]) + "\n"
+@dataclass(frozen=True)
+class Panel:
+    """One grid of a readable table: what it shows (empty: the title says it), headings and cells."""
+
+    caption: str
+    headings: Sequence[str]
+    lines: Sequence[Sequence[str]]
 
 
-def latex(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], notes: Sequence[str]) -> str:
-    """A LaTeX table (booktabs) with title and footnotes."""
+def markdown(title: str, panels: Sequence[Panel], notes: Sequence[str]) -> str:
+    """A Markdown table with title, panels and footnotes."""
+    parts = [f"**{title}**"]
+    for panel in panels:
+        rule = ["---"] + ["---:"] * (len(panel.headings) - 1)
+        parts += [panel.caption] if panel.caption else []
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in (panel.headings, rule, *panel.lines)))
+    parts.append("\n".join(f"{note}  " for note in notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def latex(title: str, panels: Sequence[Panel], notes: Sequence[str]) -> str:
+    """A LaTeX table (booktabs, graphicx) with title, panels and footnotes."""
 
     def clean(text: str) -> str:
         for old, new in (
@@ -213,14 +205,20 @@ def latex(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], n
             text = text.replace(old, new)
         return text
 
-    body = [" & ".join(clean(c) for c in line) + r" \\" for line in lines]
+    body: list[str] = []
+    for panel in panels:
+        body += [rf"\par\smallskip {clean(panel.caption)}\par"] if panel.caption else []
+        body += [
+            r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{l{'r' * (len(panel.headings) - 1)}}}", r"\toprule",
+            " & ".join(clean(h) for h in panel.headings) + r" \\", r"\midrule",
+            *[" & ".join(clean(c) for c in line) + r" \\" for line in panel.lines],
+            r"\bottomrule", r"\end{tabular}}",
+        ]  # fmt: skip
     return (
         "\n".join(
             [
-                r"\begin{table}", r"\centering", rf"\caption{{{clean(title)}}}",
-                r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{l{'r' * (len(headings) - 1)}}}", r"\toprule",
-                " & ".join(clean(h) for h in headings) + r" \\", r"\midrule", *body, r"\bottomrule",
-                r"\end{tabular}}", *[rf"\par\footnotesize {clean(note)}" for note in notes], r"\end{table}",
+                r"\begin{table}", r"\centering", rf"\caption{{{clean(title)}}}", *body,
+                *[rf"\par\footnotesize {clean(note)}" for note in notes], r"\end{table}",
             ]
         )
         + "\n"
@@ -230,11 +228,55 @@ def latex(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]], n
 def title_of(table: str, config: Config) -> str:
     """What a table shows, in one sentence."""
     task, objective = TABLES[table]
-    forget = config.tasks[task].forget  # type: ignore[union-attr]
-    what = f"all {forget.sport} athletes" if forget.sport else f"{len(forget.athletes)} named athletes"
+    what = config.tasks[task].forget.words  # type: ignore[union-attr]
     goal = "erasing" if objective == "erase" else "replacing with golf the sport of"
     number_ = table.split("_")[1]
     return f"Table {number_}. Localized fine-tuning, {goal} {what} ({config.run}); {ACCURACY_IN_WORDS[config.tables.accuracy]} on the test part."
+
+
+def panels_of(data: pd.DataFrame, task: str, tables: Tables) -> tuple[list[Panel], list[str]]:
+    """The panels of a readable table and their footnotes: the paper's columns, other scorings, the mean over sets."""
+    asked = [measure.name for measure in MEASURES if shown(measure, tables.prompts)]
+    main = [name for name in asked if name in MAIN]
+    other = [name for name in asked if name not in MAIN]
+    own, mean = data[data["task"] == task], data[data["task"] == ALL_SETS]
+    sets = [name for name in data["task"].unique() if name != ALL_SETS]
+    grids = [
+        ("", own, main),
+        *([(f"Mean over {len(sets)} forget sets: {', '.join(sets)}.", mean, main)] if len(mean) else []),
+        ("Multiple choice scored by the option's words, and with shuffled options.", own, other),
+    ]
+    panels, notes = [], []
+    for caption, part, columns in grids:
+        headings, lines, found = wide(part, tables.accuracy, columns)
+        panels.append(Panel(caption, headings, lines))
+        notes += [note for note in found if note not in notes]
+    return panels, notes
+
+
+def reading(data: pd.DataFrame, task: str, config: Config) -> str:
+    """What the intervals of a readable table cover, and how many items, seeds and sets stand behind them."""
+    own = data[(data["task"] == task) & (data["localization"] != BASE)]
+    sizes = own.drop_duplicates("column").set_index("column")["n"]
+    seeds, level = int(own["seeds"].max()), f"{100 * config.statistics.confidence:g}"
+    if seeds > 1:
+        how = (
+            f"over {covers(seeds, 1)} (hierarchical bootstrap, Wilson at the effective number of items), "
+            f"{seeds} training seeds; the base model has one"
+        )
+    else:
+        how = "over test items (Wilson; bootstrap for the text loss), one training seed"
+    text = (
+        f"Intervals: {level} %, {how}. Items: {sizes['forget_training']} forget, {sizes['retain_training']} retain, "
+        f"{sizes['mmlu']} MMLU-format questions, {sizes['text_loss']} text windows. Text loss in nats per token."
+    )
+    mean = data[(data["task"] == ALL_SETS) & (data["localization"] != BASE)]
+    if len(mean):
+        text += (
+            f" The mean over forget sets: {covers(int(mean['seeds'].max()), int(mean['sets'].max()))}; "
+            "so few sets make wide intervals."
+        )
+    return text
 
 
 def run(job: Job) -> None:
@@ -242,31 +284,22 @@ def run(job: Job) -> None:
     import json
 
     config = job.config
-    table = job.wildcards["table"]
-
-    def concat(name: str) -> pd.DataFrame:
-        return pd.concat([pd.read_parquet(p) for p in job.inputs[name]], ignore_index=True)
-
-    rows = Rows(concat("facts"), concat("multiple_choice"), concat("mmlu"), concat("text"))
+    table, task = job.wildcards["table"], job.wildcards["task"]
+    names = ("facts", "multiple_choice", "mmlu", "text")
+    frames = read_frames({name: job.inputs[name] for name in names})
     selections = {}
     for path in job.inputs["selections"]:
         selection = json.loads(Path(path).read_text(encoding="utf-8"))
         selections[selection["localization"]] = selection
-    missing = {BASE, *selections} - set(rows.facts["localization"])
+    missing = {BASE, *selections} - set(frames["facts"]["localization"])
     if missing:
         raise UserError(
             f"{table} lacks the evaluation of {', '.join(sorted(missing))}: rerun the evaluate rule"
         )
-    data = tidy(table, rows, selections, config)
-    headings, lines, notes = wide(data, config.tables.accuracy, config.tables.prompts)
-    sizes = data[data["localization"] == BASE].drop_duplicates("column").set_index("column")["n"]
-    level = f"{100 * config.statistics.confidence:g}"
-    notes.append(
-        f"Intervals: {level} %, over test items (Wilson; bootstrap for the text loss), one training seed. Items: "
-        f"{sizes['forget_training']} forget, {sizes['retain_training']} retain, {sizes['mmlu']} MMLU-format "
-        f"questions, {sizes['text_loss']} text windows. Text loss in nats per token."
-    )
+    data = tidy(table, frames, selections, config)
+    panels, notes = panels_of(data, task, config.tables)
+    notes.append(reading(data, task, config))
     title = title_of(table, config)
     data.to_csv(job.outputs["csv"], index=False)
-    job.outputs["markdown"].write_text(markdown(title, headings, lines, notes), encoding="utf-8")
-    job.outputs["latex"].write_text(latex(title, headings, lines, notes), encoding="utf-8")
+    job.outputs["markdown"].write_text(markdown(title, panels, notes), encoding="utf-8")
+    job.outputs["latex"].write_text(latex(title, panels, notes), encoding="utf-8")

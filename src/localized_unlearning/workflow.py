@@ -56,7 +56,7 @@ class Workflow:
     def write_resolved(self) -> None:
         """Write the resolved config beside the results, atomically, if it changed."""
         text = "# The resolved config of this run, written by the workflow; jobs read it.\n" + yaml.safe_dump(
-            self.config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True
+            _without_none(self.config.written()), sort_keys=False, allow_unicode=True
         )
         path = Path(self.resolved)
         if path.is_file() and path.read_text(encoding="utf-8") == text:
@@ -152,6 +152,39 @@ class Workflow:
         assert found is not None
         return found
 
+    @property
+    def compared(self) -> list[str]:
+        """Names of the localizations in tables and figures: all but the draws of the null distribution."""
+        return [name for name in self.localizations if name not in self.config.null_draws]
+
+    def forget_sets(self, task: str) -> list[str]:
+        """A task of the paper and the tasks that are other forget sets of it."""
+        return [task, *(name for name, other in self.config.tasks.items() if other and other.of == task)]
+
+    def seeds_of(self, task: str) -> tuple[int, ...]:
+        """Seeds of a task's models."""
+        found = self.config.tasks[task]
+        return found.seeds if found and found.seeds else self.config.seeds
+
+    def model_folders(self, task: str, objective: str, base: bool = True) -> list[str]:
+        """The folders of a task's models: the base model's if wanted, then each localization's, seed by seed."""
+        seeds = self.seeds_of(task)
+        if objective == "mask" and self.config.mask_seeds:
+            seeds = self.config.mask_seeds
+        folders = [self.model_folder(task, "none", "base", 0)] if base else []
+        return folders + [
+            self.model_folder(task, objective, name, seed) for name in self.compared for seed in seeds
+        ]
+
+    def null_folders(self, task: str, objective: str) -> list[str]:
+        """The folders of the models of the null distribution."""
+        seeds = self.config.null_distribution.seeds or self.config.seeds[:1]
+        return [
+            self.model_folder(task, objective, name, seed)
+            for name in self.config.null_draws
+            for seed in seeds
+        ]
+
     def scores_for(self, wildcards: Wildcards) -> str | list[str]:
         """The scores that a localization selects from; none for those that need none."""
         return self._scores(self.localization(wildcards["localization"]), wildcards["task"])
@@ -191,17 +224,24 @@ class Workflow:
         return f"{self.results}/{task}/{objective}/{localization}/seed{seed}"
 
     def rows_for(self, evaluation: str) -> Callable[[Wildcards], list[str]]:
-        """The rows of every model in a table: the base model's, then each localization's."""
+        """The rows of every model in a table, forget set by forget set."""
 
         def rows(wildcards: Wildcards) -> list[str]:
             task, objective = TABLES[wildcards["table"]]
-            models = [
-                ("none", "base", 0),
-                *((objective, name, self.config.seeds[0]) for name in self.localizations),
-            ]
             return [
-                f"{self.model_folder(task, o, name, seed)}/{evaluation}.parquet" for o, name, seed in models
+                f"{folder}/{evaluation}.parquet"
+                for forget_set in self.forget_sets(task)
+                for folder in self.model_folders(forget_set, objective)
             ]
+
+        return rows
+
+    def null_rows_for(self, evaluation: str) -> Callable[[Wildcards], list[str]]:
+        """The rows of the null distribution of a table."""
+
+        def rows(wildcards: Wildcards) -> list[str]:
+            folders = self.null_folders(*TABLES[wildcards["table"]])
+            return [f"{folder}/{evaluation}.parquet" for folder in folders]
 
         return rows
 
@@ -212,7 +252,7 @@ class Workflow:
     def selections_for(self, wildcards: Wildcards) -> list[str]:
         """The selections behind a table."""
         task = self.task_of(wildcards)
-        return [f"{self.results}/{task}/selections/{name}.json" for name in self.localizations]
+        return [f"{self.results}/{task}/selections/{name}.json" for name in self.compared]
 
     def data_for(self, wildcards: Wildcards) -> list[str]:
         """The rows a figure is drawn from."""
@@ -220,13 +260,16 @@ class Workflow:
         if figure.kind in ("heads", "layers"):
             name = {"heads": "head_ablation", "layers": "layer_probes"}[figure.kind]
             return [f"{self.results}/interpretability/{name}.parquet"]
-        seed = self.config.seeds[0]
-        models = [self.model_folder(figure.task, figure.objective, name, seed) for name in self.localizations]
+        everything = self.config.figures.forget_sets == "all"
+        models = [
+            folder
+            for task in (self.forget_sets(figure.task) if everything else [figure.task])
+            for folder in self.model_folders(task, figure.objective, base=figure.kind == "probes")
+        ]
         if figure.kind == "probes":
-            base = self.model_folder(figure.task, "none", "base", 0)
-            return [f"{model}/probes.parquet" for model in (base, *models)]
-        folder = "relearning" if figure.kind == "relearning" else "sweep"
-        return [f"{model}/{folder}/{rows}.parquet" for model in models for rows in SHORT_EXAM]
+            return [f"{model}/probes.parquet" for model in models]
+        part = "relearning" if figure.kind == "relearning" else "sweep"
+        return [f"{model}/{part}/{rows}.parquet" for model in models for rows in SHORT_EXAM]
 
     def overlay_for(self, wildcards: Wildcards) -> str | list[str]:
         """The published curves that the config lays over a figure, if any."""
@@ -252,3 +295,10 @@ class Workflow:
     def targets(self, names: Iterable[str]) -> list[Callable[[Wildcards], list[str]]]:
         """Those of the tables or figures that this config can make: it may lack a task or an objective."""
         return [self.target(name) for name in names if not lacking(self.config, name)]
+
+
+def _without_none(node: Any) -> Any:
+    """``node`` without the keys of mappings whose value is None."""
+    if isinstance(node, dict):
+        return {key: _without_none(value) for key, value in node.items() if value is not None}
+    return node

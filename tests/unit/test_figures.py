@@ -218,7 +218,7 @@ def test_points_are_wilson_of_the_rows_and_leave_the_relearned_out() -> None:
         & (points["iteration"] == 4)
     ].iloc[0]
     expected = wilson(right.to_numpy(), 0.9)
-    assert (found["mean"], found["low"], found["high"], found["n"]) == expected
+    assert (found["mean"], found["low"], found["high"], found["n"]) == expected[:4]
 
 
 def test_an_edit_is_as_large_as_the_weights_that_are_zero() -> None:

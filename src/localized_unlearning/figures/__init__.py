@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 def points_of(name: str, frames: rows.Frames, question: str, statistics: Statistics) -> pd.DataFrame:
     """The points of a figure, as its CSV holds them."""
-    kind, confidence = FIGURES[name].kind, statistics.confidence
+    kind = FIGURES[name].kind
     if kind == "relearning":
-        return rows.series(frames, question, "iteration", confidence)
+        return rows.series(frames, question, "iteration", statistics)
     if kind in ("edits", "price"):
-        return rows.sweep(frames, question, confidence)
+        return rows.sweep(frames, question, statistics)
     if kind == "probes":
-        return layers.probe_points(frames, confidence)
+        return layers.probe_points(frames, statistics)
     return (
-        layers.head_points(frames, statistics) if kind == "heads" else layers.layer_points(frames, confidence)
+        layers.head_points(frames, statistics) if kind == "heads" else layers.layer_points(frames, statistics)
     )
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from localized_unlearning.config import Statistics
 
 
-def probe_points(frames: Frames, confidence: float) -> pd.DataFrame:
+def probe_points(frames: Frames, settings: Statistics) -> pd.DataFrame:
     """Probe accuracy per localization and layer, on both parts, with the control and the majority.
 
     Panels ``forget`` and ``retain``; ``series`` is ``probe``, ``shuffled labels`` or ``majority``.
@@ -27,10 +27,10 @@ def probe_points(frames: Frames, confidence: float) -> pd.DataFrame:
     for panel, part in (("forget", rows[rows["forget"]]), ("retain", rows[~rows["forget"]])):
         for control, name in ((False, "probe"), (True, "shuffled labels")):
             chosen = part[part["control"] == control]
-            table = points(chosen, chosen["right"], ["localization", "layer"], confidence)
+            table = points(chosen, chosen["right"], ["localization", "layer"], settings)
             tables.append(table.assign(panel=panel, series=name))
         chosen = part[~part["control"] & (part["layer"] == 0)]
-        table = points(chosen, chosen["majority"], ["localization"], confidence)
+        table = points(chosen, chosen["majority"], ["localization"], settings)
         tables.append(table.assign(layer=-1, panel=panel, series="majority"))
     return pd.concat(tables, ignore_index=True)
 
@@ -76,7 +76,7 @@ def head_points(frames: Frames, statistics: Statistics) -> pd.DataFrame:
     ``change_low`` and ``change_high`` are the bootstrap interval of the difference over the same athletes.
     """
     rows = frames["head_ablation"]
-    table = points(rows, rows["right"], ["layer", "head"], statistics.confidence)
+    table = points(rows, rows["right"], ["layer", "head"], statistics)
     right = {
         key: part.set_index("athlete")["right"].astype(float) for key, part in rows.groupby(["layer", "head"])
     }
@@ -143,10 +143,10 @@ SERIES = {
 }
 
 
-def layer_points(frames: Frames, confidence: float) -> pd.DataFrame:
+def layer_points(frames: Frames, settings: Statistics) -> pd.DataFrame:
     """Probe accuracy of the base model per series and layer; ``labels`` is ``sport``, or names the control."""
     rows = frames["layer_probes"]
-    table = points(rows, rows["right"], ["series", "ablated", "labels", "layer"], confidence)
+    table = points(rows, rows["right"], ["series", "ablated", "labels", "layer"], settings)
     return table.assign(majority=float(rows["majority"].iloc[0]))
 
 

@@ -6,21 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from localized_unlearning.statistics import item_scores, wilson
+from localized_unlearning.config import Statistics
+from localized_unlearning.statistics import grouped, item_scores
 
 Frames = Mapping[str, pd.DataFrame]
 """Row tables by the name of their file: facts, multiple_choice, mmlu, probes, ..."""
 
 
-def points(rows: pd.DataFrame, right: pd.Series, by: Sequence[str], confidence: float) -> pd.DataFrame:
-    """Share of right items with its Wilson interval, for each group: columns ``by``, ``mean``, ``low``, ``high``, ``n``."""
-    found = []
-    for key, group in right.groupby([rows[name] for name in by], sort=False):
-        keys = key if isinstance(key, tuple) else (key,)
-        found.append(
-            {**dict(zip(by, keys, strict=True)), **wilson(group.to_numpy(dtype=bool), confidence)._asdict()}
-        )
-    return pd.DataFrame(found)
+def points(rows: pd.DataFrame, right: pd.Series, by: Sequence[str], settings: Statistics) -> pd.DataFrame:
+    """Share of right items for each group, over seeds and forget sets: columns ``by`` and those of an estimate."""
+    return grouped(rows, right.astype(float), by, settings)
 
 
 def answered(rows: pd.DataFrame) -> pd.Series:
@@ -28,19 +23,20 @@ def answered(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(item_scores(rows, "choice") > 0.5, index=rows.index)
 
 
-def sweep(frames: Frames, question: str, confidence: float) -> pd.DataFrame:
+def sweep(frames: Frames, question: str, settings: Statistics) -> pd.DataFrame:
     """Accuracies along the edit sizes, with ``masked``, the weights that are zero then.
 
     A mask whose training moved fewer weights than asked for gives the same edit again; such points are left out.
+    Of several seeds' masks ``masked`` is the mean.
     """
-    points = series(frames, question, "edit_size", confidence)
+    points = series(frames, question, "edit_size", settings)
     by = ["localization", "edit_size"]
-    masked = frames["facts"][[*by, "masked"]].drop_duplicates()
+    masked = frames["facts"].groupby(by, sort=False)["masked"].mean().round().astype(int).reset_index()
     points = points.merge(masked, on=by, how="left", validate="many_to_one")
     return points.drop_duplicates(["panel", "localization", "masked"], ignore_index=True)
 
 
-def series(frames: Frames, question: str, x: str, confidence: float) -> pd.DataFrame:
+def series(frames: Frames, question: str, x: str, settings: Statistics) -> pd.DataFrame:
     """Accuracies along a series: relearning iterations or edit sizes.
 
     Panels: ``forget`` and ``retain`` (question prompt), ``mcq_forget`` and ``mcq_retain`` (fixed order), each
@@ -57,7 +53,7 @@ def series(frames: Frames, question: str, x: str, confidence: float) -> pd.DataF
             "retain": rows[~rows["forget"]],
         }
         for name, part in parts.items():
-            table = points(part, answered(part), ["localization", x], confidence)
+            table = points(part, answered(part), ["localization", x], settings)
             tables.append(table.assign(panel=prefix + name))
-    tables.append(points(mmlu, answered(mmlu), ["localization", x], confidence).assign(panel="mmlu"))
+    tables.append(points(mmlu, answered(mmlu), ["localization", x], settings).assign(panel="mmlu"))
     return pd.concat(tables, ignore_index=True)

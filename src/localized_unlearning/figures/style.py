@@ -106,10 +106,14 @@ def guess_line(axes: Any, value: float, text: str, vertical: bool = False) -> No
 
 
 def count_note(axes: Any, table: pd.DataFrame) -> None:
-    """The number of items behind each point, above the axes."""
+    """What stands behind each point, above the axes: items, and seeds and forget sets where there are several."""
     if len(table):
+        note = f"n = {table['n'].max()}"
+        for name in ("seeds", "sets"):
+            if name in table.columns and table[name].max() > 1:
+                note += f", {table[name].max()} {name}"
         axes.annotate(
-            f"n = {table['n'].max()}", (1, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points",
+            note, (1, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points",
             ha="right", va="bottom", fontsize=SMALL, color="0.3",
         )  # fmt: skip
 

@@ -1,0 +1,152 @@
+"""Intervals over items, seeds and forget sets, held to planted truths and to other people's formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from localized_unlearning.config import Prompts, Statistics
+from localized_unlearning.errors import UserError
+from localized_unlearning.measures import MODEL, estimates, items
+from localized_unlearning.statistics import (
+    Answers,
+    bootstrap_mean,
+    design_of,
+    hierarchical_bootstrap,
+    pooled,
+    score_interval,
+    spread,
+    wilson,
+)
+
+QUICK = Statistics(bootstrap=300)
+
+
+def planted(
+    rng: np.random.Generator, sets: int, seeds: int, count: int, by_set: float, by_seed: float, shared: bool
+) -> list[Answers]:
+    """Scores around 0.3 with noise of sets, seeds, items (1) and answers (1); sets may ask the same items."""
+    same = rng.normal(0, 1, count)
+    design = []
+    for index in range(sets):
+        item = same if shared else rng.normal(0, 1, count)
+        where = 0.3 + rng.normal(0, by_set) + rng.normal(0, by_seed, (seeds, 1))
+        names = np.arange(count) + (0 if shared else count * index)
+        design.append(Answers(where + item + rng.normal(0, 1, (seeds, count)), names))
+    return design
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["scores", "shares"])
+@pytest.mark.parametrize(
+    ("sets", "seeds", "count", "by_set", "by_seed", "shared"),
+    [(1, 3, 40, 0, 0.5, False), (1, 5, 40, 0, 0.5, False), (3, 1, 40, 0.5, 0, False), (3, 5, 16, 0.5, 0.3, False),
+     (3, 5, 40, 0, 0.3, True)],
+    ids=["3 seeds", "5 seeds", "3 sets", "sets and seeds", "sets of the same items"],
+)  # fmt: skip
+def test_intervals_hold_the_truth_as_often_as_they_say(
+    sets: int, seeds: int, count: int, by_set: float, by_seed: float, shared: bool, share: bool
+) -> None:
+    """95 % intervals on planted data: too few hold the truth if a level is forgotten or few seeds are taken for many."""
+    from scipy.stats import norm
+
+    rng, held, runs = np.random.default_rng(1), 0, 150
+    truth = norm.cdf(0.3 / np.sqrt(by_set**2 + by_seed**2 + 2)) if share else 0.3
+    for _ in range(runs):
+        design = planted(rng, sets, seeds, count, by_set, by_seed, shared)
+        if share:
+            design = [Answers((a.scores > 0).astype(float), a.units) for a in design]
+        found = pooled(design, QUICK, share)
+        held += found.low <= truth <= found.high
+    assert held / runs > 0.91  # 95 % of 150 less two standard errors
+
+
+def test_items_alone_would_promise_too_much() -> None:
+    """The same planted seeds, read over items alone: what the hierarchy is for."""
+    rng, held, runs = np.random.default_rng(2), 0, 100
+    for _ in range(runs):
+        scores = planted(rng, 1, 5, 40, 0, 0.5, False)[0].scores
+        found = bootstrap_mean(scores.mean(0), 0.95, 300, 0)
+        held += found.low <= 0.3 <= found.high
+    assert held / runs < 0.85
+
+
+def test_the_bootstraps_variance_is_the_closed_forms() -> None:
+    """Crossed seeds and items: the variance is that of seed means and item means, the interaction counted once more."""
+    rng = np.random.default_rng(3)
+    scores = rng.normal(0, 0.3, (6, 1)) + rng.normal(0, 1, 30) + rng.normal(0, 0.01, (6, 30))
+    found = hierarchical_bootstrap([Answers(scores, np.arange(30))], 40_000, 0).var()
+    expected = scores.mean(1).var(ddof=1) / 6 + scores.mean(0).var(ddof=1) / 30
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+def test_clustered_items_are_drawn_together() -> None:
+    """Subjects of ten equal answers carry as much as ten answers, not a hundred."""
+    rng = np.random.default_rng(4)
+    subjects = np.repeat(np.arange(20), 10)
+    scores = rng.normal(0, 1, 20)[subjects][None]
+    single, together = (spread([Answers(scores, u)], 4000, 0) for u in (np.arange(200), subjects))
+    assert together.error == pytest.approx(np.sqrt(10) * single.error, rel=0.1)
+    assert together.freedom == pytest.approx(19) and single.freedom == pytest.approx(199)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_one_seed_reads_as_wilson_over_items(right: list[bool]) -> None:
+    scores = np.array([right], dtype=float)
+    assert pooled([Answers(scores, np.arange(len(right)))], QUICK, True) == wilson(scores[0] > 0.5, 0.95)
+
+
+@given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_the_score_interval_is_scipys(counts: tuple[int, int]) -> None:
+    right, count = counts
+    expected = wilson(np.arange(count) < right, 0.95)
+    assert score_interval(expected.mean, count, 1.959963984540054) == pytest.approx(expected[1:3], abs=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 5), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_an_interval_holds_its_mean_and_stays_a_share(seeds: int, count: int, seed: int) -> None:
+    scores = np.random.default_rng(seed).integers(0, 2, (seeds, count)).astype(float)
+    found = pooled([Answers(scores, np.arange(count))], QUICK, True)
+    assert 0 <= found.low <= found.mean <= found.high <= 1
+    assert found.high - found.low >= 0.9 * (
+        wilson(scores[0] > 2, 0.95).high
+    )  # unanimous answers are no certainty
+
+
+def long_rows(seeds: tuple[int, ...]) -> pd.DataFrame:
+    """Facts of two models, four athletes: localization a is right, b wrong, in every seed."""
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "task": "sports", "objective": "erase", "localization": name, "seed": seed, "prompt": "training",
+                    "athlete": list("wxyz"), "forget": [True, True, False, False], "answer": 0,
+                    "logit_p": float(right), "logit_q": 0.5, "argmax_right": right,
+                }
+            )
+            for name, right in (("a", True), ("b", False)) for seed in seeds
+        ],
+        ignore_index=True,
+    )  # fmt: skip
+
+
+def test_estimates_by_model_and_over_seeds() -> None:
+    scores = items({"facts": long_rows((0, 1, 2))}, Prompts(), "choice")
+    assert set(scores["measure"]) == {"forget_training", "retain_training"}
+    single, over = estimates(scores, QUICK), estimates(scores, QUICK, ("task", "localization"))
+    assert len(single) == 12 and set(single["seeds"]) == {1} and set(single["n"]) == {2}
+    assert len(over) == 4 and set(over["seeds"]) == {3} and list(over["mean"]) == [1, 0, 1, 0]
+    assert list(MODEL) == list(single.columns[:4])
+
+
+def test_seeds_that_answered_other_items_are_refused() -> None:
+    rows = long_rows((0, 1))
+    rows = rows[rows["localization"] == "a"]
+    with pytest.raises(UserError, match="seed 1 of task sports was not asked all items"):
+        design_of(rows.iloc[:-1], np.ones(len(rows) - 1))
+    twice = pd.concat([rows, rows])
+    with pytest.raises(UserError, match="an item stands twice"):
+        design_of(twice, np.ones(len(twice)))
