@@ -285,3 +285,116 @@ def grouped(
         value = pooled(design_of(rows.loc[group.index], group), settings, share)
         found.append({**dict(zip(by, keys, strict=True)), **value._asdict()})
     return pd.DataFrame(found)
+
+
+class Difference(NamedTuple):
+    """A paired comparison of two localizations on the same items.
+
+    Attributes:
+        difference, low, high: mean of the first less mean of the second, with its interval.
+        p: two-sided, before any correction.
+        effect: Cohen's h of two shares; d_z (mean over standard deviation of the items' differences) otherwise.
+        only_first, only_second: items that only one of them has right, mean over seeds; of shares.
+        n, seeds, sets: items, training seeds, forget sets.
+        test: how ``p`` was found.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+    effect: float
+    only_first: float
+    only_second: float
+    n: int
+    seeds: int
+    sets: int
+    test: str
+
+
+def compare(first: Design, second: Design, settings: Statistics, share: bool) -> Difference:
+    """Compare two designs over the same sets and items.
+
+    One seed of one set, items drawn one by one and 0/1 scores: McNemar's exact test. Otherwise Student's t of the
+    items' differences with the standard error of :func:`hierarchical_bootstrap`, seeds being paired (the same seed
+    draws the same batches). Shares get two more items that speak one for each side, half a cell each, so that
+    unanimous answers are not taken for certainty (Agresti and Min 2005); their interval rests on the same items.
+
+    Args:
+        first, second: answers by forget set, in the same order.
+        settings: level, bootstrap samples and their seed.
+        share: whether every score is 0 or 1.
+
+    Raises:
+        UserError: when they have different sets, seeds or items.
+    """
+    from scipy.stats import t
+    from statsmodels.stats.proportion import proportion_effectsize
+
+    design = _differences(first, second)
+    means = [float(np.mean([a.scores.mean() for a in side])) for side in (first, second)]
+    scores = [answers.scores for answers in design]
+    seeds, sets, items = min(map(len, scores)), len(design), sum(s.shape[1] for s in scores)
+    smoothed = [_smoothed(answers, index) for index, answers in enumerate(design)] if share else design
+    found = spread(smoothed, settings.bootstrap, settings.seed)
+    centre = float(np.mean([answers.scores.mean() for answers in smoothed]))
+    reach = found.quantile(settings.confidence) * found.error
+    difference = means[0] - means[1]
+    clustered = any(len(np.unique(answers.units)) < len(answers.units) for answers in design)
+    only = [
+        float(sum((sign * s > 0.5).sum() / len(s) for s in scores)) if share else math.nan for sign in (1, -1)
+    ]
+    if share and seeds == sets == 1 and not clustered:
+        p, test = _mcnemar(int(only[0]), int(only[1])), "McNemar, exact"
+    elif found.error == 0:
+        p, test = 1.0 if centre == 0 else 0.0, "paired bootstrap t"
+    else:
+        p, test = float(2 * t.sf(abs(centre) / found.error, found.freedom)), "paired bootstrap t"
+        test += ", by cluster" if clustered else ""
+    by_item = np.concatenate([s.mean(0) for s in scores])
+    spread_of_items = float(by_item.std(ddof=1)) if len(by_item) > 1 else 0.0
+    if share:
+        effect = float(proportion_effectsize(*means))
+    else:
+        effect = difference / spread_of_items if spread_of_items else 0.0
+    low, high = min(centre - reach, difference), max(centre + reach, difference)
+    if share:
+        low, high = max(-1.0, low), min(1.0, high)
+    return Difference(difference, low, high, p, effect, only[0], only[1], items, seeds, sets, test)
+
+
+def _differences(first: Design, second: Design) -> list[Answers]:
+    """First less second, ``[seed, item]`` by set; a side with one seed, as the base model, stands for every seed."""
+    if len(first) != len(second):
+        raise UserError(
+            "two localizations are compared on different forget sets: evaluate both on all of them"
+        )
+    codes = _units([*first, *second])[1]
+    design = []
+    for a, b, units, others in zip(first, second, codes, codes[len(first) :], strict=False):
+        if a.scores.shape[1] != b.scores.shape[1] or not np.array_equal(units, others):
+            raise UserError("two localizations answered different items: rerun their evaluation")
+        if len(a.scores) != len(b.scores) and 1 not in (len(a.scores), len(b.scores)):
+            raise UserError("two localizations have different numbers of seeds: evaluate both for every seed")
+        design.append(Answers(a.scores - b.scores, units))
+    return design
+
+
+def _smoothed(answers: Answers, index: int) -> Answers:
+    """With two more items of their own, one for each side; together they weigh as half an item in each cell."""
+    extra = np.tile(np.sqrt([0.5, 0.5]) * [1, -1], (len(answers.scores), 1))
+    units = np.concatenate([answers.units, [-1 - 2 * index, -2 - 2 * index]])
+    return Answers(np.concatenate([answers.scores, extra], 1), units)
+
+
+def _mcnemar(only_first: int, only_second: int) -> float:
+    from statsmodels.stats.contingency_tables import mcnemar
+
+    return float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Holm's correction: the p-values over their family, in the same order."""
+    from statsmodels.stats.multitest import multipletests
+
+    return np.asarray(multipletests(list(p), method="holm")[1])
