@@ -703,7 +703,9 @@ def select(job: Job) -> None:
     assert localization is not None
     if job.wildcards["method"] == "mask":
         localization = localization.for_masks()
-    if job.inputs.get("probes"):
+    if localization.layers == "auto":
+        if not job.inputs.get("probes"):
+            raise UserError(f"the layers of {name} are 'auto': give stage select the base model's probes")
         layers = rising_layers(pd.read_parquet(job.inputs["probes"]), localization.rise)
         localization = localization.model_copy(update={"layers": layers})
         job.facts.update(layers=list(layers))

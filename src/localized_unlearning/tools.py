@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from localized_unlearning import config as configuration
+from localized_unlearning import discrepancies
 from localized_unlearning.config import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.progress import clock
@@ -71,12 +72,13 @@ def compact(path: Path, title: str) -> str:
     return f"{title}\n{text}\n"
 
 
-def generated() -> dict[Path, str]:
-    """The generated files and their contents."""
+def generated(root: Path = Path()) -> dict[Path, str]:
+    """The generated files of the checkout at ``root`` and their contents."""
     return {
         Path("config.yaml"): default_yaml(),
         Path("workflow/schemas/config.schema.json"): json.dumps(Config.model_json_schema(), indent=2) + "\n",
         Path("docs/configuration.md"): reference_page(),
+        Path("docs/discrepancies.md"): discrepancies.page(root),
     }
 
 

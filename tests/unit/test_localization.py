@@ -20,6 +20,7 @@ from localized_unlearning.components import Component
 from localized_unlearning.config import Components, Config, Localization, Score
 from localized_unlearning.errors import UserError
 from localized_unlearning.prompts import load_prompts
+from localized_unlearning.stages import STAGES, Job, restrict
 from tiny_base import TinyBase
 from tiny_models import ARCHITECTURES, VOCABULARY
 
@@ -413,6 +414,24 @@ def test_automatic_layers_of_the_published_figure_16() -> None:
     curves = pd.read_csv(path).pivot(index="layer", columns="series", values="accuracy")
     rows = probes({name.lower(): list(curves[name]) for name in ("Prompt", "Athlete")}, athletes=314)
     assert loc.rising_layers(rows, (0.2, 0.9)) == (2, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize(("method", "layers"), [("finetune", [1, 2]), ("mask", [0])])
+def test_a_selection_by_automatic_layers_and_another_for_masks(
+    method: str, layers: list[int], tiny_base: TinyBase, tmp_path: Path
+) -> None:
+    manual: dict[str, Any] = {"label": "M", "kind": "manual", "layers": "auto", "rise": [0.3, 0.9]}
+    config = Config.model_validate({"localizations": {"manual": {**manual, "mask": {"layers": [0]}}}})
+    rows = probes({"prompt": [0.4, 0.5, 1.0], "athlete": [0.4, 0.8, 1.0]})
+    given = {"base_model": tiny_base.folder, "probes": tiny_base.write(tmp_path / "probes.parquet", rows)}
+    stage, wildcards = STAGES["select"], {"task": "sports", "localization": "manual", "method": method}
+    job = Job(
+        stage, restrict(config, stage, wildcards), wildcards, given, {"selection": tmp_path / "s"}, "key"
+    )
+    loc.select(job)
+    expected = [Component(layer, kind) for layer in layers for kind in ("up", "down")]
+    assert set(loc.read_selection(tmp_path / "s")) == set(expected)
+    assert job.facts.get("layers") == (layers if method == "finetune" else None)
 
 
 def test_independent_draws_vary_in_number() -> None:

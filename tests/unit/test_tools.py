@@ -11,7 +11,7 @@ from localized_unlearning import tools
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("path", sorted(map(str, tools.generated())))
+@pytest.mark.parametrize("path", sorted(map(str, tools.generated(ROOT))))
 def test_generated_files_are_in_step(path: str) -> None:
     """Repair with: localized-unlearning reference."""
-    assert (ROOT / path).read_text(encoding="utf-8") == tools.generated()[Path(path)]
+    assert (ROOT / path).read_text(encoding="utf-8") == tools.generated(ROOT)[Path(path)]
