@@ -503,6 +503,16 @@ class Tables(Section):
     )
 
 
+class Claims(Section):
+    """The paper's claims, judged on the run's rows."""
+
+    file: str = Field("workflow/resources/claims.yaml", description="The claims.")
+    rows: Literal["planned", "present"] = Field(
+        "planned",
+        description="planned: those of every table and figure, made first; present: those that lie there, nothing is made.",
+    )
+
+
 class Figures(Section):
     """How figures are drawn."""
 
@@ -611,6 +621,7 @@ class Config(Section):
     interpretability: Interpretability = Interpretability()
     statistics: Statistics = Statistics()
     tables: Tables = Tables()
+    claims: Claims = Claims()
     figures: Figures = Figures()
 
     @model_validator(mode="before")

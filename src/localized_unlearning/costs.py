@@ -841,6 +841,9 @@ class Model:
             self.weights,
         )
 
+    def _claims(self, w: Wildcards) -> Cost:
+        return Cost(host=2e9, disk=1e6)  # every model's rows at once, and their resampled means
+
     def _light(self, w: Wildcards) -> Cost:
         return Cost(disk=2e5)
 
@@ -865,9 +868,10 @@ STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
     "layer_probes": Model._layer_probes,
     "table": Model._light,
     "figure": Model._light,
+    "claims": Model._claims,
 }
 
-LIGHT = ("fetch", "split", "select", "table", "figure", "download", "convert", "pretrain")
+LIGHT = ("fetch", "split", "select", "table", "figure", "claims", "download", "convert", "pretrain")
 """Stages that use no GPU even where there is one."""
 
 # ---- what a job asks the scheduler for

@@ -95,6 +95,19 @@ def cell(text: str) -> dict[str, str]:
     return {"text": found[1], "interval": found[2]} if found else {"text": text, "interval": ""}
 
 
+def judged(path: Path) -> list[dict[str, Any]]:
+    """The claims of a run as ``claims.json`` holds them, margins as text; none when it is not made."""
+    if not path.is_file():
+        return []
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    for claim in found:
+        for item in (claim, *claim["tests"]):
+            ends = item["interval"]
+            item["shown_margin"] = "" if ends is None else f"{item['margin']:+.3f}"
+            item["shown_interval"] = "" if ends is None else f"[{ends[0]:+.3f}, {ends[1]:+.3f}]"
+    return found
+
+
 def commit_of(commit: Mapping[str, Any]) -> str:
     """A commit in short, marked when files differed from it."""
     name = str(commit.get("commit") or "")[:10]
@@ -176,6 +189,7 @@ def read_captions(path: Path, config: Config) -> dict[str, str]:
     return {
         "reading": filled(texts["reading"]),
         "tables": filled(texts["tables"]),
+        "claims": filled(texts["claims"]),
         **{name: filled(texts["items"][name]) for name in TABLES},
         **{name: filled(f"{texts['items'][name]} {texts['kinds'][f.kind]}") for name, f in FIGURES.items()},
     }
@@ -221,6 +235,8 @@ def page(config: Config, templates: Path) -> str:
         items=items(config, captions),
         reading=captions["reading"],
         about_tables=captions["tables"],
+        claims=judged(results / "claims.json"),
+        about_claims=captions["claims"],
         changed=changes(config),
         settings=yaml.safe_dump(_shown(config), sort_keys=False, allow_unicode=True),
         card=list(blocks(card.read_text(encoding="utf-8"))) if card.is_file() else [],

@@ -303,6 +303,13 @@ STAGES: dict[str, Stage] = {
             ("table", "task"),
         ),
         Stage(
+            "claims",
+            "localized_unlearning.claims",
+            ("run", "statistics", "prompts.question"),
+            ("claims", "rows*", "selection?"),
+            ("json", "markdown"),
+        ),
+        Stage(
             "figure",
             "localized_unlearning.figures",
             ("statistics", "localizations", "prompts.question"),

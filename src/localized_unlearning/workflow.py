@@ -271,6 +271,37 @@ class Workflow:
         part = "relearning" if figure.kind == "relearning" else "sweep"
         return [f"{model}/{part}/{rows}.parquet" for model in models for rows in SHORT_EXAM]
 
+    def claim_rows(self, _wildcards: Wildcards) -> list[str]:
+        """The rows that claims are judged on: those behind every table and figure, or what lies there."""
+        if self.config.claims.rows == "present":
+            return sorted(
+                str(path) for path in Path(self.results).rglob("*.parquet") if self._is_evidence(path)
+            )
+        tables = [name for name in TABLES if not lacking(self.config, name)]
+        figures = [name for name in FIGURES if not lacking(self.config, name)]
+        rows = [
+            *(
+                path
+                for name in tables
+                for kind in SHORT_EXAM
+                for path in self.rows_for(kind)({"table": name})
+            ),
+            *(path for name in figures for path in self.data_for({"figure": name})),
+        ]
+        return list(dict.fromkeys(rows))
+
+    def claim_selection(self, _wildcards: Wildcards) -> str | list[str]:
+        """The manual selection, whose layers are the fact-lookup layers; none without it."""
+        if "manual" not in self.localizations or not self.tasks:
+            return []
+        path = f"{self.results}/{self.tasks[0]}/selections/manual.json"
+        return path if self.config.claims.rows == "planned" or Path(path).is_file() else []
+
+    @staticmethod
+    def _is_evidence(path: Path) -> bool:
+        """Whether a file holds per-item rows of a model."""
+        return path.stem in (*SHORT_EXAM, "probes", "layer_probes", "head_ablation")
+
     def overlay_for(self, wildcards: Wildcards) -> str | list[str]:
         """The published curves that the config lays over a figure, if any."""
         path = self.config.figures.overlay.get(wildcards["figure"])

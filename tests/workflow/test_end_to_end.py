@@ -72,7 +72,7 @@ def test_the_report_holds_everything(finished: Path) -> None:
     assert snakemake(finished, "report").returncode == 0
     page = (finished / "results/tiny/report.html").read_text()
     assert page.count("<img ") == 16 and page.count('<article id="table_') == 4
-    assert "Not made yet" not in page and "http" not in page
+    assert "Not made yet" not in page and "Not judged yet" not in page and "http" not in page
     (finished / "figures/tiny/figure_3.png").rename(finished / "aside.png")
     try:
         assert snakemake(finished, "report").returncode == 0
@@ -80,6 +80,22 @@ def test_the_report_holds_everything(finished: Path) -> None:
         (finished / "aside.png").rename(finished / "figures/tiny/figure_3.png")
     page = (finished / "results/tiny/report.html").read_text()
     assert page.count("<img ") == 15 and "snakemake figure_3" in page
+
+
+def test_every_claim_is_judged_or_says_why_not(finished: Path) -> None:
+    """The tiny model knows nothing and lacks three localizations: no claim about unlearning can be supported."""
+    found = json.loads((finished / "results/tiny/claims.json").read_text())
+    assert len(found) >= 12 and len({claim["id"] for claim in found}) == len(found)
+    for claim in found:
+        assert (
+            (claim["margin"] is None) == (claim["verdict"] == "not testable") == (claim["interval"] is None)
+        )
+        assert claim["reason"] or claim["verdict"] != "not testable"
+    assert {claim["verdict"] for claim in found if claim["section"].startswith("3.1.1")} <= {
+        "partly",
+        "not testable",
+    }
+    assert (finished / "results/tiny/claims.md").read_text().startswith("# The paper's claims on tiny: ")
 
 
 def test_a_second_run_has_nothing_to_do(finished: Path) -> None:
@@ -97,7 +113,7 @@ def test_a_deleted_figure_is_one_job(finished: Path) -> None:
 def test_a_mask_made_again_takes_its_sweep_and_figures_along(finished: Path) -> None:
     mask = "results/tiny/sports/mask/manual/seed0/mask.safetensors"
     jobs = planned(finished, "all", "--forcerun", mask)
-    assert jobs == {"mask": 1, "sweep": 1, "figure": 4, "all": 1}
+    assert jobs == {"mask": 1, "sweep": 1, "figure": 4, "claims": 1, "all": 1}
 
 
 def test_a_changed_lambda_reruns_that_task_only(finished: Path) -> None:

@@ -69,6 +69,34 @@ rule figure:
         " --out-csv {output.csv} --out-pdf {output.pdf} --out-png {output.png} 2> {log}"
 
 
+rule claims:
+    input:
+        claims=plan.config.claims.file,
+        rows=plan.claim_rows,
+        selection=plan.claim_selection,
+    output:
+        json=f"{plan.results}/claims.json",
+        markdown=f"{plan.results}/claims.md",
+    log:
+        f"logs/{plan.config.run}/claims.log",
+    benchmark:
+        f"logs/{plan.config.run}/claims.tsv"
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("claims"),
+        runtime=plan.runtime("claims"),
+    params:
+        config=plan.resolved,
+        settings=plan.seen("claims"),
+        code=plan.code("claims"),
+    message:
+        "judge the paper's claims"
+    shell:
+        "localized-unlearning claims --config {params.config} --claims {input.claims} --rows {input.rows}"
+        " --selection '{input.selection}' --out-json {output.json} --out-markdown {output.markdown} 2> {log}"
+
+
 for name in [*TABLES, *FIGURES]:
 
     rule:
