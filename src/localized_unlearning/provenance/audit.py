@@ -30,7 +30,9 @@ from localized_unlearning.provenance.records import Record
 from localized_unlearning.stages import STAGES, Stage, settings_of
 
 ADOPTED_STAGE = "adopted"
-BESIDE = frozenset({"config.yaml", "README.md", "report.html"})  # files of a run that no stage makes
+SIGNED = "signed.json"
+BESIDE = frozenset({"config.yaml", "README.md", "report.html", SIGNED, f"{SIGNED}.sig"})
+"""Files of a run that no stage makes."""
 OF_CONFIG = {"task": "tasks", "objective": "objectives", "localization": "localizations", "scores": "scores"}
 UNTRAINED = frozenset({"base", "none"})  # wildcard values that stand for the base model
 

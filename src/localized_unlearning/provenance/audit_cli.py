@@ -1,4 +1,4 @@
-"""``localized-unlearning audit``: verify, explain, trace, diff, export, adopt, forget.
+"""``localized-unlearning audit``: verify, explain, trace, diff, export, sign, adopt, forget.
 
 Exit status: 0 when all is clean, 1 when there are findings, 2 for wrong usage.
 """
@@ -6,6 +6,7 @@ Exit status: 0 when all is clean, 1 when there are findings, 2 for wrong usage.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import json
 import sys
@@ -18,6 +19,7 @@ from localized_unlearning.errors import UserError
 
 if TYPE_CHECKING:
     from localized_unlearning.provenance.audit import Audit, Finding
+    from localized_unlearning.provenance.signing import Signature
 
 CLEAN, FINDINGS, USAGE = 0, 1, 2
 JSON_VERSION = 1
@@ -55,6 +57,12 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("paths", nargs="*", type=Path, help="files or folders (default: results and figures)")
     parser.add_argument("--all", action="store_true", help="list what is clean too")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--signature",
+        type=Path,
+        metavar="SIGNERS",
+        help="each run must also be as a key in this file signed it (an allowed-signers file of SSH)",
+    )
     judged(parser)
     parser = add(
         "explain", explain, "why is a file not ok: the first cause, the chain up to it, what would rerun"
@@ -90,6 +98,11 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--url", help="where files that are not copied can be had")
     parser.add_argument("--licence", help="of the results, as an address (default: MIT)")
+    parser = add("sign", sign, "sign a run's records with an SSH key")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name")
+    parser.add_argument(
+        "--key", type=Path, required=True, help="a private key, or a public one of an agent's or token's key"
+    )
     parser = add("adopt", adopt, "take a file into the record as it is, visibly, with a reason")
     parser.add_argument("path", type=Path)
     parser.add_argument("--reason", required=True, help="why it can be trusted")
@@ -131,9 +144,10 @@ def verify(arguments: argparse.Namespace) -> int:
     """Judge every artefact under some paths."""
     audit = _audit(arguments, arguments.paths or _default_paths(arguments.root))
     found = audit.findings()
-    clean = all(finding.clean for finding in found)
+    signatures = _signatures(arguments, audit)
+    clean = all(finding.clean for finding in found) and all(signature.good for signature in signatures)
     if arguments.json:
-        print(json.dumps(as_json(found, clean), indent=1))
+        print(json.dumps(as_json(found, clean, signatures), indent=1))
     else:
         listed = found if arguments.all else [f for f in found if not f.clean]
         if len(listed) > LISTED and not arguments.all:
@@ -142,12 +156,40 @@ def verify(arguments: argparse.Namespace) -> int:
             print(*by_cause(stale), sep="\n")
         print(*table(listed), sep="\n", end="\n" if listed else "")
         print(summary(found))
+        for signature in signatures:
+            print(f"Signature: {signature.text}.")
         for note in audit.notes:
             print(f"Note: {note}.")
     return CLEAN if clean else FINDINGS
 
 
-def as_json(found: Sequence[Finding], clean: bool) -> dict[str, Any]:
+def _run_folders(root: Path, run: str) -> list[Path]:
+    """The folders of a run.
+
+    Raises:
+        UserError: when there is none.
+    """
+    found = [folder for folder in (root / "results" / run, root / "figures" / run) if folder.is_dir()]
+    if not found:
+        raise UserError(f"there is no run {run} in {root.resolve()}: name a folder of results/")
+    return found
+
+
+def _signatures(arguments: argparse.Namespace, audit: Audit) -> list[Signature]:
+    """What is known about the signatures of the audited runs, if that was asked for."""
+    if arguments.signature is None:
+        return []
+    from localized_unlearning.provenance import signing
+
+    found = []
+    for run in signing.runs_of(audit):
+        folders = [audit.resolve(f"{top}/{run}") for top in ("results", "figures")]
+        whole = _audit(arguments, [folder for folder in folders if folder.is_dir()])
+        found.append(signing.check(whole, run, arguments.signature))
+    return found
+
+
+def as_json(found: Sequence[Finding], clean: bool, signatures: Sequence[Signature] = ()) -> dict[str, Any]:
     """What ``verify --json`` prints."""
     from localized_unlearning.provenance.audit import shown
 
@@ -158,6 +200,7 @@ def as_json(found: Sequence[Finding], clean: bool) -> dict[str, Any]:
             "integrity": Counter(f.integrity for f in found),
             "currency": Counter(f.currency for f in found),
         },
+        "signatures": [dataclasses.asdict(signature) for signature in signatures],
         "artefacts": [
             {
                 "path": shown(f.path),
@@ -298,6 +341,19 @@ def export(arguments: argparse.Namespace) -> int:
     licence = arguments.licence or crate.LICENCE
     done = crate.export(audit, absolute(arguments.out), up_to, arguments.url, licence)
     print(f"{arguments.out}: {done.jobs} jobs, {done.copied} files, {done.referred} more by reference")
+    return CLEAN
+
+
+def sign(arguments: argparse.Namespace) -> int:
+    """Sign runs."""
+    from localized_unlearning.provenance import signing
+    from localized_unlearning.provenance.audit import shown
+
+    for run in arguments.runs:
+        audit = _audit(arguments, _run_folders(arguments.root, run))
+        found = signing.sign(audit, run, arguments.key)
+        print(f"run {run}: {len(found['records'])} records signed, root {found['root']}")
+        print(f"the statement is {shown(signing.place(audit, run))}, its signature beside it (.sig)")
     return CLEAN
 
 

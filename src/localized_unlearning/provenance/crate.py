@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from localized_unlearning import __version__
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import hashing, records
-from localized_unlearning.provenance.audit import Audit, Entry, shown
+from localized_unlearning.provenance.audit import SIGNED, Audit, Entry, shown
 
 if TYPE_CHECKING:
     from rocrate.model.entity import Entity
@@ -153,7 +153,8 @@ class _Builder:
         actions = [self._job(entry, workflow) for entry in jobs]
         self._whole(jobs, actions, workflow)
         for run in runs:
-            self._own(f"results/{run}/config.yaml")
+            for name in ("config.yaml", SIGNED, f"{SIGNED}.sig"):
+                self._own(f"results/{run}/{name}")
             for source in sorted(self.audit.resolve(f"results/{run}/.sources").glob("*.py")):
                 self._file(f"results/{run}/.sources/{source.name}", source, hashing.digest(source), own=True)
         for parameter, examples in self._examples.items():
