@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from lab import SOURCES, Lab
 
@@ -159,63 +158,6 @@ def test_figures_and_tables_carry_their_key(
     stray.write_bytes(path.read_bytes() + b"\n")
     assert cli.main(["audit", "trace", str(stray)]) == 0
     assert capsys.readouterr().out.startswith(f"results/organism/tables/table_2.{suffix}")
-
-
-# --- diff
-
-
-def test_a_copy_does_not_differ(lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(lab.results, tmp_path / "copy")
-    assert cli.main(["audit", "diff", str(lab.results), str(tmp_path / "copy")]) == 0
-    assert capsys.readouterr().out == "no difference\n"
-
-
-def test_what_differs_between_two_runs(lab: Lab, tmp_path: Path) -> None:
-    shutil.copytree(lab.results, tmp_path / "before")
-    lab.configure(finetune={"steps": 3})
-    lab.build()
-    one, other = tmp_path / "before" / "sports/seed0", lab.seed(0)
-    lines = audit_explain.diff(
-        (lab.audit(one / "model"), one / "model"), (lab.audit(other / "model"), other / "model"), 1e-6
-    )
-    assert lines[0] == "settings     finetune.steps: 50 | 3" and lines[1].startswith("output       model: ")
-    lines = audit_explain.diff(
-        (lab.audit(one / "rows.csv"), one / "rows.csv"),
-        (lab.audit(other / "rows.csv"), other / "rows.csv"),
-        1e-6,
-    )
-    assert lines[-1] == "numbers      rows: 3 of 3 items differ; largest gap between two numbers 188"
-    (lab.results / "tables" / "table_1.record.json").unlink()
-    lines = audit_explain.diff(
-        (lab.audit(one.parents[1]), one.parents[1]), (lab.audit(lab.results), lab.results), 1e-6
-    )
-    assert lines[0] == f"only in {one.parents[1]}: tables/table_1"
-    assert "sports/seed0/model (train, seed 0, task sports)" in lines
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_numbers_are_compared_with_a_tolerance(tmp_path: Path, suffix: str) -> None:
-    def write(name: str, **columns: object) -> Path:
-        path = tmp_path / (name + suffix)
-        frame = pd.DataFrame({"item": ["a", "b", "c"], "p": [0.1, 0.2, None], **columns})
-        frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path)
-        return path
-
-    a = write("a")
-    assert audit_explain.number_differences(a, write("b", p=[0.1, 0.2 + 1e-9, None]), 1e-6) is None
-    found = audit_explain.number_differences(a, write("c", p=[0.1, 0.3, None]), 1e-6)
-    assert found == "1 of 3 items differ; largest gap between two numbers 0.1"
-    found = audit_explain.number_differences(a, write("d", item=["a", "x", "c"], p=[0.5, 0.2, None]), 1e-6)
-    assert found is not None and found.startswith("2 of 3 items differ")
-    assert "rows of" in str(audit_explain.number_differences(a, write("e", q=[1, 2, 3]), 1e-6))
-
-
-def test_arrays_in_cells_are_compared(tmp_path: Path) -> None:
-    for name, last in (("a", 2.0), ("b", 2.0), ("c", 3.0)):
-        pd.DataFrame({"logits": [[1.0, last], [0.0, None]]}).to_parquet(tmp_path / f"{name}.parquet")
-    a, b, c = (tmp_path / f"{name}.parquet" for name in "abc")
-    assert audit_explain.number_differences(a, b, 1e-6) is None
-    assert str(audit_explain.number_differences(a, c, 1e-6)).startswith("1 of 2")
 
 
 # --- adopt and forget

@@ -83,7 +83,9 @@ def add_commands(commands: Any) -> None:
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--mermaid", action="store_true", help="print a Mermaid flow chart")
     judged(parser)
-    parser = add("diff", diff, "how two outputs, records or results folders differ, and their numbers")
+    parser = add(
+        "diff", diff, "do two outputs, records or results folders agree in their numbers, and what differs"
+    )
     parser.add_argument("one", type=Path)
     parser.add_argument("other", type=Path)
     parser.add_argument("--tolerance", type=float, default=1e-6, help="absolute or relative (default: 1e-6)")
@@ -322,13 +324,13 @@ def _of_unknown_origin(path: Path, keys: set[str]) -> str:
 
 def diff(arguments: argparse.Namespace) -> int:
     """Compare two artefacts, records or folders."""
-    from localized_unlearning.provenance import audit_explain
+    from localized_unlearning.provenance import audit_diff
     from localized_unlearning.provenance.audit import absolute
 
     one, other = ((_audit(arguments, [path]), absolute(path)) for path in (arguments.one, arguments.other))
-    lines = audit_explain.diff(one, other, arguments.tolerance)
-    print("\n".join(lines) or "no difference")
-    return FINDINGS if lines else CLEAN
+    found = audit_diff.compare(one, other, arguments.tolerance)
+    print("\n".join(audit_diff.lines(found, (str(arguments.one), str(arguments.other)))))
+    return CLEAN if found.equivalent else FINDINGS
 
 
 def export(arguments: argparse.Namespace) -> int:

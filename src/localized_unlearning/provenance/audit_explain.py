@@ -1,4 +1,4 @@
-"""Why an artefact is not ok, what is behind it, and how two of them differ."""
+"""Why an artefact is not ok, and what is behind it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localized_unlearning.errors import UserError
 from localized_unlearning.progress import clock
 from localized_unlearning.provenance import code, records
 from localized_unlearning.provenance.audit import (
@@ -17,9 +16,6 @@ from localized_unlearning.provenance.audit import (
     Cause,
     Entry,
     Finding,
-    changes,
-    flat,
-    say,
     short,
     shown,
 )
@@ -266,152 +262,3 @@ def mermaid(node: Mapping[str, Any]) -> str:
 
     visit(node)
     return "\n".join(["flowchart LR", *lines, "  classDef adopted stroke-dasharray: 5"]) + "\n"
-
-
-# --- diff
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One thing in which two artefacts, or the jobs behind them, differ."""
-
-    what: str
-    name: str
-    before: Any
-    after: Any
-
-    def __str__(self) -> str:
-        return f"{self.what:12} {self.name}: {_brief(self.before)} | {_brief(self.after)}"
-
-
-def _brief(value: Any) -> str:
-    if value is None:
-        return "-"
-    text = say(value)
-    return short(text) if re.fullmatch(r"[0-9a-f]{64}", text) else text
-
-
-def record_differences(one: records.Record, other: records.Record) -> list[Difference]:
-    """What differs between two jobs: settings, code, environment, data, seeds and facts, machine, outputs."""
-    parts = {
-        "stage": ({"stage": one.stage, **one.wildcards}, {"stage": other.stage, **other.wildcards}),
-        "settings": (flat(one.settings), flat(other.settings)),
-        "code": (one.code, other.code),
-        "environment": (
-            {"lock": one.lock, **one.computed.versions},
-            {"lock": other.lock, **other.computed.versions},
-        ),
-        "input": (_input_digests(one), _input_digests(other)),
-        "facts": (flat(one.facts), flat(other.facts)),
-        "machine": (flat(_machine(one)), flat(_machine(other))),
-        "output": ({o.name: o.sha256 for o in one.outputs}, {o.name: o.sha256 for o in other.outputs}),
-    }
-    return [
-        Difference(what, name, old, new) for what, (a, b) in parts.items() for name, old, new in changes(a, b)
-    ]
-
-
-def _machine(record: records.Record) -> dict[str, Any]:
-    return {name: value for name, value in record.computed.host.items() if name != "slurm_job"}
-
-
-def _input_digests(record: records.Record) -> dict[str, str]:
-    names = [i.name for i in record.inputs]
-    return {
-        (i.name if names.count(i.name) == 1 else f"{i.name}[{names[:number].count(i.name)}]"): i.sha256
-        for number, i in enumerate(record.inputs)
-    }
-
-
-def number_differences(one: Path, other: Path, tolerance: float) -> str | None:
-    """How the numbers of two tables differ beyond a tolerance; None when they agree.
-
-    Two numbers agree when they differ by at most ``tolerance``, absolute or relative.
-    """
-    import numpy as np
-    import pandas as pd
-
-    a, b = ((pd.read_parquet if p.suffix == ".parquet" else pd.read_csv)(p) for p in (one, other))
-    if list(a.columns) != list(b.columns) or len(a) != len(b):
-        return f"{len(a)} rows of {list(a.columns)} | {len(b)} rows of {list(b.columns)}"
-    differs, largest = np.zeros(len(a), dtype=bool), 0.0
-    for name in a.columns:
-        x, y = a[name], b[name]
-        if pd.api.types.is_float_dtype(x) and pd.api.types.is_float_dtype(y):
-            p, q = x.to_numpy(float), y.to_numpy(float)
-            differs |= ~np.isclose(p, q, rtol=tolerance, atol=tolerance, equal_nan=True)
-            largest = max(largest, float(np.nanmax(np.abs(p - q), initial=0.0)))
-        else:
-            differs |= np.array([_plain(u) != _plain(v) for u, v in zip(x, y, strict=True)], dtype=bool)
-    if not differs.any():
-        return None
-    return f"{int(differs.sum()):,} of {len(a):,} items differ; largest gap between two numbers {largest:.3g}"
-
-
-def _plain(value: Any) -> Any:
-    """A cell as something that compares; lists and arrays as tuples, what is absent as None."""
-    if hasattr(value, "__len__") and not isinstance(value, str | bytes):
-        return tuple(_plain(inner) for inner in value)
-    return None if value != value else value
-
-
-def entry_of(audit: Audit, path: Path) -> Entry:
-    """The record that a path is, or that made it.
-
-    Raises:
-        UserError: when there is none.
-    """
-    entry = audit.entries.get(path) or audit.producer(path)
-    if entry is None:
-        raise UserError(
-            f"no record names {shown(path)}: it is of unknown origin, and there is nothing to compare"
-        )
-    return entry
-
-
-def diff(one: tuple[Audit, Path], other: tuple[Audit, Path], tolerance: float) -> list[str]:
-    """The differences between two artefacts, or two folders of them, as lines; none when there are none."""
-    if not one[1].is_dir() or one[1] in one[0].by_output:
-        entries = entry_of(*one), entry_of(*other)
-        return [
-            *map(str, record_differences(entries[0].record, entries[1].record)),
-            *_numbers(*entries, tolerance),
-        ]
-    a, b = _jobs_under(*one), _jobs_under(*other)
-    lines = [f"only in {shown(one[1])}: {name}" for name in a if name not in b]
-    lines += [f"only in {shown(other[1])}: {name}" for name in b if name not in a]
-    for name in a:
-        if name in b:
-            found = [
-                *map(str, record_differences(a[name].record, b[name].record)),
-                *_numbers(a[name], b[name], tolerance),
-            ]
-            lines += [f"{name} ({job_name(a[name])})", *(f"  {line}" for line in found)] if found else []
-    return lines
-
-
-def _jobs_under(audit: Audit, folder: Path) -> dict[str, Entry]:
-    return {
-        place.relative_to(folder).as_posix().removesuffix(records.SUFFIX): entry
-        for place, entry in audit.entries.items()
-        if place.is_relative_to(folder)
-    }
-
-
-def _numbers(one: Entry, other: Entry, tolerance: float) -> Iterator[str]:
-    """Compare the tables among two jobs' outputs by their numbers, where their bytes differ."""
-    theirs = {output.name: output for output in other.record.outputs}
-    for output in one.record.outputs:
-        pair = theirs.get(output.name)
-        if (
-            pair is None
-            or pair.sha256 == output.sha256
-            or Path(output.path).suffix not in (".csv", ".parquet")
-        ):
-            continue
-        paths = one.folder / output.path, other.folder / pair.path
-        if all(path.is_file() for path in paths):
-            found = (
-                number_differences(*paths, tolerance) or f"equal within {tolerance:g}, though not in bytes"
-            )
-            yield f"{'numbers':12} {output.name}: {found}"
