@@ -90,7 +90,8 @@ class Plan:
         elif job.stage == "figure":
             yield from map(self._maker, run.data_for(w))
         elif job.stage in ("finetune", "mask"):
-            yield PlannedJob.of("select", task=w["task"], localization=w["localization"])
+            selections = f"{run.results}/{w['task']}/selections/{w['localization']}.json"
+            yield self._maker(selections if job.stage == "finetune" else run.mask_selection_for(w))
             yield PlannedJob.of("split", task=w["task"])
             yield PlannedJob.of("model_card")
         elif job.stage in ("evaluate", "relearn", "probe"):
@@ -102,7 +103,8 @@ class Plan:
         elif job.stage == "sweep":
             yield PlannedJob("mask", job.wildcards)
         elif job.stage == "select":
-            for path in (run.scores_for(w), run.manual_for(w)):
+            scores = run.scores_for(w) if w["method"] == "finetune" else run.scores_for_mask(w)
+            for path in (scores, run.manual_for(w), run.probes_for(w)):
                 if path:
                     yield self._maker(str(path))
             yield self._base
@@ -129,9 +131,12 @@ class Plan:
     def _maker(self, path: str) -> PlannedJob:
         """The job that makes a file."""
         parts = Path(path).parts
-        if parts[-2] in ("scores", "selections"):
-            kind, name = ("score", "scores") if parts[-2] == "scores" else ("select", "localization")
-            return PlannedJob.of(kind, task=parts[-3], **{name: Path(path).stem})
+        if parts[-2] == "scores":
+            return PlannedJob.of("score", task=parts[-3], scores=Path(path).stem)
+        if parts[-2] == "selections":
+            return PlannedJob.of("select", task=parts[-3], localization=Path(path).stem, method="finetune")
+        if parts[-1] == "selection.json":
+            return PlannedJob.of("select", task=parts[-4], localization=parts[-2], method="mask")
         if parts[-2] == "interpretability":
             return PlannedJob.of(Path(path).stem)
         found = _MODEL.search(path)
@@ -139,8 +144,7 @@ class Plan:
         stage = {"relearning": "relearn", "sweep": "sweep", "probes.parquet": "probe"}.get(
             found["rest"], "evaluate"
         )
-        names = [n for n in STAGES[stage].wildcards]
-        return PlannedJob.of(stage, **{name: found[name] for name in names})
+        return PlannedJob.of(stage, **{name: found[name] for name in STAGES[stage].wildcards})
 
     @cached_property
     def costs(self) -> dict[PlannedJob, Cost]:

@@ -15,10 +15,9 @@ import transformers
 
 from localized_unlearning import components as comp
 from localized_unlearning import config as configuration
-from localized_unlearning import costs, models, plan, precision
+from localized_unlearning import costs, models, precision
 from localized_unlearning.config import Config, Finetune
 from localized_unlearning.costs import DEVICES, GB
-from localized_unlearning.workflow import Workflow
 from tiny_models import CONFIGS, SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -243,17 +242,3 @@ def test_a_wrong_file_does_not_stop_the_plan(tmp_path: Path) -> None:
         (tmp_path / "athletes.csv").write_bytes(text)
         found = model(athletes={"source": {"kind": "path", "path": str(tmp_path / "athletes.csv")}})
         assert costs.memory_mb(found, "known_facts", {}) > 0
-
-
-def test_the_plan_has_snakemakes_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Catches a plan that differs from the workflow: counts of Gemma-7B's dry run, which another test holds."""
-    monkeypatch.syspath_prepend(str(ROOT / "tests/workflow"))
-    from test_presets import GEMMA_7B
-
-    monkeypatch.chdir(ROOT)
-    layers = configuration.layers([Path("config.yaml"), Path("workflow/presets/gemma-7b.yaml")])
-    found = dict(plan.counts(plan.Plan(Workflow(layers))))
-    wanted = dict(GEMMA_7B)
-    wanted["fetch"] += wanted.pop("fetch_folder")
-    wanted.pop("all")
-    assert found == wanted

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from localized_unlearning import config
+from localized_unlearning import config, plan
+from localized_unlearning.workflow import Workflow
 from tiny_run import ROOT, environment, workplace
 
 PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
@@ -35,7 +36,7 @@ def planned(folder: Path, *words: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_presets_plan(preset: Path, tmp_path: Path) -> None:
+def test_presets_plan(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = workplace(tmp_path)
     found = config.load([ROOT / "config.yaml", preset])
     assert found.run == preset.stem
@@ -43,6 +44,12 @@ def test_presets_plan(preset: Path, tmp_path: Path) -> None:
     models = len(found.seeds) * len(found.localizations) * len(found.tasks)
     assert jobs["finetune"] == models * len(found.objectives)
     assert jobs["mask"] == models
+    monkeypatch.chdir(folder)  # the same jobs as in the plan of costs
+    layers = config.layers([Path("config.yaml"), Path("workflow/presets") / preset.name])
+    del jobs["all"]
+    for rule, stage in (("fetch_folder", "fetch"), ("select_for_mask", "select")):
+        jobs[stage] += jobs.pop(rule, 0)
+    assert plan.counts(plan.Plan(Workflow(layers))) == jobs
 
 
 def test_gemma_7b_plans_the_paper(tmp_path: Path) -> None:
