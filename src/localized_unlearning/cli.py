@@ -52,11 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for stage in STAGES.values():
         _add_stage(commands, stage)
-    from localized_unlearning import claims, plan, report, tools
+    from localized_unlearning import claims, plan, preflight, report, tools
     from localized_unlearning.provenance import audit_cli
 
     tools.add_commands(commands)
     plan.add_commands(commands)
+    preflight.add_commands(commands)
     report.add_command(commands)
     claims.add_command(commands)
     audit_cli.add_commands(commands)

@@ -42,6 +42,10 @@ class Compute(Section):
     """How jobs compute. Results do not depend on it beyond rounding, so records leave it out of the key."""
 
     device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda or cuda:N.")
+    gpus: Count = Field(
+        1,
+        description="GPUs of one job; more than one hold a model that is too large for one, some layers each.",
+    )
     threads: Count = Field(1, description="CPU threads of one job; the rules reserve as many cores.")
     batch_tokens: Count = Field(4096, description="Tokens of one forward pass while evaluating.")
     warm_start: bool = Field(

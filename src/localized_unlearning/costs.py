@@ -844,12 +844,15 @@ class Model:
     def _claims(self, w: Wildcards) -> Cost:
         return Cost(host=2e9, disk=1e6)  # every model's rows at once, and their resampled means
 
+    def _fetch(self, w: Wildcards) -> Cost:
+        return Cost(disk=0.4 * GB)  # the largest of the presets: a part of the Pile, compressed
+
     def _light(self, w: Wildcards) -> Cost:
         return Cost(disk=2e5)
 
 
 STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
-    "fetch": Model._light,
+    "fetch": Model._fetch,
     "pretrain": Model._pretrain,
     "convert": Model._convert,
     "download": Model._download,

@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -183,10 +183,17 @@ class Plan:
 def lines_of(plan: Plan, device: Device, host: Device) -> list[str]:
     """The plan as a table of Markdown, one line a stage, with totals and the longest chain."""
     gpu = "GPU" if device.gpu else "CPU"
-    lines = [
-        f"| stage | jobs | PFLOP each | seconds each ({device.name}) | {gpu}-hours | device GB | host GB asked | output GB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    heads = (
+        "stage",
+        "jobs",
+        "PFLOP each",
+        "seconds each",
+        f"{gpu}-hours",
+        f"{gpu} GB",
+        "host GB asked",
+        "output GB",
+    )
+    rows: list[tuple[str, ...]] = []
     total = 0.0
     for stage, jobs in plan.by_stage().items():
         found = [plan.costs[job] for job in jobs]
@@ -195,18 +202,33 @@ def lines_of(plan: Plan, device: Device, host: Device) -> list[str]:
         total += sum(seconds) if on_device or not device.gpu else 0
         flops = max(c.work.flops + c.work.float32_flops for c in found) / 1e15
         memory = max(costs.memory_mb(plan.model, stage, job.named) for job in jobs) / 1e3
-        lines.append(
-            f"| {stage} | {len(jobs)} | {flops:.3g} | {_span(seconds)} | {sum(seconds) / 3600:.2f} "
-            f"| {max(c.device_bytes for c in found) / GB:.1f} | {memory:.1f} | {sum(c.disk for c in found) / GB:.1f} |"
-        )
+        held = max(c.device_bytes for c in found) / GB
+        rows.append(
+            (
+                stage, str(len(jobs)), f"{flops:.3g}", _span(seconds), f"{sum(seconds) / 3600:.2f}",
+                f"{held:.1f}", f"{memory:.1f}", f"{sum(c.disk for c in found) / GB:.1f}",
+            )
+        )  # fmt: skip
     length, chain = plan.longest_chain(device, host)
     names = " > ".join(job.stage for job in chain)
-    lines += [
+    return [
+        *table(heads, rows),
         "",
         f"{len(plan.needs)} jobs, {total / 3600:.1f} {gpu}-hours on {device.name}, {plan.disk() / GB:.1f} GB of outputs.",
         f"Longest chain: {clock(length)} ({names}).",
     ]
-    return lines
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table whose columns are aligned in a terminal too: the first to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        first, *others = zip(cells, widths, strict=True)
+        return "| " + " | ".join([first[0].ljust(first[1]), *(c.rjust(w) for c, w in others)]) + " |"
+
+    rule = [f"|{'-' * (widths[0] + 2)}", *(f"{'-' * (w + 1)}:" for w in widths[1:])]
+    return [line(heads), "|".join(rule) + "|", *map(line, rows)]
 
 
 def _span(values: list[float]) -> str:
@@ -233,10 +255,7 @@ def comparison(plan: Plan, device: Device, host: Device) -> list[str]:
     measured = recorded(Path(plan.workflow.results))
     if not measured:
         raise UserError(f"{plan.workflow.results} holds no record yet: run the workflow first")
-    lines = [
-        "| stage | jobs | predicted s | recorded s | predicted / recorded | within 25 % |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
+    lines: list[tuple[str, ...]] = []
     totals = [0.0, 0.0]
     for stage in [s for s in ORDER if s in measured]:
         rows = measured[stage]
@@ -250,13 +269,13 @@ def comparison(plan: Plan, device: Device, host: Device) -> list[str]:
         ratio = sum(predicted) / max(1e-9, sum(seconds))
         totals = [totals[0] + sum(predicted), totals[1] + sum(seconds)]
         verdict = "yes" if abs(ratio - 1) <= WITHIN else "no"
-        lines.append(
-            f"| {stage} | {len(rows)} | {median(predicted):.1f} | {median(seconds):.1f} | {ratio:.2f} | {verdict} |"
-        )
+        shown = f"{median(predicted):.1f}", f"{median(seconds):.1f}", f"{ratio:.2f}"
+        lines.append((stage, str(len(rows)), *shown, verdict))
     ratio = totals[0] / totals[1]
     verdict = "yes" if abs(ratio - 1) <= WITHIN else "no"
-    lines.append(f"| all | | {totals[0]:.0f} | {totals[1]:.0f} | {ratio:.2f} | {verdict} |")
-    return lines
+    jobs = sum(map(len, measured.values()))
+    lines.append(("all, summed", str(jobs), f"{totals[0]:.0f}", f"{totals[1]:.0f}", f"{ratio:.2f}", verdict))
+    return table(("stage", "jobs", "predicted s", "recorded s", "ratio", "within 25 %"), lines)
 
 
 def device_of(plan: Plan, name: str | None, threads: int, measure: bool) -> tuple[Device, Device]:

@@ -299,7 +299,7 @@ def from_hub(source: Source, target: Path) -> None:
     if source.revision is None:
         raise UserError(
             f"{describe(source)[: -len(' at None')]} have no revision to hold them fixed: choose a commit from "
-            f"{_hub_address(source)}/commits/main and put it under 'revision' of this source"
+            f"{hub_address(source)}/commits/main and put it under 'revision' of this source"
         )
     place: dict[str, Any] = {
         "repo_id": source.repo_id,
@@ -317,7 +317,7 @@ def from_hub(source: Source, target: Path) -> None:
     names = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
     matching = [name for name in names if any(fnmatch.fnmatchcase(name, glob) for glob in source.files)]
     if not matching:
-        raise UserError(f"{describe(source)} do not exist: look for their names at {_hub_address(source)}")
+        raise UserError(f"{describe(source)} do not exist: look for their names at {hub_address(source)}")
     for name in matching:
         _link(folder / name, target / name)
 
@@ -337,7 +337,7 @@ def _link(cached: Path, target: Path) -> None:
         _copy(blob, target)
 
 
-def _hub_address(source: Source) -> str:
+def hub_address(source: Source) -> str:
     from huggingface_hub import constants
 
     kind = "" if source.repo_type == "model" else f"{source.repo_type}s/"
@@ -349,7 +349,7 @@ def _hub_errors(source: Source) -> Iterator[None]:
     """Errors of the hub's library, said as a UserError: what was refused, and the steps to take."""
     from huggingface_hub import constants, errors
 
-    what, address = describe(source), _hub_address(source)
+    what, address = describe(source), hub_address(source)
     try:
         yield
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
@@ -365,7 +365,7 @@ def _hub_errors(source: Source) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise UserError(f"{what} has a malformed name ({error}): correct repo_id") from error
     except errors.HfHubHTTPError as error:
-        raise UserError(_hub_refusal(error, what, address)) from error
+        raise UserError(hub_refusal(error, what, address)) from error
     except OSError as error:
         raise UserError(
             f"{what} could not be downloaded ({error}): "
@@ -373,7 +373,7 @@ def _hub_errors(source: Source) -> Iterator[None]:
         ) from error
 
 
-def _hub_refusal(error: Exception, what: str, address: str) -> str:
+def hub_refusal(error: Exception, what: str, address: str) -> str:
     """The sentence for an error answer of the hub: what was refused, and the steps to take."""
     from huggingface_hub import errors
 

@@ -122,18 +122,21 @@ class Workflow:
         """The questions asked at each point of a series."""
         return self.source("series.source" if self.config.series.source is not None else "mmlu.source")
 
-    def fetched(self, folders: bool | None = None) -> list[str]:
-        """Dotted names of the sources that must be fetched; only those that are ``folders``, or only files."""
+    def sources(self) -> dict[str, Source]:
+        """The files and folders that come from outside, by dotted name."""
         names = ["athletes.source", "text.train", "text.held_out", "mmlu.source"]
         if self.config.series.source is not None:
             names.append("series.source")
         if self.config.gguf is not None and self.config.model.kind == "gguf":
             names.append("gguf")
+        return {name: self._source(name) for name in names}
+
+    def fetched(self, folders: bool | None = None) -> list[str]:
+        """Dotted names of the sources that must be fetched; only those that are ``folders``, or only files."""
         return [
             name
-            for name in names
-            if self.source(name).startswith(f"{self.results}/sources/")
-            and folders in (None, bool(self._source(name).files))
+            for name, source in self.sources().items()
+            if source.kind != "path" and folders in (None, bool(source.files))
         ]
 
     @property

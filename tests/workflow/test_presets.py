@@ -65,3 +65,15 @@ def test_words_on_the_command_line_go_over_a_preset(tmp_path: Path) -> None:
         "fetch": 1,
         "known_facts": 1,
     }
+
+
+def test_preflight_is_a_target(tmp_path: Path) -> None:
+    """Catches a rule that does not run, or loses the page: nothing is missing in a fresh clone."""
+    folder = workplace(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "-c1", "preflight"],
+        cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Nothing is missing." in done.stdout
+    assert "Nothing is missing." in (folder / "logs/organism/preflight.log").read_text()

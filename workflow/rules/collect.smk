@@ -133,6 +133,20 @@ rule report:
         "localized-unlearning report --config {params.config} 2> {log}"
 
 
+rule preflight:
+    log:
+        f"logs/{plan.config.run}/preflight.log",
+    localrule: True
+    conda:
+        "../../envs/cpu.yaml"
+    params:
+        config=plan.resolved,
+    message:
+        "the plan, and all that it lacks"
+    shell:
+        "localized-unlearning preflight --config {params.config} | tee {log}"
+
+
 rule audit:
     log:
         f"logs/{plan.config.run}/audit.log",
