@@ -67,7 +67,7 @@ class Plan:
     def needs(self) -> dict[PlannedJob, tuple[PlannedJob, ...]]:
         """Every job of ``all``, with the jobs whose outputs it reads."""
         found: dict[PlannedJob, tuple[PlannedJob, ...]] = {}
-        waiting = [*self._targets(), PlannedJob.of("model_card")]
+        waiting = [*self._targets(), PlannedJob.of("model_card"), PlannedJob.of("claims")]
         while waiting:
             job = waiting.pop()
             if job not in found:
@@ -89,6 +89,11 @@ class Plan:
             yield from map(self._maker, run.selections_for(w))
         elif job.stage == "figure":
             yield from map(self._maker, run.data_for(w))
+        elif job.stage == "claims":
+            selection = run.claim_selection(w)
+            yield from map(self._maker, run.claim_rows(w))
+            if selection:
+                yield self._maker(str(selection))
         elif job.stage in ("finetune", "mask"):
             selections = f"{run.results}/{w['task']}/selections/{w['localization']}.json"
             yield self._maker(selections if job.stage == "finetune" else run.mask_selection_for(w))

@@ -18,7 +18,7 @@ PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
 GEMMA_7B = {
     "download": 1, "fetch": 3, "fetch_folder": 2, "known_facts": 1, "model_card": 1, "split": 2, "score": 4,
     "select": 12, "finetune": 24, "evaluate": 26, "relearn": 18, "probe": 20, "mask": 12, "sweep": 12,
-    "layer_probes": 1, "head_ablation": 1, "table": 4, "figure": 16, "all": 1,
+    "layer_probes": 1, "head_ablation": 1, "table": 4, "figure": 16, "claims": 1, "all": 1,
 }  # fmt: skip
 """Two tasks, two objectives, six localizations: 24 fine-tuned and 12 masked models for each seed."""
 
