@@ -17,6 +17,17 @@ from localized_unlearning.stages import STAGES
 # --- hashing
 
 
+def test_a_long_file_is_digested_in_parts_that_add_up(tmp_path: Path) -> None:
+    """Catches a buffer's rest that is hashed along, and a progress bar that misses or doubles bytes."""
+    import hashlib
+
+    data = bytes(range(256)) * (hashing.BUFFER // 256) + b"rest"
+    (tmp_path / "f").write_bytes(data)
+    parts: list[int] = []
+    found = hashing.digest(tmp_path / "f", parts.append)
+    assert found == (len(data), hashlib.sha256(data).hexdigest()) and sum(parts) == len(data)
+
+
 def test_digest_of_a_known_text(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert hashing.digest(tmp_path / "a") == (

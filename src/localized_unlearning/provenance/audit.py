@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +24,6 @@ from typing import Any
 from localized_unlearning import config as configuration
 from localized_unlearning.config import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.progress import Progress
 from localized_unlearning.provenance import code, digests, environment, hashing, locks, records
 from localized_unlearning.provenance.records import Record
 from localized_unlearning.stages import STAGES, Stage, settings_of
@@ -240,11 +239,11 @@ class Audit:
     def _taken(self) -> dict[Path, hashing.FileDigest]:
         return {}
 
-    def digest(self, path: Path) -> hashing.FileDigest:
-        """The digest of one file, read at most once."""
+    def digest(self, path: Path, advance: Callable[[int], object] | None = None) -> hashing.FileDigest:
+        """The digest of one file, read at most once; ``advance`` is told how many bytes each part has."""
         if path not in self._taken:
             kept = digests.recall(self._known, path) if self.quick else None
-            self._taken[path] = kept or hashing.digest(path)
+            self._taken[path] = kept or hashing.digest(path, advance)
             if kept is None:
                 digests.remember(self._known, path, self._taken[path])
         return self._taken[path]
@@ -254,15 +253,32 @@ class Audit:
         return {name: self.digest(file) for name, file in hashing.files_of(path).items()}
 
     def hash_all(self, entries: Iterable[Entry]) -> None:
-        """Read every file that ``entries`` speak of, in parallel, and keep the digests for later."""
+        """Read every file that ``entries`` speak of, in parallel, and keep the digests for later.
+
+        A bar shows the bytes on a terminal when it takes longer than a second.
+        """
+        from tqdm import tqdm
+
         paths = {path for entry in entries for path in entry.outputs}
         paths |= {self.resolve(i.path) for entry in entries for i in entry.record.inputs}
         files = sorted(
             {file for path in paths for file in hashing.files_of(path).values()} - set(self._taken)
         )
-        with ThreadPoolExecutor(hashing.THREADS) as pool:
-            futures = [pool.submit(self.digest, file) for file in files]
-            for future in Progress("hashing", "file").over(futures) if self.progress else futures:
+        unread = [f for f in files if not (self.quick and digests.recall(self._known, f))]
+        total = sum(file.stat().st_size for file in unread)
+        with (
+            tqdm(
+                desc="hashing",
+                total=total,
+                unit="B",
+                unit_scale=True,
+                delay=1,
+                leave=False,
+                disable=not self.progress,
+            ) as bar,
+            ThreadPoolExecutor(hashing.THREADS) as pool,
+        ):
+            for future in [pool.submit(self.digest, file, bar.update) for file in files]:
                 future.result()
         digests.save(digests.cache_file(), self._known)
 
