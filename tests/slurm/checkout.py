@@ -16,10 +16,13 @@ from typing import Any
 import yaml
 
 from localized_unlearning.config import merge, read_yaml
-from tiny_run import ROOT, TINY, environment
+from tiny_run import ROOT, TINY, environment, workplace
 
 # One localization: every rule is here, with few jobs of each.
 RUN = merge(TINY, {"localizations": {"manual": None, "random": None}})
+
+PAUSE = 5
+"""Seconds before Snakemake asks Slurm for the first time: the site's edit of the installed profile."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class Checkout:
 
     folder: Path
     home: Path
+
+    @property
+    def profile(self) -> Path:
+        """The installed profile, a site's to edit."""
+        return self.home / "snakemake/slurm/config.yaml"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -69,6 +77,23 @@ class Checkout:
         """Another checkout of the same user, with what this one has made so far."""
         shutil.copytree(self.folder, folder, symlinks=True)
         return Checkout(folder, self.home)
+
+
+def set_up(folder: Path) -> Checkout:
+    """A fresh checkout in ``folder`` with the profile installed as documented, and edited for the site."""
+    for name in ("checkout", "home"):
+        (folder / name).mkdir(parents=True)
+    checkout = Checkout(workplace(folder / "checkout"), folder / "home")
+    for name in ("profiles", "Makefile"):
+        (checkout.folder / name).symlink_to(ROOT / name)
+    checkout.configure({})
+    done = checkout.run("localized-unlearning install-profile")
+    assert done.returncode == 0, done.stderr
+    shipped = checkout.profile.read_text()
+    pause = "slurm-init-seconds-before-status-checks: "
+    assert f"{pause}30\n" in shipped
+    checkout.profile.write_text(shipped.replace(f"{pause}30\n", f"{pause}{PAUSE}\n"))
+    return checkout
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:

@@ -170,6 +170,32 @@ def test_a_killed_snakemake_is_recovered_from(
     audit(checkout)
 
 
+def test_two_checkouts_share_a_cache(
+    started: tuple[Checkout, list[subprocess.Popen[bytes]]], tmp_path: Path
+) -> None:
+    """Two people's checkouts on one file system run the same job at the same time, then one of them once more.
+    Catches a cache entry that two writers have mixed, and a finished job that is computed again."""
+    one, processes = started
+    two = one.copy(tmp_path / "other")
+    delta = DELTAS[0]
+    for checkout in (one, two):
+        checkout.configure({"cache": {"dir": str(tmp_path / "cache")}})
+        processes.append(checkout.start(f"snakemake --profile slurm {delta}"))
+    for checkout, process in zip((one, two), processes, strict=True):
+        assert process.wait(300) == 0, checkout.said()
+    made = [checkout.record(delta) for checkout in (one, two)]
+    assert made[0]["key"] == made[1]["key"]
+    assert (one.folder / delta).read_bytes() == (two.folder / delta).read_bytes()
+    (two.folder / delta).unlink()
+    again = two.run(f"snakemake --profile slurm {delta}")
+    assert again.returncode == 0, again.stdout + again.stderr
+    record = two.record(delta)
+    assert record["restored"]["record"] in {r["id"] for r in made}
+    assert (one.folder / delta).read_bytes() == (two.folder / delta).read_bytes()
+    for checkout in (one, two):
+        audit(checkout)
+
+
 def finetune(delta: str) -> str:
     """The command of the rule that makes a delta."""
     _, run, task, objective, localization, seed, _ = delta.split("/")
