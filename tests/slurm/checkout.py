@@ -73,10 +73,20 @@ class Checkout:
         (self.folder / "config.yaml").unlink(missing_ok=True)
         (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
+    def edit_profile(self, **resources: dict[str, Any]) -> None:
+        """Resources of rules, by the rule, laid over the installed profile's.
+
+        (``--set-resources`` on the command line would replace all of the profile's.)
+        """
+        profile = merge(yaml.safe_load(self.profile.read_text()), {"set-resources": resources})
+        self.profile.write_text(yaml.safe_dump(profile))
+
     def copy(self, folder: Path) -> Checkout:
-        """Another checkout of the same user, with what this one has made so far."""
-        shutil.copytree(self.folder, folder, symlinks=True)
-        return Checkout(folder, self.home)
+        """Another user's checkout in ``folder``, with what this one has made so far."""
+        copy = Checkout(folder / "checkout", folder / "home")
+        shutil.copytree(self.folder, copy.folder, symlinks=True)
+        shutil.copytree(self.home, copy.home)
+        return copy
 
 
 def set_up(folder: Path) -> Checkout:
@@ -96,7 +106,7 @@ def set_up(folder: Path) -> Checkout:
     return checkout
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"

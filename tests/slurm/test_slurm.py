@@ -62,7 +62,7 @@ def test_a_second_run_has_nothing_to_do(cluster: Cluster, finished: Checkout) ->
 @pytest.fixture(scope="module")
 def prepared(finished: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     """A checkout in which some models, a mask and the base model's probes are to be made again."""
-    checkout = finished.copy(tmp_path_factory.mktemp("again") / "checkout")
+    checkout = finished.copy(tmp_path_factory.mktemp("again"))
     for output in (*DELTAS, MASK, PROBES):
         (checkout.folder / output).unlink()
     return checkout
@@ -72,7 +72,7 @@ def prepared(finished: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Ch
 def started(prepared: Checkout, tmp_path: Path) -> Iterator[tuple[Checkout, list[subprocess.Popen[bytes]]]]:
     """A fresh copy of it, and the list of its running Snakemakes, which are ended afterwards."""
     processes: list[subprocess.Popen[bytes]] = []
-    yield prepared.copy(tmp_path / "checkout"), processes
+    yield prepared.copy(tmp_path / "one"), processes
     for process in processes:
         if process.poll() is None:
             process.terminate()
@@ -87,35 +87,35 @@ def test_faults_of_a_cluster_cost_a_retry_each(
     memory, all in one run. Catches a fault that ends or hangs the run, a retry with the same limits, a record
     with the wrong attempt, and a job that is run again though it was not hit."""
     checkout, processes = started
-    limits = "--set-resources 'mask:runtime=10 ** (attempt - 1)' 'probe:mem_mb=450 * attempt'"
-    targets = " ".join((*DELTAS, MASK, PROBES))
-    processes.append(checkout.start(f"snakemake --profile slurm {targets} {limits}"))
+    checkout.edit_profile(
+        mask={"runtime": "10 ** (attempt - 1)", "slurm_extra": "--nodelist=gpu2"},
+        probe={"mem_mb": "450 * attempt"},
+    )
+    processes.append(checkout.start(f"snakemake --profile slurm {' '.join((*DELTAS, MASK, PROBES))}"))
     held = {
         output: holder(checkout, output) for output in (*DELTAS, MASK)
     }  # stopped, so that each can be hit
     cancelled = DELTAS[0]
     subprocess.run(["scancel", held[cancelled]["slurm_job"]], check=True, timeout=30)
-
-    rest = {node: [d for d in DELTAS[1:] if held[d]["slurm_node"] == node] for node in ("gpu1", "gpu2")}
-    lost = max(rest, key=lambda node: len(rest[node]))
-    kept, victims = rest[lost][0], rest[lost][1:]
-    scontrol("update", f"nodename={lost}", "state=drain", "reason=test")
+    kept, *victims = [output for output in DELTAS[1:] if held[output]["slurm_node"] == "gpu1"]
+    assert victims
+    scontrol("update", "nodename=gpu1", "state=drain", "reason=test")
     os.kill(held[kept]["pid"], signal.SIGCONT)  # a drained node's jobs go on to their end
     wait_for(lambda: (checkout.folder / kept).exists(), "the job on the drained node")
     cluster.stop("slurmctld")
     cluster.start("slurmctld")
     wait_for(cluster.nodes, "the controller")
-    cluster.stop(lost, signal.SIGKILL)
+    cluster.stop("gpu1", signal.SIGKILL)
+    scontrol("update", "nodename=gpu1", "state=down", "reason=test")
     for output in victims:
         os.killpg(os.getpgid(held[output]["pid"]), signal.SIGKILL)
-    scontrol("update", f"nodename={lost}", "state=down", "reason=test")
     for output in DELTAS[1:]:
         if output not in (kept, *victims):
             os.kill(held[output]["pid"], signal.SIGCONT)
 
-    assert processes[0].wait(420) == 0, checkout.said()
-    cluster.start(lost)
-    scontrol("update", f"nodename={lost}", "state=resume")
+    assert processes[0].wait(600) == 0, checkout.said()
+    cluster.start("gpu1")
+    scontrol("update", "nodename=gpu1", "state=resume")
     ends = {job["JobId"]: job["JobState"] for job in cluster.jobs()}
     hit = {cancelled: "CANCELLED", MASK: "TIMEOUT", **dict.fromkeys(victims, "NODE_FAIL")}
     for output in (*DELTAS, MASK):
@@ -127,7 +127,7 @@ def test_faults_of_a_cluster_cost_a_retry_each(
         else:
             assert job == held[output]["slurm_job"]
         assert record["attempt"] == (2 if output in hit else 1), output
-        assert output not in victims or record["host"]["slurm_node"] != lost
+        assert output not in victims or record["host"]["slurm_node"] != "gpu1"
     assert checkout.record(PROBES)["attempt"] > 1 and "OUT_OF_MEMORY" in ends.values()
     audit(checkout)
 
