@@ -21,7 +21,7 @@ try:
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-shell.prefix(plan.shell_prefix(workflow.attempt))
+shell.prefix(plan.shell_prefix)
 
 
 wildcard_constraints:

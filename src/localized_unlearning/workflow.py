@@ -6,6 +6,7 @@ Light on purpose: importing it loads neither torch nor pandas.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,14 @@ SHORT_EXAM = ("facts", "multiple_choice", "mmlu")
 """What is asked at each point of a series."""
 
 
+def _attempt(words: Sequence[str]) -> int:
+    """Which attempt a submitted job is, from the command line of its own Snakemake; 1 in the one that submits.
+
+    (``workflow.attempt`` is 1 as long as the Snakefile is being read.)
+    """
+    return int(words[words.index("--attempt") + 1]) if "--attempt" in words else 1
+
+
 class Workflow:
     """One run's paths and params.
 
@@ -44,10 +53,11 @@ class Workflow:
         self.figures = f"figures/{self.config.run}"
         self.resolved = f"{self.results}/config.yaml"
 
-    def shell_prefix(self, attempt: int) -> str:
+    @property
+    def shell_prefix(self) -> str:
         """What stands before every command: Snakemake's own strict mode, the attempt, and whether to start warm."""
         warm = " LOCALIZED_UNLEARNING_WARM=1" if self.config.compute.warm_start else ""
-        return f"set -euo pipefail; export LOCALIZED_UNLEARNING_ATTEMPT={attempt}{warm}; "
+        return f"set -euo pipefail; export LOCALIZED_UNLEARNING_ATTEMPT={_attempt(sys.argv)}{warm}; "
 
     def folders(self) -> list[str]:
         """The run's folders that exist, for the audit."""

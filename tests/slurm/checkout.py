@@ -81,6 +81,11 @@ class Checkout:
         profile = merge(yaml.safe_load(self.profile.read_text()), {"set-resources": resources})
         self.profile.write_text(yaml.safe_dump(profile))
 
+    def forget(self, *outputs: str) -> None:
+        """Remove outputs, to be made again."""
+        for output in outputs:
+            (self.folder / output).unlink()
+
     def copy(self, folder: Path) -> Checkout:
         """Another user's checkout in ``folder``, with what this one has made so far."""
         copy = Checkout(folder / "checkout", folder / "home")

@@ -64,20 +64,11 @@ def test_a_second_run_has_nothing_to_do(cluster: Cluster, finished: Checkout) ->
     assert len(cluster.jobs()) == before
 
 
-@pytest.fixture(scope="module")
-def prepared(finished: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout in which some models, a mask and the base model's probes are to be made again."""
-    checkout = finished.copy(tmp_path_factory.mktemp("again"))
-    for output in (*DELTAS, MASK, PROBES):
-        (checkout.folder / output).unlink()
-    return checkout
-
-
 @pytest.fixture
-def started(prepared: Checkout, tmp_path: Path) -> Iterator[tuple[Checkout, list[subprocess.Popen[bytes]]]]:
+def started(finished: Checkout, tmp_path: Path) -> Iterator[tuple[Checkout, list[subprocess.Popen[bytes]]]]:
     """A fresh copy of it, and the list of its running Snakemakes, which are ended afterwards."""
     processes: list[subprocess.Popen[bytes]] = []
-    yield prepared.copy(tmp_path / "one"), processes
+    yield finished.copy(tmp_path / "one"), processes
     for process in processes:
         if process.poll() is None:
             process.terminate()
@@ -92,6 +83,7 @@ def test_faults_of_a_cluster_cost_a_retry_each(
     memory, all in one run. Catches a fault that ends or hangs the run, a retry with the same limits, a record
     with the wrong attempt, and a job that is run again though it was not hit."""
     checkout, processes = started
+    checkout.forget(*DELTAS, MASK, PROBES)
     checkout.edit_profile(
         mask={"runtime": "10 ** (attempt - 1)", "slurm_extra": "--nodelist=gpu2"},
         probe={"mem_mb": "450 * attempt"},
@@ -146,6 +138,7 @@ def test_a_killed_snakemake_is_recovered_from(
     """As the docs say: cancel this checkout's jobs, unlock, rerun. Catches a second writer of a live job's output,
     and a job that had finished and is run again."""
     checkout, processes = started
+    checkout.forget(*DELTAS[:3])
     line = "snakemake --profile slurm " + " ".join(DELTAS[:3])
     processes.append(checkout.start(line))
     held = {output: holder(checkout, output) for output in DELTAS[:3]}
@@ -181,6 +174,7 @@ def test_two_checkouts_share_a_cache(
     """Two people's checkouts on one file system run the same job at the same time, then one of them once more.
     Catches a cache entry that two writers have mixed, and a finished job that is computed again."""
     one, processes = started
+    one.forget(DELTAS[0])
     two = one.copy(tmp_path / "other")
     delta = DELTAS[0]
     for checkout in (one, two):
@@ -191,7 +185,7 @@ def test_two_checkouts_share_a_cache(
     made = [checkout.record(delta) for checkout in (one, two)]
     assert made[0]["key"] == made[1]["key"]
     assert (one.folder / delta).read_bytes() == (two.folder / delta).read_bytes()
-    (two.folder / delta).unlink()
+    two.forget(delta)
     again = two.run(f"snakemake --profile slurm {delta}")
     assert again.returncode == 0, again.stdout + again.stderr
     record = two.record(delta)

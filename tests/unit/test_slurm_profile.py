@@ -182,3 +182,11 @@ def test_a_job_is_offline_unless_it_fetches(stage: str, monkeypatch: pytest.Monk
     }[stage]
     assert cli.main([stage, "--config", "c", *words]) == 0
     assert seen == [{"split": "1", "fetch": "0"}[stage]]
+
+
+def test_a_job_knows_its_attempt() -> None:
+    """Catches the attempt of a retried job recorded as 1: Snakemake tells it on the job's command line alone."""
+    from localized_unlearning.workflow import _attempt
+
+    assert _attempt(["snakemake", "--cores", "all", "--attempt", "3", "--mode", "remote"]) == 3
+    assert _attempt(["snakemake", "--profile", "slurm", "all"]) == 1
