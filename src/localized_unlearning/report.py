@@ -21,7 +21,8 @@ import yaml
 from localized_unlearning.config import Config, load, read_yaml
 from localized_unlearning.errors import UserError
 from localized_unlearning.progress import clock
-from localized_unlearning.provenance import records
+from localized_unlearning.provenance import picture, records
+from localized_unlearning.provenance.audit import Audit, absolute
 from localized_unlearning.published import FIGURES, TABLES, lacking
 
 TEMPLATE, CAPTIONS = "report.html.jinja", "captions.yaml"
@@ -37,6 +38,7 @@ class Item:
         path: its file, Markdown or PNG.
         lack: what the config lacks to make it, if anything.
         record: the record of the job that made it, if there is one.
+        behind: a picture of the stages behind it, as SVG; empty without a record.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Item:
     path: Path
     lack: str | None
     record: records.Record | None
+    behind: str = ""
 
     @property
     def title(self) -> str:
@@ -203,10 +206,13 @@ def items(config: Config, captions: Mapping[str, str]) -> list[Item]:
         **{name: figures / f"{name}.png" for name in FIGURES},
     }
     found = []
+    audit = Audit([folder for folder in (tables.parent, figures) if folder.is_dir()], Path())
     for name, path in paths.items():
         place = records.find(path) if path.is_file() else None
         record = records.read(place) if place else None
-        found.append(Item(name, captions[name], path, lacking(config, name), record))
+        graph = picture.graph(audit, absolute(path)) if record else None
+        behind = picture.svg(graph) if graph else ""
+        found.append(Item(name, captions[name], path, lacking(config, name), record, behind))
     return found
 
 

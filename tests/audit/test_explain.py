@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
+import pandas as pd
 import pytest
 from lab import SOURCES, Lab
 
 from localized_unlearning import cli
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import audit_adopt, audit_cli, audit_explain, records
+from localized_unlearning.provenance import audit_adopt, audit_cli, audit_explain, picture, records
 
 REASON = "copied from the lab's other disk"
 
@@ -72,7 +74,61 @@ def test_a_stray_file_is_explained(lab: Lab) -> None:
     assert "is unrecorded: no record names it" in explained(lab, lab.seed(0) / "stray.txt")
 
 
+def test_a_lost_or_changed_file_says_what_would_rerun(lab: Lab) -> None:
+    (lab.seed(0) / "rows.csv").write_text("item,value\n0,1\n")
+    assert "Rerun  1 x evaluate; about" in explained(lab, lab.seed(0) / "rows.csv")
+    assert "Rerun  1 x evaluate, 1 x table; about" in explained(lab, lab.figure)
+    lab.figure.unlink()
+    assert "is missing" in explained(lab, lab.figure) and "1 x table" in explained(lab, lab.figure)
+
+
+def test_an_orphan_is_not_said_to_rerun(lab: Lab) -> None:
+    lab.configure(seeds=[0])
+    text = explained(lab, lab.seed(1) / "rows.csv")
+    assert "Nothing would make it now" in text and "Rerun" not in text
+
+
 # --- trace
+
+
+def test_a_cell_is_traced_to_the_rows_of_its_model(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a trace that follows other models' rows, or rows of another measure."""
+    folder = lab.results / "cells"
+    folder.mkdir()
+    rows = []
+    for model in ("manual", "random"):
+        for name in ("facts", "mmlu"):
+            path = folder / model / f"{name}.parquet"
+            path.parent.mkdir(exist_ok=True)
+            pd.DataFrame({"localization": [model] * 2, "item": [1, 2]}).to_parquet(path)
+            rows.append(path)
+    lab.source("table").write_text(
+        "def run(job):\n"
+        "    lines = [f'{m},{c},0.5' for m in ('manual', 'random') for c in ('forget_training', 'mmlu')]\n"
+        "    job.outputs['csv'].write_text('\\n'.join(['localization,column,mean', *lines]) + '\\n')\n"
+    )
+    lab.run("table", {"table": "t"}, {"rows": rows}, {"csv": folder / "t.csv"})
+    assert cli.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manual", "mmlu", "--json"]) == 0
+    node = json.loads(capsys.readouterr().out)
+    assert node["rows"] == [{"localization": "manual", "column": "mmlu", "mean": "0.5"}]
+    assert [i["path"] for i in node["inputs"]] == ["results/organism/cells/manual/mmlu.parquet"]
+    assert cli.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manual"]) == 0
+    out = capsys.readouterr().out
+    assert "cells/manual/facts.parquet" in out and "cells/manual/mmlu.parquet" in out and "random" not in out
+    assert cli.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manuel"]) == 2
+    assert "there are localization: manual, random; column: forget_training, mmlu" in capsys.readouterr().err
+
+
+def test_the_picture_of_a_file_has_every_stage_and_its_data_left_of_it(lab: Lab) -> None:
+    graph = picture.graph(lab.audit(), lab.table)
+    assert graph is not None
+    assert graph.jobs == {"table": 1, "evaluate": 2, "train": 2, "data.txt": 0, "prompts.yaml": 0}
+    assert ("data.txt", "train") in graph.edges and ("evaluate", "table") in graph.edges
+    svg = ElementTree.fromstring(picture.svg(graph))
+    boxes = {g[0].text: float(g[1].attrib["x"]) for g in svg if g.tag == "g"}
+    assert set(boxes) == set(graph.jobs) and all(boxes[one] < boxes[other] for one, other in graph.edges)
+    (lab.results / "stray.txt").write_text("?")
+    assert picture.graph(lab.audit(), lab.results / "stray.txt") is None
 
 
 def test_trace_goes_down_to_the_data(lab: Lab) -> None:

@@ -79,6 +79,12 @@ def add_commands(commands: Any) -> None:
         metavar="FOLDER",
         help="look for a stray copy's origin here (default: results and figures); repeat for more",
     )
+    parser.add_argument(
+        "--cell",
+        nargs="+",
+        metavar="WORD",
+        help="only what is behind the rows of its CSV that hold all of these values, such as manual mcq_forget",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--mermaid", action="store_true", help="print a Mermaid flow chart")
@@ -300,12 +306,17 @@ def trace(arguments: argparse.Namespace) -> int:
         )
         print(f"{arguments.path} is {shown(origin.path)}, {how}", file=sys.stderr)
         path = origin.path
-    node = audit_explain.tree(audit, path)
+    cell = audit_explain.cell(audit, path, arguments.cell) if arguments.cell else None
+    node = audit_explain.tree(audit, path, cell.inputs if cell else None)
+    if cell:
+        node["rows"] = cell.rows
     if arguments.json:
         print(json.dumps(node, indent=1))
     elif arguments.mermaid:
         print(audit_explain.mermaid(node), end="")
     else:
+        for row in cell.rows if cell else ():
+            print(", ".join(f"{name} {value}" for name, value in row.items() if value))
         print("\n".join(audit_explain.tree_lines(node)))
     return CLEAN
 

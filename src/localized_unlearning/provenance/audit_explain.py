@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from localized_unlearning.errors import UserError
 from localized_unlearning.progress import clock
 from localized_unlearning.provenance import code, records
 from localized_unlearning.provenance.audit import (
@@ -54,11 +56,12 @@ def _collect(
 
 
 def to_rerun(audit: Audit, entry: Entry) -> list[Entry]:
-    """The jobs that would run again to bring an entry up to date, itself last."""
+    """The jobs that would run again to bring an entry up to date and its bytes back, itself last."""
     found: dict[Path, Entry] = {}
 
     def visit(node: Entry) -> None:
-        if node.place in found or audit.currency(node).status not in ("stale", "orphan"):
+        sound = audit.currency(node).status in ("ok", "unknown") and _is_whole(audit, node)
+        if node.place in found or sound or node.record.adopted:
             return
         for producer in audit.producers(node):
             visit(producer)
@@ -66,6 +69,10 @@ def to_rerun(audit: Audit, entry: Entry) -> list[Entry]:
 
     visit(entry)
     return list(found.values())
+
+
+def _is_whole(audit: Audit, entry: Entry) -> bool:
+    return all(audit.integrity(entry, output)[0] in ("ok", "incomplete") for output in entry.record.outputs)
 
 
 def explain(audit: Audit, finding: Finding) -> list[str]:
@@ -85,7 +92,11 @@ def explain(audit: Audit, finding: Finding) -> list[str]:
         ]
         lines += [f"  (recorded by stage {record.stage}, {record.ended})"]
     if finding.currency in ("stale", "orphan"):
-        lines += [f"{name} is {finding.currency}.", "", *_causes(audit, entry), "", *_rerun(audit, entry)]
+        lines += [f"{name} is {finding.currency}.", "", *_causes(audit, entry)]
+    if finding.currency == "orphan":
+        lines += ["", "Nothing would make it now: put back what asked for it, or delete it."]
+    elif finding.currency == "stale" or finding.integrity in ("modified", "missing"):
+        lines += ["", *_rerun(audit, entry)]
     elif not lines:
         sure = "as its record says, and would be made the same way now"
         if finding.currency == "unknown":
@@ -186,15 +197,26 @@ def find_by_content(audit: Audit, path: Path) -> Origin | None:
     return by_key
 
 
-def tree(audit: Audit, path: Path) -> dict[str, Any]:
+def tree(audit: Audit, path: Path, only: Collection[int] | None = None) -> dict[str, Any]:
     """Everything behind a file, as nested mappings down to the data.
 
     A job is described where it first appears; later mentions carry ``"above": true``.
+
+    Args:
+        audit: the records.
+        path: the file.
+        only: which of the inputs of its own job are followed, by number; None follows all.
     """
-    return _node(audit, path, None, set())
+    return _node(audit, path, None, set(), only)
 
 
-def _node(audit: Audit, path: Path, given: records.Input | None, seen: set[Path]) -> dict[str, Any]:
+def _node(
+    audit: Audit,
+    path: Path,
+    given: records.Input | None,
+    seen: set[Path],
+    only: Collection[int] | None = None,
+) -> dict[str, Any]:
     entry = audit.producer(path)
     node: dict[str, Any] = {"path": shown(path)}
     if given is not None:
@@ -205,8 +227,6 @@ def _node(audit: Audit, path: Path, given: records.Input | None, seen: set[Path]
     node |= {
         "sha256": node.get("sha256") or records.digest_in(record, entry.folder, path),
         "stage": record.stage,
-    }
-    node |= {
         "wildcards": record.wildcards,
         "key": record.key,
         "record": record.id,
@@ -219,8 +239,103 @@ def _node(audit: Audit, path: Path, given: records.Input | None, seen: set[Path]
     if entry.place in seen:
         return node | ({"above": True} if record.inputs else {})
     seen.add(entry.place)
-    node["inputs"] = [_node(audit, audit.resolve(i.path), i, seen) for i in record.inputs]
+    followed = [i for number, i in enumerate(record.inputs) if only is None or number in only]
+    node["inputs"] = [_node(audit, audit.resolve(i.path), i, seen) for i in followed]
     return node
+
+
+class Cell(NamedTuple):
+    """A part of a table or figure: its rows in the tidy CSV, and which inputs of its job they rest on."""
+
+    rows: list[dict[str, str]]
+    inputs: list[int]
+
+
+def cell(audit: Audit, path: Path, words: Sequence[str]) -> Cell:
+    """The rows of a table's or figure's CSV that hold all of ``words``, and the inputs they rest on.
+
+    An input counts when it is about the same model or point (equal values in the columns that both have) and,
+    where the CSV names a measure or panel, holds the rows that it is taken from.
+
+    Raises:
+        UserError: when there is no CSV or no such row.
+    """
+    import pandas as pd
+
+    entry = audit.producer(path)
+    table = next(iter(_csv_of(entry)), None) if entry else None
+    if entry is None or table is None:
+        raise UserError(
+            f"{shown(path)} has no CSV of its numbers beside it: --cell is for tables and figures"
+        )
+    data = pd.read_csv(table, dtype=str, keep_default_na=False)
+    rows = [
+        row
+        for values in data.itertuples(index=False)
+        if set(words)
+        <= set((row := dict(zip(map(str, data.columns), map(str, values), strict=True))).values())
+    ]
+    if not rows:
+        named = data[[c for c in data.columns if data[c].nunique() <= 40 and not _is_number(data[c].iloc[0])]]
+        values = "; ".join(f"{c}: {', '.join(named[c].unique())}" for c in named.columns)
+        raise UserError(f"no row of {shown(table)} holds {' and '.join(words)}; there are {values}")
+    sources = {source for row in rows if (source := _source_of(row))}
+    inputs = [
+        number
+        for number, i in enumerate(entry.record.inputs)
+        if (not sources or _stem(i) not in ROWS or _stem(i) in sources)
+        and any(_is_about(audit.resolve(i.path), row) for row in rows)
+    ]
+    return Cell(rows, inputs)
+
+
+ROWS = ("facts", "multiple_choice", "mmlu", "text")  # files of per-item rows, by the measure they are for
+
+
+def _csv_of(entry: Entry) -> Iterator[Path]:
+    for output in entry.record.outputs:
+        found = entry.folder / output.path
+        if found.suffix == ".csv" and found.is_file():
+            yield found
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"-?[\d.]+(e[-+]?\d+)?|", text) is not None
+
+
+def _stem(given: records.Input) -> str:
+    return Path(given.path).stem
+
+
+def _source_of(row: Mapping[str, str]) -> str | None:
+    """Which rows the measure of a table, or the panel of a figure, is taken from."""
+    from localized_unlearning.measures import MEASURES
+
+    name = row.get("column") or row.get("panel") or ""
+    found = next((measure.source for measure in MEASURES if measure.name == name), None)
+    if found or not name:
+        return found
+    return {"mcq": "multiple_choice", "mmlu": "mmlu", "forget": "facts", "retain": "facts"}.get(
+        name.split("_")[0]
+    )
+
+
+def _is_about(path: Path, row: Mapping[str, str]) -> bool:
+    """Whether an input is about what a row is about, as far as both say."""
+    import pandas as pd
+
+    shared = {name: row[name] for name in ("task", "objective", "localization", "seed") if row.get(name)}
+    if shared.get("task") == "all":
+        del shared["task"]  # a mean over forget sets
+    if path.suffix == ".json":
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return all(str(found[name]) == value for name, value in shared.items() if name in found)
+    if path.suffix != ".parquet":
+        return True
+    frame = pd.read_parquet(path)
+    frame = frame[[name for name in shared if name in frame]].drop_duplicates().astype(str)
+    asked = tuple(shared[name] for name in frame.columns)
+    return not asked or asked in set(frame.itertuples(index=False, name=None))
 
 
 def tree_lines(node: Mapping[str, Any], indent: str = "", link: str = "") -> Iterator[str]:
