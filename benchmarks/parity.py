@@ -275,7 +275,7 @@ class restored_afterwards:
 
 
 def erasing(subject: Subject) -> Iterator[Result]:
-    """-log(1 - p) of real logits against its formula in float64; the right answers, near 1, and wrong ones."""
+    """-log(1 - p) of real logits against its formula in float64; of right answers and of the likeliest wrong ones."""
     encoded, answers = subject.prompts(24)
     with torch.no_grad():
         hidden = torch.stack(
@@ -285,7 +285,7 @@ def erasing(subject: Subject) -> Iterator[Result]:
         logits = torch.stack([(head.double() @ h.double()) for h in hidden])
         for words, tokens in (
             ("the right answers", answers),
-            ("likeliest tokens", logits.argmax(1).tolist()),
+            ("the likeliest wrong tokens", logits.topk(2).indices[:, 1].tolist()),
         ):
             answer = torch.tensor(tokens)
             p = torch.softmax(logits, 1).gather(1, answer[:, None])[:, 0]

@@ -48,6 +48,11 @@ class Compute(Section):
     )
     threads: Count = Field(1, description="CPU threads of one job; the rules reserve as many cores.")
     batch_tokens: Count = Field(4096, description="Tokens of one forward pass while evaluating.")
+    deterministic: bool = Field(
+        False,
+        description="Only deterministic algorithms, so that a GPU too gives the same bytes; an operation that has none "
+        "stops the job. A CPU gives the same bytes either way.",
+    )
     warm_start: bool = Field(
         True,
         description="Fork jobs from a process that has imported torch and transformers; never inside a Slurm allocation.",

@@ -28,10 +28,20 @@ def threads(compute: Compute) -> int:
 
 
 def setup(compute: Compute) -> str:
-    """Set the thread count of this process (:func:`threads`) and return the device that ``compute`` asks for."""
+    """Set up this process as ``compute`` asks: its threads (:func:`threads`), deterministic algorithms or not.
+
+    Returns:
+        The device.
+    """
+    import os
+
     import torch
 
     torch.set_num_threads(threads(compute))
+    if compute.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
+    torch.use_deterministic_algorithms(compute.deterministic)
+    torch.backends.cudnn.benchmark = False
     if compute.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if compute.device.startswith("cuda") and not torch.cuda.is_available():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +13,7 @@ import pytest
 import yaml
 
 from localized_unlearning.config import merge
-from tiny_run import TINY, configure, snakemake, workplace
+from tiny_run import TINY, configure, environment, snakemake, workplace
 
 
 @pytest.fixture(scope="module")
@@ -160,19 +162,71 @@ def test_an_unknown_key_stops_before_any_job(finished: Path) -> None:
     assert re.search(sentence, done.stderr), done.stderr
 
 
-def test_a_cold_rerun_gives_the_same_bytes(finished: Path) -> None:
-    """Same seed, same machine: every artefact of training and evaluating repeats, warm start or not."""
-    model = finished / "results/tiny/sports/erase/manual/seed0"
-    names = ("delta.safetensors", "history.csv", "facts.parquet", "multiple_choice.parquet", "mmlu.parquet")
-    before = {name: (model / name).read_bytes() for name in names}
-    configure(finished, merge(TINY, {"compute": {"warm_start": False}}))
-    target = str((model / "facts.parquet").relative_to(finished))
+def contents(folder: Path) -> dict[str, bytes]:
+    """Bytes of every artefact below ``folder``; records hold times."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in files
+        if not path.name.endswith(".record.json")
+    }
+
+
+TRAINED = ("base_model", "sports/erase/manual", "sports/mask/manual", "athletes/inject/manual")
+"""Folders of the tiny run whose stages train."""
+
+
+def test_everything_made_again_has_the_same_bytes(finished: Path) -> None:
+    """Same seed, same machine: pretraining, fine-tuning, masks, relearning and what is read off them repeat, cold or warm."""
+    results = finished / "results/tiny"
+    before = {name: contents(results / name) for name in TRAINED}
+    assert all(before.values())
+    configure(finished, merge(TINY, {"compute": {"warm_start": False, "deterministic": True}}))
+    seed = [f"results/tiny/{name}/seed0" for name in TRAINED[1:]]
+    targets = [
+        *(f"{seed[0]}/{name}.parquet" for name in ("facts", "probes")),
+        f"{seed[1]}/sweep/facts.parquet",
+        f"{seed[2]}/relearning/facts.parquet",
+    ]
     try:
-        done = snakemake(finished, target, "--forcerun", "finetune", "evaluate")
+        done = snakemake(finished, *targets, "--forcerun", "pretrain")
     finally:
         configure(finished, TINY)
     assert done.returncode == 0, done.stderr
-    assert {name: (model / name).read_bytes() for name in names} == before
+    for stage in ("pretrain", "finetune", "mask", "relearn", "evaluate", "sweep", "probe"):
+        assert re.search(rf"^{stage} +[1-9]", done.stderr, re.M), stage
+    for name in TRAINED:
+        after = contents(results / name)
+        assert after.keys() == before[name].keys()
+        assert [path for path, value in after.items() if value != before[name][path]] == [], name
+
+
+def test_other_threads_and_batches_are_equivalent(finished: Path) -> None:
+    """Not the same bytes, but the same numbers to rounding, as ``audit diff`` tells."""
+    models = ("sports/erase/manual/seed0", "athletes/inject/manual/seed0")
+    kept = {name: finished / "results" / f"kept-{index}" for index, name in enumerate(models)}
+    for name, copy in kept.items():
+        shutil.copytree(finished / "results/tiny" / name, copy)
+    configure(finished, merge(TINY, {"compute": {"threads": 2, "batch_tokens": 256}}))
+    targets = [
+        f"results/tiny/{name}/{part}.parquet" for name in models for part in ("facts", "relearning/facts")
+    ]
+    try:
+        done = snakemake(finished, *targets, "--forcerun", "finetune", "evaluate", "relearn")
+    finally:
+        configure(finished, TINY)
+    assert done.returncode == 0, done.stderr
+    for name, copy in kept.items():
+        command = [
+            "localized-unlearning", "audit", "diff", str(copy.relative_to(finished)), f"results/tiny/{name}",
+            "--tolerance", "1e-4",
+        ]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=finished, env=environment(finished), capture_output=True, text=True
+        )
+        assert done.stdout, done.stderr
+        numbers = [line for line in done.stdout.splitlines() if line.strip().startswith("numbers")]
+        assert all("equal within 0.0001" in line for line in numbers), done.stdout
 
 
 def test_a_second_checkout_is_restored_from_the_store(finished: Path, tmp_path: Path) -> None:
