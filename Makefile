@@ -9,7 +9,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all test test-slurm slurm-profile slurm-cancel setup format lock clean-env
+.PHONY: help all test test-gemma-7b test-slurm slurm-profile slurm-cancel setup format lock clean-env
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -20,6 +20,7 @@ help:
 	@echo 'make all        set up, run the default workflow, show its tables; again: does nothing and says so'
 	@echo '                ARGS="--configfile workflow/presets/X.yaml" goes to snakemake'
 	@echo 'make test       set up, then lint, format, types, the linter of Snakemake, and the tests'
+	@echo 'make test-gemma-7b   every stage through the presets of Gemma-7B, on a narrow random model'
 	@echo 'make test-slurm   the workflow through a real Slurm, which it installs and starts (Debian, as root)'
 	@echo 'make slurm-profile   put profiles/slurm where snakemake --profile slurm looks (docs/running-on-slurm.md)'
 	@echo "make slurm-cancel   cancel this checkout's Slurm jobs, as after a killed Snakemake"
@@ -95,6 +96,10 @@ test: setup
 	@echo '== snakefmt';           snakefmt --check Snakefile workflow 2>&1 || { echo 'run: make format'; exit 1; }
 	@echo '== snakemake --lint';   snakemake --lint
 	@echo '== pytest';             pytest -q
+
+# Apart from `make test`: some three hundred jobs, on a random model of Gemma-7B's architecture.
+test-gemma-7b: setup
+	@pytest -q -rs --durations=0 tests/gemma_7b
 
 # Apart from `make test`: it installs Slurm and runs for some ten minutes.
 test-slurm: setup

@@ -1,0 +1,105 @@
+"""Every stage through the presets of Gemma-7B on a CPU: `make test-gemma-7b`, apart from `make test`.
+
+The presets themselves, with their sources' formats, on a random model of the exact architecture; see `narrow`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import narrow
+import pandas as pd
+import pytest
+import yaml
+
+from localized_unlearning import models
+from localized_unlearning.config import merge
+from localized_unlearning.published import FIGURES, TABLES
+from tiny_run import snakemake, workplace
+
+HEADS = {
+    "attribution_patching_heads": {"prompts": 2},
+    "causal_tracing_heads": {"prompts": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with the narrow model and the data beside it."""
+    place = workplace(tmp_path_factory.mktemp("gemma-7b"))
+    settings = narrow.overlay(place)
+    for name in ("gemma-7b", "gemma-7b-as-released"):
+        own = settings if name == "gemma-7b" else merge(settings, {"scores": HEADS})
+        text = yaml.safe_dump({"extends": f"workflow/presets/{name}.yaml", **own})
+        (place / f"{name}.yaml").write_text(text)
+    return place
+
+
+def run(folder: Path, preset: str, *targets: str) -> Path:
+    """The preset's results, once its targets are made."""
+    (folder / "tiny.yaml").write_text((folder / f"{preset}.yaml").read_text())
+    done = snakemake(folder, *targets, "--show-failed-logs")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-20000:]
+    return folder / "results" / preset
+
+
+def records(results: Path, stage: str) -> Iterator[dict[str, object]]:
+    for path in results.rglob("*.record.json"):
+        record = json.loads(path.read_text())
+        if record["stage"] == stage:
+            yield record
+
+
+def test_the_paper(folder: Path) -> None:
+    results = run(folder, "gemma-7b", "all")
+    for name in TABLES:
+        assert (results / f"tables/{name}.md").stat().st_size
+    for name in FIGURES:
+        assert (folder / f"figures/gemma-7b/{name}.png").stat().st_size
+    assert len(list(records(results, "finetune"))) == 24 and len(list(records(results, "mask"))) == 12
+    sizes = {
+        path.stem: len(json.loads(path.read_text())["components"])
+        for path in (results / "sports/selections").glob("*.json")
+        if not path.name.endswith(".record.json")
+    }
+    # 5 % of 168 matrices, 5 % of 56 units (two to four matrices each), six layers, all
+    assert 6 <= sizes.pop("causal_tracing") <= 12
+    assert sizes == {
+        "attribution_patching": 9,
+        "random": 9,
+        "manual": 12,
+        "all_mlps": 56,
+        "nonlocalized": 168,
+    }
+    short = pd.read_parquet(results / "sports/erase/manual/seed0/relearning/mmlu.parquet")
+    assert short["item"].nunique() == 8
+    delta = results / "sports/erase/manual/seed0/delta.safetensors"
+    tensors = models.read_delta(delta, models.weights_digest(results / "base_model"))
+    assert len(tensors) == 12 and {str(t.dtype) for t in tensors.values()} == {"torch.bfloat16"}
+
+
+def test_as_released(folder: Path) -> None:
+    masks = ("attribution_patching", "causal_tracing", "random", "manual")
+    name = "gemma-7b-as-released"
+    results = run(
+        folder, name,
+        *(f"results/{name}/sports/mask/{mask}/seed0/sweep/facts.parquet" for mask in masks),
+        f"results/{name}/sports/inject/manual/seed0/history.csv",
+        f"results/{name}/sports/erase/all_mlps/seed0/history.csv",
+    )  # fmt: skip
+    found = {
+        mask: json.loads((results / f"sports/mask/{mask}/selection.json").read_text())["components"]
+        for mask in masks
+    }
+    layers = {name.split(".")[0] for name in found["manual"]}
+    assert layers == set("1234567") and len(found["manual"]) == 14
+    for mask in ("attribution_patching", "causal_tracing", "random"):
+        assert any(len(name.split(".")) == 4 for name in found[mask]), found[mask]
+    assert len(found["attribution_patching"]) > 0.05 * 1848
+    assert len(pd.read_csv(results / "sports/inject/manual/seed0/history.csv")) == 75
+    rates = pd.read_csv(results / "sports/erase/all_mlps/seed0/history.csv")["learning_rate"]
+    assert rates.iloc[0] == 2.5e-5
+    rows = pd.read_parquet(results / "sports/mask/manual/seed0/sweep/facts.parquet")
+    assert set(rows["edit_size"]) == {0, 100, 1000}
