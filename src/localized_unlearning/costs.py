@@ -570,7 +570,7 @@ class Model:
         _, forget, retain = self.parts(task)
         if short and c.series.retain is not None:
             retain = min(retain, c.series.retain)
-        names = (c.prompts.training, c.prompts.question, *c.evaluation.prompts)
+        names = (c.prompts.training, c.prompts.question, *(() if short else c.evaluation.prompts))
         work = self.ask_choice(forget + retain, 1 if short else 2)
         for name in names:
             work += self.ask(name, forget + retain)

@@ -23,12 +23,16 @@ class Prompt:
         text: the text, with ``{athlete}`` and, for multiple choice, ``{options}`` and ``{example}``.
         options: the answers in the order of the letters; empty unless it is multiple choice.
         option_format: how one lettered option reads.
+        answers: how the candidate answers are spelled, in the order of the book's; empty: as there.
+        whole_answer: whether an answer is scored over all its tokens, not its first alone.
     """
 
     name: str
     text: str
     options: tuple[str, ...] = ()
     option_format: str = "{letter}: {Answer}"
+    answers: tuple[str, ...] = ()
+    whole_answer: bool = False
 
     def render(self, athlete: str, options: Sequence[str] | None = None) -> str:
         """The prompt about ``athlete``, with ``options`` in another order if given."""
@@ -78,7 +82,17 @@ def load_prompts(path: Path) -> PromptBook:
         text = entry.get("text", "")
         if "{athlete}" not in text:
             raise UserError(f"prompt '{name}' in {path} does not mention {{athlete}}: add it to its text")
+        answers = tuple(entry.get("answers", ()))
+        if answers and len(answers) != len(data["answers"]):
+            raise UserError(
+                f"prompt '{name}' in {path} spells {len(answers)} answers: give one for each of {', '.join(data['answers'])}"
+            )
         prompts[name] = Prompt(
-            name, text, tuple(entry.get("options", ())), entry.get("option_format", "{letter}: {Answer}")
+            name,
+            text,
+            tuple(entry.get("options", ())),
+            entry.get("option_format", "{letter}: {Answer}"),
+            answers,
+            bool(entry.get("whole_answer", False)),
         )
     return PromptBook(tuple(data["answers"]), tuple(data.get("paraphrases", ())), prompts)

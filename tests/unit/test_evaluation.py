@@ -77,6 +77,34 @@ def test_facts(model: Any, tokenizer: Any, book: PromptBook) -> None:
         agrees(row, expected, tokens, [f"logit_{c}" for c in CHOICES], tokens[row["answer"]])
 
 
+def test_answers_spelled_otherwise_and_scored_whole(model: Any, tokenizer: Any, book: PromptBook) -> None:
+    """Token by token over the whole answer, one forward pass each: what the packed beginnings must add up to."""
+    rows = evaluation.ask_facts(model, tokenizer, ATHLETES, [book["capitalized"], book["dashed"]], 128)
+    for _, row in rows.iterrows():
+        prompt = book[row["prompt"]]
+        text = prompt.render(row["athlete"])
+        if not prompt.whole_answer:
+            tokens = [first_token(tokenizer, c) for c in prompt.answers]
+            agrees(
+                row,
+                slow(model, tokenizer, text),
+                tokens,
+                [f"logit_{c}" for c in CHOICES],
+                tokens[row["answer"]],
+            )
+            continue
+        for choice, answer in zip(CHOICES, prompt.answers, strict=True):
+            start = tokenizer(text)["input_ids"]
+            spelled = tokenizer(f" {answer}", add_special_tokens=False)["input_ids"]
+            logs = torch.log_softmax(model(input_ids=torch.tensor([start + spelled])).logits[0], 1)[
+                len(start) - 1 : -1
+            ]
+            expected = logs[range(len(spelled)), spelled].sum()
+            assert len(spelled) > 1 and row[f"logit_{choice}"] == pytest.approx(float(expected), abs=1e-4)
+            if choice == row["sport"]:
+                assert row["argmax_right"] == (logs.argmax(1).tolist() == spelled)
+
+
 def test_multiple_choice(model: Any, tokenizer: Any, book: PromptBook) -> None:
     """In both orders, the answer's letter stands before the athlete's sport in the very prompt that was read."""
     prompt = book["multiple_choice"]

@@ -72,7 +72,8 @@ def full_exam(job: Job) -> Exam:
 
 
 def short_exam(job: Job) -> Exam:
-    """The exam at each point of a series (relearning iterations, mask sizes): fewer retained athletes and questions.
+    """The exam at each point of a series (relearning iterations, mask sizes): fewer retained athletes and questions,
+    and the training and the question prompt alone.
 
     Every forget-set athlete of the test part stays; the others are drawn once, by seed.
     """
@@ -84,6 +85,7 @@ def short_exam(job: Job) -> Exam:
     return replace(
         exam,
         athletes=pd.concat([forget, retain], ignore_index=True),
+        prompts=exam.prompts[:2],
         orders=("fixed",),
         mmlu=exam.mmlu.model_copy(update={"questions": series.questions, "shots": series.shots}),
     )
