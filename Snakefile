@@ -50,6 +50,7 @@ rule all:
     input:
         rules.tables.input,
         rules.figures.input,
+        rules.statistics.input,
         rules.claims.output,
         f"{plan.results}/model_card.md",
     localrule: True

@@ -349,6 +349,19 @@ class NullDistribution(Section):
     first_seed: int = Field(1000, description="Seed of the first draw; the next ones count up.")
     seeds: tuple[int, ...] = Field((), description="Seeds of unlearning; none: the run's first.")
 
+    def localizations(self) -> dict[str, Localization]:
+        """The draws, by name."""
+        return {
+            f"random_draw_{i + 1}": Localization(
+                label=f"Random draw {i + 1}",
+                kind="random",
+                budget=self.budget,
+                fraction=self.fraction,
+                seed=self.first_seed + i,
+            )
+            for i in range(self.draws)
+        }
+
 
 class Finetune(Section):
     """Localized fine-tuning (sections 2.4 and A.3)."""
@@ -604,7 +617,9 @@ class Config(Section):
         "organism", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the results folder."
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds of unlearning; one model per seed.")
-    mask_seeds: tuple[int, ...] = Field((), description="Seeds of weight masks; none: those of unlearning.")
+    mask_seeds: tuple[int, ...] | None = Field(
+        None, description="Seeds of weight masks; null: those of unlearning; empty: no masks."
+    )
     compute: Compute = Compute()
     cache: Cache = Cache()
     model: Model = Model()
@@ -661,7 +676,7 @@ class Config(Section):
             )
         for name, seeds in (
             ("seeds", self.seeds),
-            ("mask_seeds", self.mask_seeds),
+            ("mask_seeds", self.mask_seeds or ()),
             ("null_distribution.seeds", self.null_distribution.seeds),
             *((f"tasks.{task}.seeds", t.seeds) for task, t in self.tasks.items() if t),
         ):
@@ -715,17 +730,7 @@ class Config(Section):
     @property
     def null_draws(self) -> dict[str, Localization]:
         """The random localizations of the null distribution, by name."""
-        null = self.null_distribution
-        return {
-            f"random_draw_{i + 1}": Localization(
-                label=f"Random draw {i + 1}",
-                kind="random",
-                budget=null.budget,
-                fraction=null.fraction,
-                seed=null.first_seed + i,
-            )
-            for i in range(null.draws)
-        }
+        return self.null_distribution.localizations()
 
     def written(self) -> dict[str, Any]:
         """Plain values as a user writes them: without the localizations that follow from the null distribution."""

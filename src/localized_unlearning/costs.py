@@ -871,10 +871,24 @@ STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
     "layer_probes": Model._layer_probes,
     "table": Model._light,
     "figure": Model._light,
+    "supplement": Model._light,
+    "comparisons": Model._light,
     "claims": Model._claims,
 }
 
-LIGHT = ("fetch", "split", "select", "table", "figure", "claims", "download", "convert", "pretrain")
+LIGHT = (
+    "fetch",
+    "split",
+    "select",
+    "table",
+    "supplement",
+    "comparisons",
+    "figure",
+    "claims",
+    "download",
+    "convert",
+    "pretrain",
+)
 """Stages that use no GPU even where there is one."""
 
 # ---- what a job asks the scheduler for

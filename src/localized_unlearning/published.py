@@ -60,6 +60,8 @@ def lacking(config: Config, name: str) -> str | None:
     task, objective = TABLES[name] if name in TABLES else FIGURES[name][1:3]
     if task not in ("", *config.tasks):
         return f"the config has no task '{task}': add it under 'tasks'"
+    if objective == "mask" and config.mask_seeds == ():
+        return "the config asks for no weight masks: give 'mask_seeds' a seed"
     if objective not in ("", "mask", *config.objectives):
         return f"the config has no objective '{objective}': add it under 'objectives'"
     return None

@@ -303,6 +303,22 @@ STAGES: dict[str, Stage] = {
             ("table", "task"),
         ),
         Stage(
+            "supplement",
+            "localized_unlearning.supplement",
+            ("run", "statistics"),
+            ("facts*", "multiple_choice*", "selections*"),
+            ("csv", "letters", "markdown"),
+            ("table", "task"),
+        ),
+        Stage(
+            "comparisons",
+            "localized_unlearning.comparisons",
+            ("run", "prompts", "statistics", "null_distribution"),
+            ("facts*", "multiple_choice*", "mmlu*", "text*", "selections*"),
+            ("comparisons_csv", "comparisons_markdown", "null_csv", "null_markdown"),
+            ("table", "task"),
+        ),
+        Stage(
             "claims",
             "localized_unlearning.claims",
             ("run", "statistics", "prompts.question"),

@@ -120,16 +120,22 @@ def hierarchical_bootstrap(design: Design, samples: int, seed: int) -> np.ndarra
     rng = np.random.default_rng(seed)
     names, codes = _units(design)
     gamma = max(0.5, (len(names) - 2) / len(names))  # makes the variance of a mean unbiased
+    sums = [  # by unit [seed, unit], and how many items it has in the set
+        np.stack([np.bincount(code, row, len(names)) for row in answers.scores])
+        for answers, code in zip(design, codes, strict=True)
+    ]
+    sizes = [np.bincount(code, minlength=len(names)).astype(np.float64) for code in codes]
     means = []
     step = max(1, 4_000_000 // len(names))  # bounds memory: MMLU has 14,042 items
     for start in range(0, samples, step):
         count = min(step, samples - start)
         weights = rng.standard_gamma(gamma, (count, len(names)))
         by_set = []
-        for answers, code in zip(design, codes, strict=True):
-            by_seed, by_item = _counts(len(answers.scores), count, rng), weights[:, code]
-            totals = np.einsum("bi,bi->b", by_seed @ answers.scores, by_item)
-            by_set.append(totals / (by_seed.sum(1) * by_item.sum(1)))
+        for total, size in zip(sums, sizes, strict=True):
+            by_seed = _counts(len(total), count, rng)
+            by_set.append(
+                np.einsum("bu,bu->b", by_seed @ total, weights) / (by_seed.sum(1) * (weights @ size))
+            )
         sets = _counts(len(design), count, rng)
         means.append((sets * np.stack(by_set, 1)).sum(1) / sets.sum(1))
     return np.concatenate(means)
@@ -192,7 +198,7 @@ def pooled(design: Design, settings: Statistics, share: bool) -> Estimate:
     reach = found.quantile(settings.confidence)
     if share:
         variance = mean * (1 - mean)
-        effective = min(items, variance / found.error**2) if found.error > 0 else items
+        effective = min(items, variance / found.error**2) if variance > 0 < found.error else items
         low, high = score_interval(mean, effective, reach)
     else:
         low, high = mean - reach * found.error, mean + reach * found.error
@@ -235,7 +241,7 @@ def item_names(rows: pd.DataFrame) -> pd.Series:
 
 
 def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series, units: str | None = None) -> list[Answers]:
-    """The design of rows and their scores, one entry a ``task``.
+    """The design of rows and their scores, one entry a ``task``, items in the order of their names.
 
     Args:
         rows: one localization's rows, one a seed and item; columns ``task`` and ``seed`` if there are several.
@@ -254,6 +260,7 @@ def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series, units: str | N
         if part.duplicated(["seed", "item"]).any():
             raise UserError(f"an item stands twice among the rows of task {task!s}: rerun its evaluation")
         if part["seed"].nunique() == 1:
+            part = part.sort_values("item")
             design.append(Answers(part["score"].to_numpy()[None], part["unit"].to_numpy()))
             continue
         wide = part.pivot(index="seed", columns="item", values="score")

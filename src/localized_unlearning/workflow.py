@@ -182,7 +182,7 @@ class Workflow:
     def model_folders(self, task: str, objective: str, base: bool = True) -> list[str]:
         """The folders of a task's models: the base model's if wanted, then each localization's, seed by seed."""
         seeds = self.seeds_of(task)
-        if objective == "mask" and self.config.mask_seeds:
+        if objective == "mask" and self.config.mask_seeds is not None:
             seeds = self.config.mask_seeds
         folders = [self.model_folder(task, "none", "base", 0)] if base else []
         return folders + [
@@ -249,12 +249,13 @@ class Workflow:
 
         return rows
 
-    def null_rows_for(self, evaluation: str) -> Callable[[Wildcards], list[str]]:
-        """The rows of the null distribution of a table."""
+    def compared_rows_for(self, evaluation: str) -> Callable[[Wildcards], list[str]]:
+        """The rows of a table, and those of its null distribution."""
 
         def rows(wildcards: Wildcards) -> list[str]:
             folders = self.null_folders(*TABLES[wildcards["table"]])
-            return [f"{folder}/{evaluation}.parquet" for folder in folders]
+            null = [f"{folder}/{evaluation}.parquet" for folder in folders]
+            return self.rows_for(evaluation)(wildcards) + null
 
         return rows
 
@@ -266,6 +267,11 @@ class Workflow:
         """The selections behind a table."""
         task = self.task_of(wildcards)
         return [f"{self.results}/{task}/selections/{name}.json" for name in self.compared]
+
+    def compared_selections_for(self, wildcards: Wildcards) -> list[str]:
+        """The selections behind a table and its null distribution."""
+        task = self.task_of(wildcards)
+        return [f"{self.results}/{task}/selections/{name}.json" for name in self.localizations]
 
     def data_for(self, wildcards: Wildcards) -> list[str]:
         """The rows a figure is drawn from."""
@@ -335,6 +341,24 @@ class Workflow:
             return [f"{self.figures}/{name}.{suffix}" for suffix in ("pdf", "png", "csv")]
 
         return paths
+
+    def statistics(self) -> list[str]:
+        """Comparisons, null distribution and supplement of every table that this config can make."""
+        files = (
+            "comparisons.csv",
+            "comparisons.md",
+            "null.csv",
+            "null.md",
+            "supplement.csv",
+            "letters.csv",
+            "supplement.md",
+        )
+        return [
+            f"{self.results}/statistics/{table}/{file}"
+            for table in TABLES
+            if not lacking(self.config, table)
+            for file in files
+        ]
 
     def targets(self, names: Iterable[str]) -> list[Callable[[Wildcards], list[str]]]:
         """Those of the tables or figures that this config can make: it may lack a task or an objective."""

@@ -39,6 +39,77 @@ rule table:
         " --out-latex {output.latex} 2> {log}"
 
 
+rule comparisons:
+    input:
+        facts=plan.compared_rows_for("facts"),
+        multiple_choice=plan.compared_rows_for("multiple_choice"),
+        mmlu=plan.compared_rows_for("mmlu"),
+        text=plan.compared_rows_for("text"),
+        selections=plan.compared_selections_for,
+    output:
+        comparisons_csv=f"{plan.results}/statistics/{{table}}/comparisons.csv",
+        comparisons_markdown=f"{plan.results}/statistics/{{table}}/comparisons.md",
+        null_csv=f"{plan.results}/statistics/{{table}}/null.csv",
+        null_markdown=f"{plan.results}/statistics/{{table}}/null.md",
+    log:
+        f"logs/{plan.config.run}/{{table}}_comparisons.log",
+    benchmark:
+        f"logs/{plan.config.run}/{{table}}_comparisons.tsv"
+    wildcard_constraints:
+        table="|".join(TABLES),
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("comparisons"),
+        runtime=plan.runtime("comparisons"),
+    params:
+        config=plan.resolved,
+        task=plan.task_of,
+        settings=plan.seen("comparisons"),
+        code=plan.code("comparisons"),
+    message:
+        "compare the localizations of {wildcards.table}"
+    shell:
+        "localized-unlearning comparisons --config {params.config} --table {wildcards.table} --task {params.task}"
+        " --facts {input.facts} --multiple-choice {input.multiple_choice} --mmlu {input.mmlu} --text {input.text}"
+        " --selections {input.selections} --out-comparisons-csv {output.comparisons_csv}"
+        " --out-comparisons-markdown {output.comparisons_markdown} --out-null-csv {output.null_csv}"
+        " --out-null-markdown {output.null_markdown} 2> {log}"
+
+
+rule supplement:
+    input:
+        facts=plan.rows_for("facts"),
+        multiple_choice=plan.rows_for("multiple_choice"),
+        selections=plan.selections_for,
+    output:
+        csv=f"{plan.results}/statistics/{{table}}/supplement.csv",
+        letters=f"{plan.results}/statistics/{{table}}/letters.csv",
+        markdown=f"{plan.results}/statistics/{{table}}/supplement.md",
+    log:
+        f"logs/{plan.config.run}/{{table}}_supplement.log",
+    benchmark:
+        f"logs/{plan.config.run}/{{table}}_supplement.tsv"
+    wildcard_constraints:
+        table="|".join(TABLES),
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("supplement"),
+        runtime=plan.runtime("supplement"),
+    params:
+        config=plan.resolved,
+        task=plan.task_of,
+        settings=plan.seen("supplement"),
+        code=plan.code("supplement"),
+    message:
+        "every prompt of {wildcards.table}"
+    shell:
+        "localized-unlearning supplement --config {params.config} --table {wildcards.table} --task {params.task}"
+        " --facts {input.facts} --multiple-choice {input.multiple_choice} --selections {input.selections}"
+        " --out-csv {output.csv} --out-letters {output.letters} --out-markdown {output.markdown} 2> {log}"
+
+
 rule figure:
     input:
         data=plan.data_for,
@@ -116,6 +187,12 @@ rule tables:
 rule figures:
     input:
         plan.targets(FIGURES),
+    localrule: True
+
+
+rule statistics:
+    input:
+        plan.statistics(),
     localrule: True
 
 
