@@ -34,9 +34,9 @@ def run(job: Job) -> None:
 
     config = job.config
     device = models.setup(config.compute)
-    tokens = config.compute.batch_tokens
     folder = job.inputs["base_model"]
     model, tokenizer = models.load(folder, config.model.dtype, device)
+    tokens = models.batch_tokens(config.compute, model)
     known = pd.read_parquet(job.inputs["known"])
     athletes = known[known["known"]].assign(forget=False, relearn=False).reset_index(drop=True)
     book = load_prompts(job.inputs["prompts"])

@@ -47,7 +47,10 @@ class Compute(Section):
         description="GPUs of one job; more than one hold a model that is too large for one, some layers each.",
     )
     threads: Count = Field(1, description="CPU threads of one job; the rules reserve as many cores.")
-    batch_tokens: Count = Field(4096, description="Tokens of one forward pass while evaluating.")
+    batch_tokens: Count | Literal["auto"] = Field(
+        4096,
+        description="Tokens of one forward pass while evaluating; auto: what half of a GPU's free memory holds.",
+    )
     deterministic: bool = Field(
         False,
         description="Only deterministic algorithms, so that a GPU too gives the same bytes; an operation that has none "

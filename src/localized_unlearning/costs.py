@@ -432,6 +432,12 @@ class Model:
         return found
 
     @property
+    def batch_tokens(self) -> int:
+        """Tokens of one forward pass; ``auto`` fits itself to the device and counts as the default's."""
+        given = self.config.compute.batch_tokens
+        return 4096 if given == "auto" else given
+
+    @property
     def row(self) -> int:
         """Nodes of one packed row, as :func:`packing.row_length`."""
         return max(128, min(512, 2 * self.shape.hidden))
@@ -524,7 +530,7 @@ class Model:
         """A forward pass over ``nodes`` tokens in rows of ``row``, with logits at ``answers`` of them."""
         s = self.shape
         attention = 4 * s.layers * s.heads * s.head_dim * row
-        passes = math.ceil(nodes / max(1, batch or self.config.compute.batch_tokens))
+        passes = math.ceil(nodes / max(1, batch or self.batch_tokens))
         return Work(
             flops=nodes * (2 * s.body + attention),
             float32_flops=2 * s.head * answers,
@@ -557,7 +563,7 @@ class Model:
         own = self.tokens(self.data.question_characters, "question")
         shared = self.tokens(80 + shots * 0.9 * self.data.question_characters, "question")
         tokens = own + (shared if shots else 0)
-        row = max(self.row, min(3 * tokens, self.config.compute.batch_tokens))
+        row = max(self.row, min(3 * tokens, self.batch_tokens))
         nodes = max(
             self.packed(asked, tokens, shared, row),
             min(asked, self.data.subjects) * shared + asked * own * bool(shots),
@@ -637,7 +643,7 @@ class Model:
 
     def evaluating(self, batch: float | None = None) -> dict[str, float]:
         """Device bytes of a forward pass of ``batch`` tokens without gradients."""
-        s, tokens = self.shape, batch or self.config.compute.batch_tokens
+        s, tokens = self.shape, batch or self.batch_tokens
         held = (
             6 * s.hidden + 2 * (s.heads + s.kv_heads) * s.head_dim + 3 * s.mlp
         ) * self.width + 8 * s.hidden
@@ -766,7 +772,7 @@ class Model:
         count = train if score.prompts is None else min(train, score.prompts)
         tokens = self.prompts[c.prompts.training][0]
         once = self.forward(count * tokens, tokens, count)
-        batch = min(c.compute.batch_tokens, count * tokens)
+        batch = min(self.batch_tokens, count * tokens)
         device = self.evaluating()
         if score.method == "attribution_patching":
             work = once * 3  # two forwards, and a backward to the activations alone

@@ -83,7 +83,7 @@ def known_facts(job: Job) -> None:
         model,
         models.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]]),
         models.answer_tokens(tokenizer, SPORTS),
-        job.config.compute.batch_tokens,
+        models.batch_tokens(job.config.compute, model),
     )
     probability = (scores.candidates - scores.log_normalizer[:, None]).double().exp().numpy()
     right = [SPORTS.index(sport) for sport in athletes["sport"]]

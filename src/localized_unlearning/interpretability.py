@@ -187,7 +187,9 @@ def layer_probes(job: Job) -> None:
     runs = [(name, prompt, ablated) for name, prompt in series for ablated in (False, True)]
     for name, prompt, ablated in Progress("probing layers", "run").over(runs):
         with attention_replaced(subject.model, means) if ablated else nullcontext():
-            activations = residuals(subject.model, subject.encode(prompt), config.compute.batch_tokens)
+            activations = residuals(
+                subject.model, subject.encode(prompt), models.batch_tokens(config.compute, subject.model)
+            )
         for labels, target in [("sport", sports)] + ([] if ablated else [("shuffled labels", shuffled)]):
             fits = [subject.fit(values, target) for values in activations]
             found = predictions(fits, settings, models.threads(config.compute))
@@ -232,7 +234,12 @@ def head_ablation(job: Job) -> None:
     with attention_replaced(subject.model, late):
         for layer, head in Progress("ablating heads", "run").over([(-1, -1), *heads]):
             with nullcontext() if head < 0 else head_replaced(subject.model, layer, head, means[layer]):
-                last = residuals(subject.model, encoded, config.compute.batch_tokens, [geometry.layers - 1])
+                last = residuals(
+                    subject.model,
+                    encoded,
+                    models.batch_tokens(config.compute, subject.model),
+                    [geometry.layers - 1],
+                )
             (said,) = predictions([subject.fit(last[0], sports)], settings)
             rows.append(
                 pd.DataFrame(

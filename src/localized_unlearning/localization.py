@@ -523,7 +523,7 @@ def score(job: Job) -> None:
     prompt = load_prompts(job.inputs["prompts"])[job.config.prompts.training]
     pairs = make_pairs(athletes, prompt.render, tokenizer, settings.seed)
     found = comp.list_components(model.config, counted(job.config.components, settings.granularity))
-    tokens = job.config.compute.batch_tokens
+    tokens = models.batch_tokens(job.config.compute, model, kept=comp.geometry_of(model.config).layers)
     if settings.method == "attribution_patching":
         table = _table(found, [str(c) for c in found], attribution_patching(model, pairs, found, tokens))
     else:

@@ -313,9 +313,10 @@ def sweep(job: Job) -> None:
     points = sorted(config.masking.edit_sizes)
     parts: dict[str, list[pd.DataFrame]] = {}
     steps = edits(model, ranked, sizes, points)
+    tokens = models.batch_tokens(config.compute, model)
     for _ in Progress("sweeping edit sizes", "size").over(points):
         size, masked = next(steps)
-        for name, table in take(exam, model, tokenizer, config.compute.batch_tokens).items():
+        for name, table in take(exam, model, tokenizer, tokens).items():
             parts.setdefault(name, []).append(table.assign(edit_size=size, masked=masked))
     job.facts.update(seeds={"athletes": config.series.seed, "mmlu": config.mmlu.seed}, device=device)
     for name, tables in parts.items():

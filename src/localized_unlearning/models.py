@@ -31,7 +31,7 @@ def setup(compute: Compute) -> str:
     """Set up this process as ``compute`` asks: its threads (:func:`threads`), deterministic algorithms or not.
 
     Returns:
-        The device.
+        The device; several GPUs are ``cuda*N``, over which :func:`load` spreads the layers.
     """
     import os
 
@@ -42,8 +42,15 @@ def setup(compute: Compute) -> str:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
     torch.use_deterministic_algorithms(compute.deterministic)
     torch.backends.cudnn.benchmark = False
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if compute.gpus > 1 and found < compute.gpus:
+        raise UserError(
+            f"compute.gpus is {compute.gpus} but torch sees {found}: ask the scheduler for as many, or lower it"
+        )
+    if compute.gpus > 1:
+        return f"cuda*{compute.gpus}"
     if compute.device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return "cuda" if found else "cpu"
     if compute.device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             f"compute.device is {compute.device} but torch sees no GPU: set it to cpu or auto, "
@@ -63,17 +70,71 @@ def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    kind, _, several = device.partition("*")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        devices = [f"{kind}:{i}" for i in range(int(several))] if several else []
         model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=getattr(torch, dtype), local_files_only=True
+            folder,
+            config=config,
+            dtype=getattr(torch, dtype),
+            local_files_only=True,
+            **({"device_map": spread(skeleton(config), devices)} if devices else {}),
         )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0]
         raise UserError(f"no causal language model could be loaded from {folder.name}: {first}") from error
     model.eval().requires_grad_(False)
-    model.to(device)  # type: ignore[arg-type]
+    if not devices:
+        model.to(device)  # type: ignore[arg-type]
     return model, load_tokenizer(folder)
+
+
+def spread(model: Any, devices: Sequence[str]) -> dict[str, str]:
+    """A device map: the decoder layers in equal runs over ``devices``, all else on the first.
+
+    So hidden states begin and end on the first device, where the output layer is; gradients and optimizer states
+    lie with their layers. One device works at a time: this buys memory, not speed.
+    """
+    from localized_unlearning import components as comp
+
+    path, layers = comp.adapter_of(model.config).layers, len(comp.layers_of(model))
+    found: dict[str, str] = {}
+    for name in [n for n, _ in (*model.named_parameters(), *model.named_buffers())]:
+        if name.startswith(f"{path}."):
+            index = int(name.removeprefix(f"{path}.").split(".")[0])
+            found[f"{path}.{index}"] = devices[index * len(devices) // layers]
+        else:
+            found[name.rsplit(".", 1)[0]] = devices[0]
+    # An output layer tied to the embedding is no parameter of its own.
+    head = next(n for n, m in model.named_modules() if m is model.get_output_embeddings())
+    return {**found, head: devices[0]}
+
+
+LEAST_TOKENS, MOST_TOKENS = 1024, 32_768
+
+
+def batch_tokens(compute: Compute, model: Any, kept: int = 1) -> int:
+    """Tokens of one forward pass: as ``compute`` says, or for ``auto`` what half of the free memory holds.
+
+    A power of two, so that a neighbour's megabyte changes nothing; at most 4096 on a CPU, where more is not faster.
+
+    Args:
+        compute: the settings.
+        model: gives its sizes, type and device.
+        kept: layers whose activations are held at once; all of them where gradients or patches need them.
+    """
+    if compute.batch_tokens != "auto":
+        return compute.batch_tokens
+    import torch
+
+    if model.device.type != "cuda":
+        return 4096
+    config = model.config.get_text_config()
+    each = kept * (10 * config.hidden_size + 4 * config.intermediate_size) * 4
+    free = min(torch.cuda.mem_get_info(p)[0] for p in {p.device for p in model.parameters()})
+    fits = int(free / 2 / each)
+    return max(LEAST_TOKENS, min(MOST_TOKENS, 1 << max(0, fits.bit_length() - 1)))
 
 
 def load_tokenizer(folder: Path) -> Any:

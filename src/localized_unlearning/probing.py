@@ -42,7 +42,12 @@ def residuals(
             def keep(index: int, batch: packing.Batch = batch) -> Any:
                 def hook(_module: Any, _args: Any, output: Any) -> None:
                     hidden = output[0] if isinstance(output, tuple) else output
-                    out[index, batch.prompts.numpy()] = hidden[batch.rows, batch.nodes].float().cpu().numpy()
+                    out[index, batch.prompts.numpy()] = (
+                        hidden[batch.rows.to(hidden.device), batch.nodes.to(hidden.device)]
+                        .float()
+                        .cpu()
+                        .numpy()
+                    )
 
                 return hook
 
@@ -160,7 +165,7 @@ def run(job: Job) -> None:
     prompt = load_prompts(job.inputs["prompts"])[config.prompts.training]
     encoded = models.encode(tokenizer, [prompt.render(a) for a in split["athlete"]])
     with unlearned(job, model):
-        activations = residuals(model, encoded, config.compute.batch_tokens)
+        activations = residuals(model, encoded, models.batch_tokens(config.compute, model))
     sports = np.array([SPORTS.index(s) for s in split["sport"]])
     shuffled = np.random.default_rng(settings.seed).permutation(sports[train])
     tested = split.loc[test, ["athlete", "sport", "forget"]].reset_index(drop=True)

@@ -80,8 +80,8 @@ def run(job: Job) -> None:
     """Stage: the short exam before relearning (iteration 0) and after each iteration."""
     config, seed = job.config, int(job.wildcards["seed"])
     device = models.setup(config.compute)
-    tokens = config.compute.batch_tokens
     model, tokenizer = models.load(job.inputs["base_model"], config.model.dtype, device)
+    tokens = models.batch_tokens(config.compute, model)
     exam = short_exam(job)
     split = read_split(job.inputs["split"])
     used = split[split["train"] & (split["relearn"] | ~split["forget"])]

@@ -131,8 +131,8 @@ def run(job: Job) -> None:
 
     config = job.config
     device = models.setup(config.compute)
-    tokens = config.compute.batch_tokens
     model, tokenizer = models.load(job.inputs["base_model"], config.model.dtype, device)
+    tokens = models.batch_tokens(config.compute, model)
     text = read_documents(job.inputs["text"], config.text.documents)
     with unlearned(job, model):
         tables = take(full_exam(job), model, tokenizer, tokens)
