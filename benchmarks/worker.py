@@ -1,0 +1,67 @@
+"""One measurement in a process of its own: `python -m benchmarks.worker CASE VARIANT ...`.
+
+Writes OUT.json (seconds, memory, what the case says of itself) and OUT.npz (its outputs, to be compared).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def resident(field: str) -> float:
+    """A memory figure of this process in GB: VmRSS (now) or VmHWM (the most so far)."""
+    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith(field))
+    return int(line.split()[1]) * 1024 / 1e9
+
+
+def measured(work, device: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The outputs of ``work()`` with its seconds and its peak memory beyond what was there before, in GB."""
+    import torch
+
+    cuda = device.startswith("cuda")
+    if cuda:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 1e9
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
+        before = resident("VmRSS")
+    start, cpu = time.perf_counter(), time.process_time()
+    outputs = work()
+    if cuda:
+        torch.cuda.synchronize()
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else resident("VmHWM")
+    return outputs, {"seconds": seconds, "cpu_seconds": cpu, "memory": peak - before, "peak": peak}
+
+
+def main() -> None:
+    from benchmarks.cases import CASES, Bench
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("case", choices=CASES)
+    parser.add_argument("variant", choices=["ours", "theirs"])
+    for name in ("model", "out", "questions", "athletes"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    args = parser.parse_args()
+    bench = Bench(
+        args.model, args.questions, args.athletes, args.threads, args.scale, args.device, args.dtype
+    )
+    bench.warm_up()
+    work = getattr(CASES[args.case], args.variant)(bench)
+    outputs, figures = measured(work, args.device)
+    np.savez(args.out.with_suffix(".npz"), **{k: np.asarray(v) for k, v in outputs.items()})
+    args.out.with_suffix(".json").write_text(json.dumps({**figures, **bench.notes}))
+
+
+if __name__ == "__main__":
+    main()
