@@ -9,7 +9,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all test test-gemma-7b test-slurm slurm-profile slurm-cancel setup format lock clean-env
+.PHONY: help all test bench test-gemma-7b test-slurm slurm-profile slurm-cancel setup format lock clean-env
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -27,6 +27,7 @@ help:
 	@echo 'make setup      only make .venv/ from $(LOCK)'
 	@echo '                PYTHON=python3.12 takes another Python; LOCK=envs/cuda.txt is for a CUDA machine'
 	@echo '                PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" gets the small torch'
+	@echo 'make bench      measure speed and memory beside what a user would otherwise run (20 minutes); docs/performance.md'
 	@echo 'make format     format the code and the rules'
 	@echo 'make lock       make the locks in envs/ again from envs/direct.txt'
 	@echo 'make clean-env  remove .venv/'
@@ -87,11 +88,26 @@ done
 endef
 export PROGRESS
 
+# ---- benchmark: ours beside what a user would otherwise run; writes docs/performance.md at the end, or nothing
+
+BENCH_MODEL := results/gemma-3-270m-cpu/base_model
+BENCH_ARGS ?=
+
+bench: setup $(VENV)/bench/.installed
+	@[ -d $(BENCH_MODEL) ] || snakemake -c1 $(BENCH_MODEL) --configfile workflow/presets/gemma-3-270m-cpu.yaml
+	@python -m benchmarks --model $(BENCH_MODEL) $(BENCH_ARGS)
+
+$(VENV)/bench/.installed: envs/bench.txt | setup
+	@rm -rf $(VENV)/bench
+	@echo "Setting up $(VENV)/bench/ from envs/bench.txt"
+	@pip install --quiet --no-deps --target $(VENV)/bench $(PIP_ARGS) -r envs/bench.txt
+	@touch $@
+
 # ---- checks
 
 test: setup
 	@echo '== ruff check';         ruff check --quiet
-	@echo '== ruff format';        ruff format --check --quiet src tests || { echo 'run: make format'; exit 1; }
+	@echo '== ruff format';        ruff format --check --quiet src tests benchmarks || { echo 'run: make format'; exit 1; }
 	@echo '== mypy';               mypy --no-error-summary
 	@echo '== snakefmt';           snakefmt --check Snakefile workflow 2>&1 || { echo 'run: make format'; exit 1; }
 	@echo '== snakemake --lint';   snakemake --lint
@@ -112,8 +128,8 @@ slurm-cancel:
 	@squeue --user "$$(id -un)" --noheader --format='%i|%Z' | awk -F'|' -v here="$(CURDIR)" '$$2 == here { print $$1 }' | xargs -r scancel
 
 format: setup
-	@ruff check --quiet --fix src tests || true
-	@ruff format src tests
+	@ruff check --quiet --fix src tests benchmarks || true
+	@ruff format src tests benchmarks
 	@snakefmt Snakefile workflow
 
 # ---- the locks: direct.txt installed into an empty environment, written down; every header is kept

@@ -7,7 +7,6 @@ as many again for a gradient by the activations), the vocabulary where logits ar
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -75,9 +74,15 @@ class Bench:
     def questions(self, a_subject: int) -> mmlu.Questions:
         """The first questions of the first subjects that are not among the longest (histories, law)."""
         found = mmlu.load_questions(self.questions_file)
-        names = sorted({q.subject for q in found.test if "history" not in q.subject and "law" not in q.subject})
+        names = sorted(
+            {q.subject for q in found.test if "history" not in q.subject and "law" not in q.subject}
+        )
         chosen = names[:: max(1, len(names) // SUBJECTS)][:SUBJECTS]
-        test = [q for name in chosen for q in [t for t in found.test if t.subject == name][: self.count(a_subject)]]
+        test = [
+            q
+            for name in chosen
+            for q in [t for t in found.test if t.subject == name][: self.count(a_subject)]
+        ]
         return mmlu.Questions([q for q in found.dev if q.subject in chosen], test)
 
     def athletes(self, full: int) -> pd.DataFrame:
@@ -87,7 +92,9 @@ class Bench:
 
     def rendered(self, prompt: str, athletes: pd.DataFrame) -> list[list[int]]:
         book = load_prompts(PROMPTS)[prompt]
-        texts = [book.render(a, book.options) if book.options else book.render(a) for a in athletes["athlete"]]
+        texts = [
+            book.render(a, book.options) if book.options else book.render(a) for a in athletes["athlete"]
+        ]
         return models.encode(self.tokenizer, texts)
 
     # The least work.
@@ -105,7 +112,9 @@ class Bench:
     def floor(self, prompts: Sequence[Sequence[int]], passes: float = 1, heads: float = 1) -> None:
         """Note the work of ``passes`` through the layers for distinct prefixes and ``heads`` for each prompt."""
         nodes = sum(len(p.tokens) for p in packing.pack(prompts, 10**9))
-        self.notes["flop"] = self.notes.get("flop", 0) + nodes * passes * self.body + len(prompts) * heads * self.head
+        self.notes["flop"] = (
+            self.notes.get("flop", 0) + nodes * passes * self.body + len(prompts) * heads * self.head
+        )
 
 
 def full_logits(bench: Bench, prompts: Sequence[Sequence[int]], size: int = 16) -> torch.Tensor:
@@ -149,7 +158,10 @@ def mmlu_case(shots: int) -> tuple[Callable[[Bench], Work], Callable[[Bench], Wo
         def work() -> Outputs:
             table = ask_questions(bench.model, bench.tokenizer, questions, settings, BATCH_TOKENS)
             logits = table[[f"logit_{x}" for x in LETTERS]].to_numpy()
-            return {"logp": logits - table[["log_normalizer"]].to_numpy(), "item": table["item"].to_numpy(str)}
+            return {
+                "logp": logits - table[["log_normalizer"]].to_numpy(),
+                "item": table["item"].to_numpy(str),
+            }
 
         return work
 
@@ -254,8 +266,9 @@ def tracing_theirs(bench: Bench) -> Work:
     width = bench.model.get_input_embeddings().weight.shape[1]
     generator = torch.Generator().manual_seed(0)
     draws = [scale * torch.randn(b - a, width, generator=generator) for a, b in pairs.subject]
-    heads = comp.geometry_of(bench.model.config).heads
-    names = [f"blocks.{s.layer}." + ("attn.o.hook_in" if s.kind == "o" else "mlp.out.hook_out") for s in sites]
+    names = [
+        f"blocks.{s.layer}." + ("attn.o.hook_in" if s.kind == "o" else "mlp.out.hook_out") for s in sites
+    ]
 
     def work() -> Outputs:
         totals = np.zeros(len(sites))
@@ -278,17 +291,18 @@ def tracing_theirs(bench: Bench) -> Work:
                 noised = lens_metric(logits, answers, pairs.choices)
                 for index, (site, name) in enumerate(zip(sites, names, strict=True)):
 
-                    def restore(value: torch.Tensor, hook: Any, site: Any = site, name: str = name) -> torch.Tensor:
-                        if site.kind != "o":
-                            return cache[name]
-                        value = value.clone()
-                        head = index % (heads + 1)
-                        value.view(*value.shape[:2], heads, -1)[:, :, head] = cache[name].view(
-                            *value.shape[:2], heads, -1
-                        )[:, :, head]
+                    def restore(
+                        value: torch.Tensor, hook: Any, site: Any = site, clean: torch.Tensor = cache[name]
+                    ) -> torch.Tensor:
+                        columns = slice(None) if site.columns is None else list(site.columns)
+                        value, shape = value.clone(), value.shape
+                        flat = value.view(*shape[:2], -1)
+                        flat[..., columns] = clean.view(*shape[:2], -1)[..., columns]
                         return value
 
-                    logits = bridge.run_with_hooks(tokens, fwd_hooks=[("embed.hook_out", noise), (name, restore)])
+                    logits = bridge.run_with_hooks(
+                        tokens, fwd_hooks=[("embed.hook_out", noise), (name, restore)]
+                    )
                     value = lens_metric(logits, answers, pairs.choices)
                     totals[index] += float(((value - noised) / (intact - noised)).sum())
         return {"score": totals / len(pairs.clean)}
@@ -324,7 +338,9 @@ def attribution_theirs(bench: Bench) -> Work:
         for clean, corrupt, answer in zip(pairs.clean, pairs.corrupt, pairs.answer, strict=True):
             values: dict[str, torch.Tensor] = {}
 
-            def keep(value: torch.Tensor, hook: Any, values: dict[str, torch.Tensor] = values) -> torch.Tensor:
+            def keep(
+                value: torch.Tensor, hook: Any, values: dict[str, torch.Tensor] = values
+            ) -> torch.Tensor:
                 value = value if value.requires_grad else value.detach().requires_grad_(True)
                 value.retain_grad()
                 values[hook.name] = value
@@ -503,7 +519,12 @@ def probes_ours(bench: Bench) -> Work:
     activations, sports, train = probe_inputs(bench)
     return lambda: {
         "right": probing.all_right(
-            activations[:, train], sports[train], activations[:, ~train], sports[~train], Probing(), bench.threads
+            activations[:, train],
+            sports[train],
+            activations[:, ~train],
+            sports[~train],
+            Probing(),
+            bench.threads,
         )
     }
 

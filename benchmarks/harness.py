@@ -42,7 +42,11 @@ def tasks(questions: Questions, folder: Path) -> list[dict[str, Any]]:
                 **TEMPLATE,
                 "task": f"local_{subject}",
                 "dataset_path": "csv",
-                "dataset_kwargs": {"data_files": files, "keep_default_na": False, "cache_dir": str(folder / "cache")},
+                "dataset_kwargs": {
+                    "data_files": files,
+                    "keep_default_na": False,
+                    "cache_dir": str(folder / "cache"),
+                },
                 "description": f"The following are multiple choice questions (with answers) about {name}.\n\n",
             }
         )
@@ -71,7 +75,9 @@ def prepare(
     class Captured(HFLM):
         """Keeps the requests of each task instead of answering them."""
 
-        requests: list[Any] = []
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.requests: list[Any] = []
 
         def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Any]:
             self.requests = list(requests)
@@ -105,6 +111,9 @@ def prepare(
         for request, (log_p, _) in zip(requests, found, strict=True):
             rows.setdefault((request.task_name, request.doc_id), {})[request.idx] = log_p
         names = [f"{task.removeprefix('local_')}/{index}" for task, index in rows]
-        return {"logp": np.array([[row[i] for i in range(4)] for row in rows.values()]), "item": np.array(names)}
+        return {
+            "logp": np.array([[row[i] for i in range(4)] for row in rows.values()]),
+            "item": np.array(names),
+        }
 
     return work

@@ -21,8 +21,13 @@ def resident(field: str) -> float:
 
 def measured(work, device: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The outputs of ``work()`` with its seconds and its peak memory beyond what was there before, in GB."""
+    import ctypes
+    import gc
+
     import torch
 
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the preparation freed goes back first
     cuda = device.startswith("cuda")
     if cuda:
         torch.cuda.synchronize()
