@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,11 +14,13 @@ from lab import SOURCES, STAGES, Lab
 
 from localized_unlearning.provenance import audit, environment
 
+INSTALLED = {"python": "3.11", "numpy": "1.0", "torch": "2.0+cpu"}
 
-@pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    """A finished, clean toy run; the current folder is its workflow's."""
-    root = tmp_path / "lab"
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished toy run, which every test gets a copy of: records hold no absolute path."""
+    root = tmp_path_factory.mktemp("built") / "lab"
     (root / "toylab").mkdir(parents=True)
     for name, text in SOURCES.items():
         (root / "toylab" / f"{name}.py").write_text(text)
@@ -25,14 +30,30 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     (root / "envs").mkdir()
     (root / "envs" / "cpu.txt").write_text("# pinned\nnumpy==1.0\ntorch==2.0+cpu\n")
     (root / "config.yaml").write_text("run: organism\nseeds: [0, 1]\n")
-    monkeypatch.syspath_prepend(str(root))
-    monkeypatch.chdir(root)
+    with pytest.MonkeyPatch.context() as patch, _inside(root, INSTALLED, patch) as lab:
+        lab.build()
+    shutil.rmtree(root / "toylab" / "__pycache__", ignore_errors=True)
+    return root
+
+
+@pytest.fixture
+def lab(built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """A finished, clean toy run; the current folder is its workflow's."""
+    root = tmp_path / "lab"
+    shutil.copytree(built, root)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(audit, "STAGES", STAGES)
-    installed = {"python": "3.11", "numpy": "1.0", "torch": "2.0+cpu"}
-    monkeypatch.setattr(environment, "versions", lambda: dict(installed))
-    found = Lab(root, installed)
-    found.build()
-    yield found
+    with _inside(root, dict(INSTALLED), monkeypatch) as found:
+        yield found
+
+
+@contextmanager
+def _inside(root: Path, installed: dict[str, str], patch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """The toy run's folder as the current one, its stages and packages as the only ones."""
+    patch.syspath_prepend(str(root))
+    patch.chdir(root)
+    patch.setattr(audit, "STAGES", STAGES)
+    patch.setattr(environment, "versions", lambda: dict(installed))
+    importlib.invalidate_caches()
+    yield Lab(root, installed)
     for name in [name for name in sys.modules if name.startswith("toylab")]:
         del sys.modules[name]
