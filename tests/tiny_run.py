@@ -42,11 +42,11 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT / "src"), "PATH": path}
 
 
-def snakemake(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def snakemake(folder: Path, *words: str, seconds: float = 600) -> subprocess.CompletedProcess[str]:
     """``snakemake`` on the tiny run, to its end."""
     return subprocess.run(
         [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--configfile", "tiny.yaml"],
-        cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=600,
+        cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=seconds,
     )  # fmt: skip
 
 

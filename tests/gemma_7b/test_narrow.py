@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, preset: str, *targets: str) -> Path:
     """The preset's results, once its targets are made."""
     (folder / "tiny.yaml").write_text((folder / f"{preset}.yaml").read_text())
-    done = snakemake(folder, *targets, "--show-failed-logs")
+    done = snakemake(folder, *targets, "--show-failed-logs", seconds=3600)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-20000:]
     return folder / "results" / preset
 
