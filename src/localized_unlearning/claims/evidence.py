@@ -333,18 +333,18 @@ class Run:
         values = wide.reindex(pd.MultiIndex.from_product([seeds, items])).to_numpy()
         return tuple(float(v) for v in wide.columns), values.reshape(len(seeds), len(items), -1), items
 
-    def _draws(self, name: str, count: int) -> np.ndarray:
-        """How often each of ``count`` things is drawn, as shares ``[sample, thing]``; alike for the same name."""
+    def _draws(self, name: str, count: int, draws: int) -> np.ndarray:
+        """Shares of each of ``count`` things in ``draws`` draws ``[sample, thing]``; alike for the same name."""
         if name not in self._weights:
             generator = np.random.default_rng([self.settings.seed, zlib.crc32(name.encode())])
-            drawn = generator.multinomial(count, np.full(count, 1 / count), self.settings.bootstrap)
-            self._weights[name] = drawn / count
+            drawn = generator.multinomial(draws, np.full(count, 1 / count), self.settings.bootstrap)
+            self._weights[name] = drawn / draws
         return self._weights[name]
 
     def _sampled(self, x: tuple[float, ...], scores: np.ndarray, items: tuple[str, ...]) -> Curve:
         seeds, count, points = scores.shape
-        by_seed = self._draws(f"seeds {seeds}", seeds)
-        by_item = self._draws("items " + "\n".join(items), count + 2)
+        by_seed = self._draws(f"seeds {seeds}", seeds, max(1, seeds - 1))  # see hierarchical_bootstrap
+        by_item = self._draws("items " + "\n".join(items), count + 2, count + 2)
 
         def sample(pseudo: tuple[float, float]) -> np.ndarray:
             two = np.broadcast_to(np.array(pseudo)[None, :, None], (seeds, 2, points))
