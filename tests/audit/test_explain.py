@@ -125,6 +125,7 @@ def test_the_picture_of_a_file_has_every_stage_and_its_data_left_of_it(lab: Lab)
     assert graph.jobs == {"table": 1, "evaluate": 2, "train": 2, "data.txt": 0, "prompts.yaml": 0}
     assert ("data.txt", "train") in graph.edges and ("evaluate", "table") in graph.edges
     svg = ElementTree.fromstring(picture.svg(graph))
+    assert len([line for line in svg if line.tag == "path"]) == len(graph.edges)
     boxes = {g[0].text: float(g[1].attrib["x"]) for g in svg if g.tag == "g"}
     assert set(boxes) == set(graph.jobs) and all(boxes[one] < boxes[other] for one, other in graph.edges)
     (lab.results / "stray.txt").write_text("?")

@@ -54,7 +54,10 @@ def graph(audit: Audit, path: Path) -> Graph | None:
 
 
 def svg(found: Graph) -> str:
-    """A :func:`graph` as SVG that takes its colours from the page around it."""
+    """A :func:`graph` as SVG that takes its colours from the page around it.
+
+    A reading that a longer way through other stages implies is left out, for the eye's sake.
+    """
     layers = _layers(found)
     columns: dict[int, list[str]] = {}
     for name in sorted(found.jobs):
@@ -68,7 +71,7 @@ def svg(found: Graph) -> str:
         for layer, names in columns.items()
         for row, name in enumerate(names)
     }
-    lines = [_edge(places[one], places[other]) for one, other in sorted(found.edges)]
+    lines = [_edge(places[one], places[other]) for one, other in sorted(_direct(found.edges))]
     lines += [_box(name, found.jobs[name], *places[name]) for name in sorted(places)]
     width, height = (depth + 1) * (WIDTH + ACROSS) - ACROSS + 2, tallest * (HEIGHT + DOWN) - DOWN + 2
     head = (
@@ -85,6 +88,25 @@ def _layers(found: Graph) -> Mapping[str, int]:
         for one, other in found.edges:
             layers[one] = max(layers[one], min(layers[other] + 1, len(found.jobs) - 1))
     return layers
+
+
+def _direct(edges: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """The edges that no longer way implies."""
+    after: dict[str, set[str]] = {}
+    for one, other in edges:
+        after.setdefault(one, set()).add(other)
+
+    def reached(name: str, seen: set[str]) -> set[str]:
+        for following in after.get(name, set()) - seen:
+            seen.add(following)
+            reached(following, seen)
+        return seen
+
+    return {
+        (one, other)
+        for one, other in edges
+        if not any(other in reached(between, set()) for between in after[one] - {other})
+    }
 
 
 def _edge(one: tuple[int, int], other: tuple[int, int]) -> str:
