@@ -193,6 +193,19 @@ def test_a_stray_copy_is_looked_for_among_given_folders(
     assert "archive/organism/tables/table_1.csv" in capsys.readouterr().out
 
 
+def test_the_folders_below_a_stray_file_are_not_searched(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a trace in a home folder that reads every record on the disk."""
+    shutil.copytree(lab.root / "results", tmp_path / "home/other/results")
+    shutil.copy(lab.figure, tmp_path / "home/stray.csv")
+    read: list[Path] = []
+    real = records.read
+    monkeypatch.setattr(records, "read", lambda path: read.append(path) or real(path))  # type: ignore[func-returns-value]
+    assert cli.main(["audit", "trace", str(tmp_path / "home/stray.csv")]) == 0
+    assert read and not [path for path in read if "home" in path.parts]
+
+
 @pytest.mark.parametrize("suffix", ["pdf", "png", "md", "tex"])
 def test_figures_and_tables_carry_their_key(
     lab: Lab, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]

@@ -159,13 +159,14 @@ class Audit:
     def entries(self) -> dict[Path, Entry]:
         """The records under the audited paths and their runs, by the file they lie in."""
         found = {}
-        for folder in dict.fromkeys(path if path.is_dir() else path.parent for path in self.paths):
-            for place in sorted(_walk(_run_folder(folder))):
-                if place.name.endswith(records.SUFFIX) and place not in found:
-                    try:
-                        found[place] = Entry(place, records.read(place))
-                    except UserError:
-                        self.damaged[place] = "its record cannot be read"
+        for place in sorted({place for path in self.paths for place in _around(path)}):
+            if place.name.endswith(records.SUFFIX):
+                try:
+                    found[place] = Entry(place, records.read(place))
+                except FileNotFoundError:
+                    continue  # a job is replacing it now
+                except UserError:
+                    self.damaged[place] = "its record cannot be read"
         return found
 
     @cached_property
@@ -593,6 +594,18 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in folders if name.startswith(".tmp-"))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(here, name) for name in sorted(files))
+
+
+def _around(path: Path) -> Iterable[Path]:
+    """The files that may speak of ``path``: those of its run, else of a folder; beside a lone file, its folder's own.
+
+    A stray file may lie in a home folder, which is not to be searched.
+    """
+    folder = path if path.is_dir() else path.parent
+    run = _run_folder(folder)
+    if path.is_dir() or (run / ".sources").is_dir():
+        return _walk(run)
+    return folder.glob(f"*{records.SUFFIX}")
 
 
 def _is_written(folder: Path) -> bool:
