@@ -80,13 +80,19 @@ class Plan:
             for name in names:
                 if not lacking(self.workflow.config, name):
                     yield PlannedJob.of(kind, **{kind: name})
+        for name in TABLES:
+            if not lacking(self.workflow.config, name):
+                yield PlannedJob.of("comparisons", table=name)
+                yield PlannedJob.of("supplement", table=name)
 
     def _inputs(self, job: PlannedJob) -> Iterator[PlannedJob]:
         run, w = self.workflow, job.named
-        if job.stage == "table":
+        if job.stage in ("table", "comparisons", "supplement"):
+            rows = run.compared_rows_for if job.stage == "comparisons" else run.rows_for
+            chosen = run.compared_selections_for if job.stage == "comparisons" else run.selections_for
             for evaluation in ("facts", "multiple_choice", "mmlu", "text"):
-                yield from map(self._maker, run.rows_for(evaluation)(w))
-            yield from map(self._maker, run.selections_for(w))
+                yield from map(self._maker, rows(evaluation)(w))
+            yield from map(self._maker, chosen(w))
         elif job.stage == "figure":
             yield from map(self._maker, run.data_for(w))
         elif job.stage == "claims":

@@ -26,6 +26,12 @@ from localized_unlearning.provenance.audit import Audit, absolute
 from localized_unlearning.published import FIGURES, TABLES, lacking
 
 TEMPLATE, CAPTIONS = "report.html.jinja", "captions.yaml"
+STATISTICS = {
+    "comparisons.md": "Paired comparisons",
+    "null.md": "Rank among random localizations",
+    "supplement.md": "Every prompt, all three accuracies, and the letters of multiple choice",
+}
+"""Files beside a table, and what the page calls them."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,16 @@ class Item:
     def blocks(self) -> list[dict[str, Any]]:
         """A table's tables and notes; its own title is left to the page."""
         return list(blocks(self.path.read_text(encoding="utf-8").partition("\n")[2]))
+
+    @property
+    def further(self) -> list[dict[str, Any]]:
+        """What statistics there are of a table: a ``title`` and its ``blocks``."""
+        folder = self.path.parents[1] / "statistics" / self.name
+        return [
+            {"title": title, "blocks": list(blocks(path.read_text(encoding="utf-8").partition("\n\n")[2]))}
+            for file, title in STATISTICS.items()
+            if (path := folder / file).is_file()
+        ]
 
     @property
     def image(self) -> str:
@@ -184,6 +200,7 @@ def read_captions(path: Path, config: Config) -> dict[str, str]:
         **forgotten(config),
         "level": f"{100 * config.statistics.confidence:g} %",
         "organism": config.model.kind == "organism",
+        "several": len(config.seeds) > 1,
     }
 
     def filled(text: str) -> str:
