@@ -123,7 +123,10 @@ def find_shape(config: Config, results: Path) -> tuple[Shape, str]:
     """
     for folder in (results / "base_model", Path(config.model.name).expanduser()):
         if (folder / "config.json").is_file():
-            return shape_in(folder / "config.json"), "its config.json"
+            try:
+                return shape_in(folder / "config.json"), "its config.json"
+            except KeyError:  # an architecture with other names; the first job says whether it can be used
+                continue
     if config.model.kind == "organism":
         o = config.organism
         return Shape(

@@ -225,7 +225,7 @@ def test_the_stage_probes_the_trained_model(tiny_base: TinyBase, tmp_path: Path)
     assert list(base.groupby(["layer", "control"]).size()) == [test.sum()] * 2 * tiny_base.layers
     assert set(base["task"]) == {"athletes"} and set(base["seed"]) == {3}
     common = SPORTS[np.bincount(sports[train]).argmax()]
-    drawn = probe_points({"probes": base}, 0.95)
+    drawn = probe_points({"probes": base}, Config().statistics)
     for panel, forget in (("forget", True), ("retain", False)):
         line = drawn[(drawn["panel"] == panel) & (drawn["series"] == "majority")]["mean"]
         assert line.tolist() == [(split[test & (split["forget"] == forget)]["sport"] == common).mean()]

@@ -74,7 +74,7 @@ def test_the_report_holds_everything(finished: Path) -> None:
     assert snakemake(finished, "report").returncode == 0
     page = (finished / "results/tiny/report.html").read_text()
     assert page.count("<img ") == 16 and page.count('<article id="table_') == 4
-    assert "Not made yet" not in page and "Not judged yet" not in page and "http" not in page
+    assert "Not made yet" not in page and "Not judged yet" not in page and "://" not in page
     (finished / "figures/tiny/figure_3.png").rename(finished / "aside.png")
     try:
         assert snakemake(finished, "report").returncode == 0
@@ -201,6 +201,30 @@ def test_everything_made_again_has_the_same_bytes(finished: Path) -> None:
         assert [path for path, value in after.items() if value != before[name][path]] == [], name
 
 
+def test_a_second_checkout_is_restored_from_the_store(finished: Path, tmp_path: Path) -> None:
+    """Catches keys that depend on the folder, jobs that compute, and a restored job or warm server that imports torch."""
+    store = str(finished / "store")
+    second = workplace(tmp_path, merge(TINY, {"cache": {"dir": store, "read_only": True}}))
+    trap = second / "trap" / "torch"
+    trap.mkdir(parents=True)
+    (trap / "__init__.py").write_text(f"open({str(second / 'imported')!r}, 'w'); raise ImportError('torch')")
+    command = second / "bin" / "localized-unlearning"
+    command.write_text(command.read_text().replace("exec", f'PYTHONPATH="{trap.parent}:$PYTHONPATH" exec'))
+    done = snakemake(second, "all")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not (second / "imported").exists()
+    assert re.search(r"(\d+) artefacts.*Integrity: \1 ok\. Currency: \1 ok", done.stdout), done.stdout
+    places = [*second.glob("results/**/*.record.json"), *second.glob("figures/**/*.record.json")]
+    assert len(places) == len([*finished.glob("store/??/*/record.json")]) > 50
+    for place in places:
+        record = json.loads(place.read_text())
+        assert record["restored"]["record"] and str(tmp_path) not in place.read_text()
+        for output in record["outputs"]:
+            for file in output["files"]:
+                path = (place.parent / output["path"] / file["name"]).relative_to(second)
+                assert (second / path).read_bytes() == (finished / path).read_bytes()
+
+
 def test_other_threads_and_batches_are_equivalent(finished: Path) -> None:
     """Not the same bytes, but the same numbers to rounding, as ``audit diff`` tells."""
     models = ("sports/erase/manual/seed0", "athletes/inject/manual/seed0")
@@ -227,27 +251,3 @@ def test_other_threads_and_batches_are_equivalent(finished: Path) -> None:
         assert done.stdout, done.stderr
         numbers = [line for line in done.stdout.splitlines() if line.strip().startswith("numbers")]
         assert all("equal within 0.0001" in line for line in numbers), done.stdout
-
-
-def test_a_second_checkout_is_restored_from_the_store(finished: Path, tmp_path: Path) -> None:
-    """Catches keys that depend on the folder, jobs that compute, and a restored job or warm server that imports torch."""
-    store = str(finished / "store")
-    second = workplace(tmp_path, merge(TINY, {"cache": {"dir": store, "read_only": True}}))
-    trap = second / "trap" / "torch"
-    trap.mkdir(parents=True)
-    (trap / "__init__.py").write_text(f"open({str(second / 'imported')!r}, 'w'); raise ImportError('torch')")
-    command = second / "bin" / "localized-unlearning"
-    command.write_text(command.read_text().replace("exec", f'PYTHONPATH="{trap.parent}:$PYTHONPATH" exec'))
-    done = snakemake(second, "all")
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not (second / "imported").exists()
-    assert re.search(r"(\d+) artefacts.*Integrity: \1 ok\. Currency: \1 ok", done.stdout), done.stdout
-    places = [*second.glob("results/**/*.record.json"), *second.glob("figures/**/*.record.json")]
-    assert len(places) == len([*finished.glob("store/??/*/record.json")]) > 50
-    for place in places:
-        record = json.loads(place.read_text())
-        assert record["restored"]["record"] and str(tmp_path) not in place.read_text()
-        for output in record["outputs"]:
-            for file in output["files"]:
-                path = (place.parent / output["path"] / file["name"]).relative_to(second)
-                assert (second / path).read_bytes() == (finished / path).read_bytes()

@@ -18,7 +18,8 @@ PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
 GEMMA_7B = {
     "download": 1, "fetch": 3, "fetch_folder": 2, "known_facts": 1, "model_card": 1, "split": 2, "score": 4,
     "select": 12, "finetune": 24, "evaluate": 26, "relearn": 18, "probe": 20, "mask": 12, "sweep": 12,
-    "layer_probes": 1, "head_ablation": 1, "table": 4, "figure": 16, "claims": 1, "all": 1,
+    "layer_probes": 1, "head_ablation": 1, "table": 4, "figure": 16, "comparisons": 4, "supplement": 4,
+    "claims": 1, "all": 1,
 }  # fmt: skip
 """Two tasks, two objectives, six localizations: 24 fine-tuned and 12 masked models for each seed."""
 
@@ -41,14 +42,19 @@ def test_presets_plan(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     found = config.load([ROOT / "config.yaml", preset])
     assert found.run == preset.stem
     jobs = planned(folder, "--configfile", f"workflow/presets/{preset.name}")
-    models = len(found.seeds) * len(found.localizations) * len(found.tasks)
-    assert jobs["finetune"] == models * len(found.objectives)
-    assert jobs["mask"] == models
+    shown = len(found.localizations) - len(found.null_draws)
+    papers = [task for task in found.tasks.values() if task and not task.of]
+    seeds = sum(len(task.seeds or found.seeds) for task in found.tasks.values() if task)
+    trained = shown * seeds + len(found.null_draws) * len(papers)
+    assert jobs["finetune"] == trained * len(found.objectives)
+    masked = found.seeds if found.mask_seeds is None else found.mask_seeds
+    assert jobs.get("mask", 0) == shown * len(masked) * len(papers)
     monkeypatch.chdir(folder)  # the same jobs as in the plan of costs
     layers = config.layers([Path("config.yaml"), Path("workflow/presets") / preset.name])
     del jobs["all"]
     for rule, stage in (("fetch_folder", "fetch"), ("select_for_mask", "select")):
-        jobs[stage] += jobs.pop(rule, 0)
+        if rule in jobs:
+            jobs[stage] = jobs.get(stage, 0) + jobs.pop(rule)
     assert plan.counts(plan.Plan(Workflow(layers))) == jobs
 
 
