@@ -125,7 +125,8 @@ def audit_faults(audit: Audit, finding: Finding) -> list[str]:
 
 def _causes(audit: Audit, entry: Entry) -> Iterator[str]:
     chains = first_causes(audit, entry)
-    for number, chain in enumerate(chains):
+    different = {chain.cause.text: chain for chain in reversed(chains)}  # one change may reach many jobs
+    for number, chain in enumerate(reversed(different.values())):
         source = chain.entries[0]
         yield f"{'Cause' if number == 0 else 'And  '}  {chain.cause.text}{_line_count(audit, source, chain.cause)}"
         if chain.cause.kind == "code":
