@@ -1,6 +1,6 @@
 """Our arithmetic against implementations we did not write, on a real model; writes the table of docs/evidence.md.
 
-    python benchmarks/parity.py results/gemma-3-270m-cpu/base_model
+    python -m benchmarks.parity results/gemma-3-270m-cpu/base_model
 
 Everything runs in float32 on the CPU. Each check says how far the two sides differ at most, and how large the compared
 numbers are; both sides start from the same weights and tokens. With ``--only NAME`` one check runs and nothing is written.
@@ -14,7 +14,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks import lens
 from localized_unlearning import components as comp
 from localized_unlearning import finetune, losses, models, probing, relearning
 from localized_unlearning import localization as loc
@@ -79,16 +79,6 @@ def result(ours: str, theirs: str, compared: str, first: Any, second: Any) -> Re
 
 # ---- localization against TransformerLens
 
-HOOKS = {
-    "q": "attn.q.hook_out", "k": "attn.k.hook_out", "v": "attn.v.hook_out", "o": "attn.o.hook_in",
-    "up": "mlp.in.hook_out", "down": "mlp.out.hook_out",
-}  # fmt: skip
-
-
-def hook_of(component: Component) -> str:
-    """TransformerLens's name of a component's activation."""
-    return f"blocks.{component.layer}.{HOOKS[component.kind]}"
-
 
 def bridge_of(subject: Subject) -> Any:
     """TransformerLens over the same weights."""
@@ -99,41 +89,10 @@ def bridge_of(subject: Subject) -> Any:
     )  # fmt: skip
 
 
-def lens_metric(bridge: Any, prompt: list[int], answer: int, choices: list[int]) -> torch.Tensor:
-    """Right logit minus the mean of the others, from TransformerLens's logits."""
-    logits = bridge(torch.tensor([prompt]))[0, -1]
-    others = [logits[c] for i, c in enumerate(choices) if i != answer]
-    return torch.as_tensor(logits[choices[answer]] - torch.stack(others).mean())
-
-
 def attribution(subject: Subject) -> Iterator[Result]:
-    """Attribution patching: activations and gradients of both runs kept by TransformerLens's hooks."""
-    bridge, pairs = bridge_of(subject), subject.pairs(3)
-    found = comp.list_components(subject.model.config, Components())
-    names = {hook_of(c) for c in found}
-    expected = torch.zeros(len(found), dtype=torch.float64)
-    for clean, corrupt, answer in zip(pairs.clean, pairs.corrupt, pairs.answer, strict=True):
-        kept: list[dict[str, torch.Tensor]] = []
-        values = []
-        for prompt in (clean, corrupt):
-            store: dict[str, torch.Tensor] = {}
-
-            def keep(value: torch.Tensor, hook: Any, store: dict[str, torch.Tensor] = store) -> torch.Tensor:
-                value = value if value.requires_grad else value.detach().requires_grad_(True)
-                value.retain_grad()
-                store[hook.name] = value
-                return value
-
-            with bridge.hooks(fwd_hooks=[(name, keep) for name in names]):
-                values.append(lens_metric(bridge, prompt, answer, pairs.choices))
-            kept.append(store)
-        (values[0] / (values[0] - values[1]).detach()).backward()
-        for index, component in enumerate(found):
-            before, after = (store[hook_of(component)] for store in kept)
-            assert before.grad is not None
-            expected[index] += ((after - before).detach().double() * before.grad.double()).sum() / len(
-                pairs.clean
-            )
+    """Attribution patching against TransformerLens."""
+    pairs, found = subject.pairs(3), comp.list_components(subject.model.config, Components())
+    expected = lens.attribution_patching(bridge_of(subject), pairs, found)
     ours = loc.attribution_patching(subject.model, pairs, found, BATCH_TOKENS)
     yield result(
         "attribution patching", "TransformerLens, hooks on two runs", "score of each matrix", ours, expected
@@ -141,35 +100,12 @@ def attribution(subject: Subject) -> Iterator[Result]:
 
 
 def tracing(subject: Subject) -> Iterator[Result]:
-    """Causal tracing: a whole forward pass through TransformerLens for each site, noised and restored by its hooks."""
-    bridge, pairs = bridge_of(subject), subject.pairs(2)
-    found = comp.list_components(subject.model.config, Components())[::7]
+    """Causal tracing against TransformerLens."""
+    pairs, found = subject.pairs(2), comp.list_components(subject.model.config, Components())[::7]
     sites = loc.tracing_sites(subject.model, Score(method="causal_tracing", sites="matrices"), found)
-    generator = torch.Generator().manual_seed(7)
-    scale = 3.0 * loc.noise_scale(subject.model)
     width = subject.model.get_input_embeddings().weight.shape[1]
-    expected = torch.zeros(len(sites), dtype=torch.float64)
-    for clean, answer, (start, stop) in zip(pairs.clean, pairs.answer, pairs.subject, strict=True):
-        noise = scale * torch.randn(stop - start, width, generator=generator)
-
-        def add(value: torch.Tensor, hook: Any, noise: torch.Tensor = noise, at: int = start) -> torch.Tensor:
-            value = value.clone()
-            value[0, at : at + len(noise)] += noise
-            return value
-
-        def restore(_value: torch.Tensor, hook: Any, clean_value: torch.Tensor) -> torch.Tensor:
-            return clean_value
-
-        with torch.no_grad():
-            _, cache = bridge.run_with_cache(torch.tensor([clean]))
-            intact = lens_metric(bridge, clean, answer, pairs.choices)
-            with bridge.hooks(fwd_hooks=[("embed.hook_out", add)]):
-                noised = lens_metric(bridge, clean, answer, pairs.choices)
-            for index, component in enumerate(found):
-                back = partial(restore, clean_value=cache[hook_of(component)])
-                with bridge.hooks(fwd_hooks=[("embed.hook_out", add), (hook_of(component), back)]):
-                    value = lens_metric(bridge, clean, answer, pairs.choices)
-                expected[index] += float((value - noised) / (intact - noised)) / len(pairs.clean)
+    scale = 3.0 * loc.noise_scale(subject.model)
+    expected = lens.causal_tracing(bridge_of(subject), pairs, found, scale, width, 7)
     ours = loc.causal_tracing(subject.model, pairs, sites, 3.0, 7, BATCH_TOKENS)
     yield result(
         "causal tracing", "TransformerLens, a whole pass for each site", "restored share", ours, expected
@@ -408,7 +344,7 @@ def write(page: Path, found: list[Result], folder: Path, seconds: float) -> None
     lines = [
         *table_of(found),
         "",
-        f"Command: `python benchmarks/parity.py {run}`, {seconds:.0f} s; commit {name}; {host.get('processor', platform.machine())}, "
+        f"Command: `python -m benchmarks.parity {run}`, {seconds:.0f} s; commit {name}; {host.get('processor', platform.machine())}, "
         f"{torch.get_num_threads()} thread, float32; {versions}.",
     ]
     page.write_text(before + START + "\n" + "\n".join(lines) + "\n" + END + after, encoding="utf-8")

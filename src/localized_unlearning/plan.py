@@ -76,14 +76,15 @@ class Plan:
         return found
 
     def _targets(self) -> Iterator[PlannedJob]:
-        for kind, names in (("table", TABLES), ("figure", FIGURES)):
+        for kind, of, names in (
+            ("table", "table", TABLES),
+            ("comparisons", "table", TABLES),
+            ("supplement", "table", TABLES),
+            ("figure", "figure", FIGURES),
+        ):
             for name in names:
                 if not lacking(self.workflow.config, name):
-                    yield PlannedJob.of(kind, **{kind: name})
-        for name in TABLES:
-            if not lacking(self.workflow.config, name):
-                yield PlannedJob.of("comparisons", table=name)
-                yield PlannedJob.of("supplement", table=name)
+                    yield PlannedJob.of(kind, **{of: name})
 
     def _inputs(self, job: PlannedJob) -> Iterator[PlannedJob]:
         run, w = self.workflow, job.named

@@ -85,7 +85,8 @@ class Record(_Part):
     ``folder`` is the outputs' folder, relative to the one the job ran in (absent when outside), so
     that a file moved elsewhere is noticed. ``deviations`` are installed versions that the lock does
     not state. A job restored from a cache says so under ``restored``; its ``facts`` are those of the
-    job that computed, its times, host and commit those of the restoring. ``id`` is the record's own, as written in its file; it is not part of what it hashes.
+    job that computed, its times, host and commit those of the restoring. ``id`` is the record's own, as written in
+    its file; it is not part of what it hashes.
     """
 
     schema_version: int = SCHEMA_VERSION
