@@ -141,8 +141,6 @@ def test_worked_examples_are_the_subjects_or_the_questions_own(tmp_path: Path) -
 
 
 def test_own_questions() -> None:
-    if not OWN.exists():
-        pytest.skip(f"{OWN.name} is not there yet")
     questions = load_questions(OWN)
     assert len(questions.test) >= 300
     subjects = Counter(question.subject for question in questions.test)
