@@ -135,8 +135,8 @@ class Subject:
         return models.encode(self.tokenizer, [self.book[prompt].render(a) for a in self.athletes])
 
     def fit(self, activations: np.ndarray, labels: np.ndarray) -> Fit:
-        """The probe of activations ``[athlete, hidden]`` for labels ``[athlete]``."""
-        return Fit(activations[~self.test], labels[~self.test], activations[self.test])
+        """The probes of activations ``[athlete, hidden]`` for labels ``[target, athlete]``."""
+        return Fit(activations[~self.test], labels[:, ~self.test], activations[self.test])
 
 
 def load_subject(job: Job) -> Subject:
@@ -190,22 +190,23 @@ def layer_probes(job: Job) -> None:
             activations = residuals(
                 subject.model, subject.encode(prompt), models.batch_tokens(config.compute, subject.model)
             )
-        for labels, target in [("sport", sports)] + ([] if ablated else [("shuffled labels", shuffled)]):
-            fits = [subject.fit(values, target) for values in activations]
-            found = predictions(fits, settings, models.threads(config.compute))
-            rows += [
-                pd.DataFrame(
-                    {
-                        "series": name,
-                        "ablated": ablated,
-                        "labels": labels,
-                        "layer": layer,
-                        "athlete": subject.athletes[test],
-                        "right": said == target[test],
-                    }
-                )
-                for layer, said in enumerate(found)
-            ]
+        targets = {"sport": sports} if ablated else {"sport": sports, "shuffled labels": shuffled}
+        fits = [subject.fit(values, np.stack([*targets.values()])) for values in activations]
+        found = predictions(fits, settings, models.threads(config.compute))
+        rows += [
+            pd.DataFrame(
+                {
+                    "series": name,
+                    "ablated": ablated,
+                    "labels": labels,
+                    "layer": layer,
+                    "athlete": subject.athletes[test],
+                    "right": said[i] == target[test],
+                }
+            )
+            for i, (labels, target) in enumerate(targets.items())
+            for layer, said in enumerate(found)
+        ]
     majority = float(np.bincount(sports[test]).max() / test.sum())
     job.facts.update(seeds={"probe": settings.seed}, device=subject.device, majority=majority)
     pd.concat(rows, ignore_index=True).assign(majority=majority).to_parquet(
@@ -240,7 +241,7 @@ def head_ablation(job: Job) -> None:
                     models.batch_tokens(config.compute, subject.model),
                     [geometry.layers - 1],
                 )
-            (said,) = predictions([subject.fit(last[0], sports)], settings)
+            ((said,),) = predictions([subject.fit(last[0], sports[None])], settings)
             rows.append(
                 pd.DataFrame(
                     {

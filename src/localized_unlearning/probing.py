@@ -59,7 +59,7 @@ def residuals(
 
 
 class Fit(NamedTuple):
-    """One probe's data: activations ``[athlete, hidden]`` with labels ``[athlete]``, and activations to label."""
+    """Probes on the same activations: ``[athlete, hidden]`` with labels ``[target, athlete]``, and those to label."""
 
     train: np.ndarray
     labels: np.ndarray
@@ -69,12 +69,12 @@ class Fit(NamedTuple):
 def predictions(
     fits: Iterable[Fit], settings: Probing | Interpretability, threads: int = 1
 ) -> list[np.ndarray]:
-    """What a logistic regression on each fit's training part says of its test part ``[athlete]``, in order.
+    """What logistic regressions on each fit's training part say of its test part ``[target, athlete]``, in order.
 
     Activations are standardised with the training part's mean and deviation, so that the solver converges
     at every layer. The released code did not scale and allowed 10,000 iterations; on the organism that takes
-    up to 920 of them instead of 140. Each probe is fitted by one thread, since with several the linear
-    algebra sums in another order: the predictions do not depend on ``threads``.
+    up to 920 of them instead of 140. Each fit has one thread, since with several the linear algebra sums in
+    another order: the predictions do not depend on ``threads``.
     """
     from threadpoolctl import threadpool_limits
 
@@ -84,12 +84,12 @@ def predictions(
 
 def _predict(fit: Fit, settings: Probing | Interpretability) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    scaler = StandardScaler().fit(fit.train)
+    train, test = scaler.transform(fit.train), scaler.transform(fit.test)
     regression = LogisticRegression(C=settings.regularization, max_iter=settings.max_iterations)
-    classifier = make_pipeline(StandardScaler(), regression).fit(fit.train, fit.labels)
-    return np.asarray(classifier.predict(fit.test))
+    return np.array([regression.fit(train, labels).predict(test) for labels in fit.labels])
 
 
 def all_right(
@@ -106,7 +106,7 @@ def all_right(
         train, test: activations ``[layer, athlete, hidden]``.
         train_sport, test_sport: index into SPORTS ``[athlete]``.
         settings: of the logistic regressions.
-        threads: how many probes are fitted at a time.
+        threads: how many layers are fitted at a time.
 
     Raises:
         UserError: when a sport has no athlete to train its probe.
@@ -115,10 +115,9 @@ def all_right(
     missing = [SPORTS[sport] for sport in sports if not (train_sport == sport).any()]
     if missing:
         raise UserError(f"no {missing[0]} athlete is left to train a probe: lower athletes.known_threshold")
-    fits = (Fit(a, train_sport == sport, b) for a, b in zip(train, test, strict=True) for sport in sports)
-    said = np.array(predictions(fits, settings, threads)).reshape(len(train), len(sports), -1)
-    truth = np.stack([test_sport == sport for sport in sports])
-    return np.asarray((said == truth).all(1))
+    labels, truth = (np.stack([found == sport for sport in sports]) for found in (train_sport, test_sport))
+    fits = (Fit(a, labels, b) for a, b in zip(train, test, strict=True))
+    return np.array([(said == truth).all(0) for said in predictions(fits, settings, threads)])
 
 
 def probe_parts(split: pd.DataFrame, kind: str, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -228,6 +228,40 @@ def test_several_seeds_are_resampled_with_the_items(true_world: dict[str, pd.Dat
     )
 
 
+def test_questions_are_drawn_by_subject(true_world: dict[str, pd.DataFrame]) -> None:
+    """The right answers lie in some subjects, so that a few more of these make a better score."""
+    rows, cell = true_world["mmlu"], Cell("sports", "erase", "manual", "mmlu")
+    number = rows["item"].str[1:].astype(int)
+    wide = {}
+    for name, subject in {"alone": rows["item"], "in tens": (number // 40).astype(str)}.items():
+        frames = {**true_world, "mmlu": rows.assign(subject=subject)}
+        samples = Run(frames, "question", STATISTICS, LOOKUP).curve(cell).samples
+        wide[name] = float(samples.std())
+    assert wide["in tens"] > 3 * wide["alone"]
+
+
+def test_other_forget_sets_tell_whether_a_verdict_carries_over(true_world: dict[str, pd.DataFrame]) -> None:
+    """A set of which the claim is false, one that was only evaluated; neither moves the verdict on the paper's."""
+    swap = {"manual": "attribution_patching", "attribution_patching": "manual"}
+    frames = {}
+    for name, table in true_world.items():
+        extra = []
+        if "task" in table.columns:
+            one = table[(table["task"] == "sports") & ~table["objective"].isin(["inject", "mask"])]
+            extra.append(one.replace({"localization": swap}).assign(task="false"))
+            if "/" not in name and name != "probes":
+                extra.append(one.assign(task="true"))
+        frames[name] = pd.concat([table, *extra], ignore_index=True)
+    rows = Run(frames, "question", STATISTICS, LOOKUP)
+    found = {c.id: verdicts.judge(c, rows, 0.95, {"false": "sports", "true": "sports"}) for c in CLAIMS}
+    assert {finding.verdict for finding in found.values()} == {"supported"}
+    assert found["mcq-lowest"].elsewhere == {"false": "not supported", "true": "supported"}
+    assert found["relearning-sports-manual"].elsewhere == {"false": "not supported", "true": "not testable"}
+    assert found["relearning-athletes-robust"].elsewhere == {}  # says nothing of sports
+    page = pages.run_page("mine", list(found.values()), 0.95, {})
+    assert "| Held | false | true | Shown in |" in page and "| 10 of 10 | not supported | supported |" in page
+
+
 def test_zero_of_sixteen_is_not_certain() -> None:
     rows = people("facts", 0.0, 1.0)
     rows = rows[rows["athlete"].isin([f"forget {i}" for i in range(16)])]

@@ -96,7 +96,7 @@ def test_one_probe_has_one_thread(
     with threadpool_limits(2, user_api="blas"):
         if blas() != {2}:
             pytest.skip("this machine's linear algebra has one thread only")
-        probing.predictions([probing.Fit(a, sports, a) for a in activations], Probing(), 2)
+        probing.predictions([probing.Fit(a, sports[None], a) for a in activations], Probing(), 2)
         assert blas() == {2}
     assert seen == [{1}] * LAYERS
 

@@ -33,7 +33,8 @@ def run(job: Job) -> None:
     frames = evidence.frames_of(job.inputs["rows"])
     rows = evidence.Run(frames, config.prompts.question, config.statistics, lookup)
     level = config.statistics.confidence
-    findings = [verdicts.judge(claim, rows, level) for claim in read(job.inputs["claims"])]
+    sets = {name: task.of for name, task in config.tasks.items() if task and task.of}
+    findings = [verdicts.judge(claim, rows, level, sets) for claim in read(job.inputs["claims"])]
     links = {
         name: f"../../figures/{config.run}/{name}.png" if name in FIGURES else f"tables/{name}.md"
         for finding in findings

@@ -201,9 +201,10 @@ class Run:
     """A run's rows.
 
     Accuracy is ``choice``. Items and seeds are resampled together (items are the same for every seed), the
-    same items alike for every model, so that differences are paired. Two pseudo-items, one right and one
-    wrong, take part, answered the other way round on the other side of a difference: without them 0 of 16
-    would be certain.
+    same items alike for every model, so that differences are paired; questions of general knowledge are drawn
+    by subject. Two pseudo-items, one right and one wrong, take part, answered the other way round on the other
+    side of a difference: without them 0 of 16 would be certain. What the seeds add is widened as Student's t
+    asks for their number.
 
     Args:
         frames: see :func:`frames_of`.
@@ -245,9 +246,9 @@ class Run:
         for _, other, _, _ in terms[1:]:
             x = tuple(value for value in x if value in other)
         curves = []
-        for sign, points, scores, items in terms:
+        for sign, points, scores, units in terms:
             chosen = [points.index(value) for value in x]
-            curves.append((sign, self._sampled(x, scores[..., chosen], items)))
+            curves.append((sign, self._sampled(x, scores[..., chosen], units)))
         return _sum(curves)
 
     def _can(self, task: str, measure: str) -> None:
@@ -303,7 +304,7 @@ class Run:
         return found[key]
 
     def _scores(self, part: Part, cell: Cell) -> tuple[tuple[float, ...], np.ndarray, tuple[str, ...]]:
-        """Points, scores ``[seed, item, point]`` and items of the rows behind a cell."""
+        """Points, scores ``[seed, item, point]`` and what each item is drawn with, of the rows behind a cell."""
         rows = self._of_model(part.frame, cell)
         where = {**part.where, **({"prompt": self.question} if "prompt" in rows.columns else {})}
         for column, value in where.items():
@@ -331,7 +332,11 @@ class Run:
                 f"the {WORDS[part.frame]} of {cell.localization} lacks items at some seed or point"
             )
         values = wide.reindex(pd.MultiIndex.from_product([seeds, items])).to_numpy()
-        return tuple(float(v) for v in wide.columns), values.reshape(len(seeds), len(items), -1), items
+        units = items
+        if "subject" in rows.columns:
+            subject = dict(zip(tidy["item"], rows["subject"], strict=True))
+            units = tuple(subject[item] for item in items)
+        return tuple(float(v) for v in wide.columns), values.reshape(len(seeds), len(items), -1), units
 
     def _draws(self, name: str, count: int, draws: int) -> np.ndarray:
         """Shares of each of ``count`` things in ``draws`` draws ``[sample, thing]``; alike for the same name."""
@@ -341,10 +346,14 @@ class Run:
             self._weights[name] = drawn / draws
         return self._weights[name]
 
-    def _sampled(self, x: tuple[float, ...], scores: np.ndarray, items: tuple[str, ...]) -> Curve:
+    def _sampled(self, x: tuple[float, ...], scores: np.ndarray, units: tuple[str, ...]) -> Curve:
         seeds, count, points = scores.shape
         by_seed = self._draws(f"seeds {seeds}", seeds, max(1, seeds - 1))  # see hierarchical_bootstrap
-        by_item = self._draws("items " + "\n".join(items), count + 2, count + 2)
+        by_seed = 1 / seeds + _few(seeds, self.settings.confidence) * (by_seed - 1 / seeds)
+        names, codes = np.unique(units, return_inverse=True)
+        by_unit = self._draws("items " + "\n".join(names), len(names) + 2, len(names) + 2)
+        by_item = by_unit[:, [*codes, len(names), len(names) + 1]]  # and the two pseudo-items
+        by_item = by_item / by_item.sum(1, keepdims=True)
 
         def sample(pseudo: tuple[float, float]) -> np.ndarray:
             two = np.broadcast_to(np.array(pseudo)[None, :, None], (seeds, 2, points))
@@ -353,6 +362,14 @@ class Run:
             return np.asarray(np.einsum("bs,bsp->bp", by_seed, means))
 
         return Curve(x, scores.mean((0, 1)), sample((1, 0)), sample((0, 1)), count, seeds)
+
+
+def _few(seeds: int, confidence: float) -> float:
+    """How much wider Student's t is than the normal distribution, at a level, for so few seeds."""
+    from scipy.stats import norm, t
+
+    level = (1 + confidence) / 2
+    return float(t.ppf(level, seeds - 1) / norm.ppf(level)) if seeds > 1 else 1.0
 
 
 def _sum(curves: Sequence[tuple[int, Curve]]) -> Curve:

@@ -13,6 +13,10 @@ READING = (
     "opposite; **partly** supported in between, or when some comparisons cannot be tested; **not testable** when none can. The margin is that of the worst comparison: how far, in accuracy, the number lies on "
     "the claim's side of its bound."
 )
+ELSEWHERE = (
+    "Verdict, margin and the comparisons below are about the paper's forget sets. The columns named after other forget sets "
+    "say what the same comparisons come to with those in their place, as far as the run has their models."
+)
 MEASURES = {
     "forget": "forget",
     "retain": "retain",
@@ -56,15 +60,30 @@ def sides(comparison: Comparison) -> str:
 
 
 def overview(findings: Sequence[Finding], links: Mapping[str, str]) -> list[str]:
-    """One line a claim: says, verdict, margin, comparisons held, where it is shown."""
-    lines = ["| Claim | Section | Verdict | Margin | Held | Shown in |", "|---|---|---|---|---|---|"]
+    """One line a claim: says, verdict, margin, comparisons held, where it is shown; and its verdicts elsewhere."""
+    sets = list(dict.fromkeys(name for finding in findings for name in finding.elsewhere))
+    heads = [
+        "Claim",
+        "Section",
+        "Verdict",
+        "Margin",
+        "Held",
+        *(name.replace("_", " ") for name in sets),
+        "Shown in",
+    ]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for finding in findings:
         claim = finding.claim
-        shown = ", ".join(_link(name, links) for name in claim.shown_in)
-        lines.append(
-            f"| {claim.says} | {claim.section} | {finding.verdict} | {margin_of(finding)} | "
-            f"{finding.held} of {len(finding.comparisons)} | {shown} |"
-        )
+        cells = [
+            claim.says,
+            claim.section,
+            finding.verdict,
+            margin_of(finding),
+            f"{finding.held} of {len(finding.comparisons)}",
+            *(finding.elsewhere.get(name, "–") for name in sets),
+            ", ".join(_link(name, links) for name in claim.shown_in),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return lines
 
 
@@ -105,9 +124,10 @@ def run_page(run: str, findings: Sequence[Finding], confidence: float, links: Ma
         "",
         READING,
         "",
-        f"Intervals: {100 * confidence:g} %, resampling items and, where there are several, seeds; paired between "
-        "models. With one seed they do not show how results vary between seeds.",
+        f"Intervals: {100 * confidence:g} %, resampling items (general knowledge by subject) and, where there are several, "
+        "seeds; paired between models. With one seed they do not show how results vary between seeds.",
         "",
+        *([ELSEWHERE, ""] if any(finding.elsewhere for finding in findings) else []),
         *overview(findings, links),
         "",
         "## Comparisons",

@@ -11,8 +11,8 @@ its whole interval lies above 0, *fails* when it lies below, and otherwise *lean
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -57,7 +57,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim's verdict; margin and interval are those of its worst comparison."""
+    """A claim's verdict; margin and interval are those of its worst comparison.
+
+    ``elsewhere`` holds the verdicts with other forget sets in place of the paper's, by their tasks.
+    """
 
     claim: Claim
     verdict: Verdict
@@ -66,6 +69,7 @@ class Finding:
     held: int
     reason: str | None
     comparisons: tuple[Comparison, ...]
+    elsewhere: Mapping[str, Verdict] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """The finding as it stands in ``claims.json``."""
@@ -75,13 +79,35 @@ class Finding:
             "caveat": claim.caveat,
             "shown_in": list(claim.shown_in), "verdict": self.verdict, "margin": self.margin,
             "interval": list(self.interval) if self.interval else None, "held": self.held,
-            "comparisons": len(self.comparisons), "reason": self.reason,
+            "comparisons": len(self.comparisons), "reason": self.reason, "elsewhere": dict(self.elsewhere),
             "tests": [asdict(comparison) for comparison in self.comparisons],
         }  # fmt: skip
 
 
-def judge(claim: Claim, evidence: Evidence, confidence: float) -> Finding:
-    """A claim's verdict on some evidence."""
+def judge(
+    claim: Claim, evidence: Evidence, confidence: float, sets: Mapping[str, str] | None = None
+) -> Finding:
+    """A claim's verdict on some evidence.
+
+    Args:
+        claim: what is claimed.
+        evidence: what it is judged on.
+        confidence: level of the intervals.
+        sets: tasks with other forget sets, and the paper's task that each stands for. They say whether a verdict
+            carries over; they never change it.
+    """
+    finding = _judge(claim, evidence, confidence)
+    found = {}
+    for name, task in (sets or {}).items():
+        tests = tuple(
+            test.model_copy(update={"tasks": (name,)}) for test in claim.tests if task in test.tasks
+        )
+        if tests:
+            found[name] = _judge(claim.model_copy(update={"tests": tests}), evidence, confidence).verdict
+    return replace(finding, elsewhere=found)
+
+
+def _judge(claim: Claim, evidence: Evidence, confidence: float) -> Finding:
     found = tuple(c for test in claim.tests for c in compare(test, evidence, confidence))
     tested = [c for c in found if c.margin is not None]
     reasons = sorted({c.reason for c in found if c.reason})
