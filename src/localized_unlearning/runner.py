@@ -71,7 +71,7 @@ def execute(
         UserError: for a missing input, an input that is not what its record says, an output another
             live job is writing, a full disk, or a fault that the stage reports.
     """
-    started = datetime.now(UTC)
+    started, before = datetime.now(UTC), environment.resident()
     flat = [(name, path) for name, value in inputs.items() for path in _as_list(value)]
     for name, path in flat:
         if not path.exists():
@@ -94,7 +94,8 @@ def execute(
             if kept is None:
                 _compute(job)
             _keep_sources(basis.modules, root / "results" / config.run / ".sources")
-            record = _record(job, basis, outputs, root, started, kept)
+            memory = None if kept else environment.peak_memory(before)
+            record = _record(job, basis, outputs, root, started, memory, kept)
             if not locks.still_mine(first):
                 raise UserError(
                     f"another job took over {first} while this one stood still: nothing was published"
@@ -186,6 +187,7 @@ def _record(
     outputs: Mapping[str, Path],
     root: Path,
     started: datetime,
+    memory: dict[str, float] | None,
     kept: records.Record | None,
 ) -> records.Record:
     ended = datetime.now(UTC)
@@ -217,6 +219,7 @@ def _record(
         started=started.isoformat(timespec="milliseconds"),
         ended=ended.isoformat(timespec="milliseconds"),
         seconds=round((ended - started).total_seconds(), 3),
+        memory=memory,
         attempt=int(os.environ.get("LOCALIZED_UNLEARNING_ATTEMPT", "1")),
         restored=_restored(kept) if kept else None,
     )

@@ -43,6 +43,8 @@ def run(job):
     if mode == "forget":
         name.unlink()
         return
+    if mode == "hold":
+        b"x" * 300_000_000
     name.write_text(f"{mode} {job.config.finetune.steps * FACTOR}")
 '''
 DRIVER = """
@@ -276,3 +278,13 @@ def test_an_input_changed_behind_its_record_is_refused(root: Path) -> None:
     made.write_text("edited by hand")
     with pytest.raises(UserError, match="was changed after stage toy made it"):
         runner.execute(TOY, Config(), {}, {"data": made}, target, root)
+
+
+def test_a_record_says_how_much_memory_its_job_held(root: Path) -> None:
+    """Catches a peak that was let go before the end and is missed, and one that counts what was there before."""
+    if not Path("/proc/self/status").is_file():
+        pytest.skip("this system does not say what a process held")
+    (root / "data.txt").write_text("hold")
+    subprocess.run([sys.executable, "-c", DRIVER], cwd=root, check=True, timeout=60)
+    found = json.loads((root / "results/r/out.record.json").read_text())["memory"]
+    assert found["process"] == pytest.approx(0.3, abs=0.03)

@@ -86,7 +86,8 @@ class Record(_Part):
     that a file moved elsewhere is noticed. ``deviations`` are installed versions that the lock does
     not state. A job restored from a cache says so under ``restored``; its ``facts`` are those of the
     job that computed, its times, host and commit those of the restoring. ``id`` is the record's own, as written in
-    its file; it is not part of what it hashes.
+    its file; it is not part of what it hashes. ``memory`` is the most it held beyond what its process held when
+    it began, in GB: ``process`` and, on a GPU, ``device``; absent where the system does not say.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -110,6 +111,7 @@ class Record(_Part):
     started: str
     ended: str
     seconds: float
+    memory: dict[str, float] | None = None
     attempt: int
     adopted: Adoption | None = None
     restored: Restored | None = None
