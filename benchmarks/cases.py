@@ -19,9 +19,19 @@ import torch
 
 from benchmarks import harness
 from localized_unlearning import components as comp
-from localized_unlearning import finetune, localization, losses, masking, mmlu, models, packing, probing
+from localized_unlearning import (
+    finetune,
+    localization,
+    losses,
+    masking,
+    mmlu,
+    models,
+    packing,
+    probing,
+    relearning,
+)
 from localized_unlearning.components import Component
-from localized_unlearning.config import CHOICES, SPORTS, Mmlu, Probing, Score
+from localized_unlearning.config import CHOICES, SPORTS, Masking, Mmlu, Probing, Relearning, Score
 from localized_unlearning.evaluation import Exam, ask_facts, ask_multiple_choice, ask_questions, take
 from localized_unlearning.prompts import LETTERS, load_prompts
 
@@ -65,9 +75,11 @@ class Bench:
         return self.loaded[1]
 
     def warm_up(self) -> None:
-        """Touch every weight (they are mapped from the file) and start the threads, untimed."""
+        """Touch every weight and the libraries' code (they are mapped from files), start the threads; untimed."""
+        inputs = self.model.get_input_embeddings()(torch.tensor([[2, 3, 4]], device=self.device))
+        inputs = inputs.detach().requires_grad_(True)
+        torch.autograd.grad(self.model(inputs_embeds=inputs).logits.sum(), inputs)
         with torch.inference_mode():
-            self.model(input_ids=torch.tensor([[2, 3, 4]], device=self.device))
             for p in self.model.parameters():
                 p.sum()
 
@@ -325,7 +337,7 @@ def attribution_ours(bench: Bench) -> Work:
     pairs, found = pairs_of(bench, 24), attribution_components(bench)
     bench.floor(pairs.clean, passes=2, heads=0)
     bench.floor(pairs.corrupt, passes=1, heads=0)
-    return lambda: {"score": np.array(localization.attribution_patching(bench.model, pairs, found, 256))}
+    return lambda: {"score": np.array(localization.attribution_patching(bench.model, pairs, found, 64))}
 
 
 def attribution_theirs(bench: Bench) -> Work:
@@ -366,7 +378,12 @@ def attribution_theirs(bench: Bench) -> Work:
 # ---- fine-tuning
 
 
-def training_data(bench: Bench, trained: Sequence[str]) -> tuple[finetune.Data, finetune.Weights]:
+MICRO = 512
+"""Tokens of one of our forward and backward passes; the straightforward way takes 4 prompts or windows at a time."""
+
+
+def training_data(bench: Bench, forget: int | None = None) -> tuple[finetune.Data, finetune.Weights]:
+    """Prompts to forget (None: 64) and to retain, and text, 64 of each; and the weights of their losses."""
     athletes, size = bench.athletes(128), bench.count(64)
     tokens = dict(zip(SPORTS, models.answer_tokens(bench.tokenizer, SPORTS), strict=True))
     items = [
@@ -375,81 +392,176 @@ def training_data(bench: Bench, trained: Sequence[str]) -> tuple[finetune.Data, 
     ]
     text = losses.text_windows(bench.tokenizer, TEXT.read_text(encoding="utf-8"), 48)
     text = text.repeat(size // len(text) + 1, 1)[:size]
-    for name in trained:
-        bench.model.get_parameter(name).requires_grad_(True)
-    return finetune.Data(items[:size], items[size : 2 * size], text), finetune.Weights(0.2, 1.0, 1.0)
+    data = finetune.Data(items[: forget or size], items[size : 2 * size], text)
+    return data, finetune.Weights(0.2, 1.0, 1.0)
 
 
 def manual(bench: Bench) -> list[str]:
+    """The weights that the manual localization trains; from now on they take gradients."""
     chosen = [Component(layer, kind) for layer in MANUAL for kind in ("up", "down")]  # type: ignore[arg-type]
-    return list(comp.trainable(bench.model, chosen))
+    names = list(comp.trainable(bench.model, chosen))
+    for name in names:
+        bench.model.get_parameter(name).requires_grad_(True)
+    return names
 
 
-def gradients_of(bench: Bench, names: Sequence[str]) -> Outputs:
-    found = [bench.model.get_parameter(name).grad.flatten().float() for name in names]
-    return {"gradient": torch.cat(found).cpu().numpy()}
+def flat(tensors: Sequence[torch.Tensor]) -> np.ndarray:
+    return torch.cat([tensor.detach().flatten().float() for tensor in tensors]).cpu().numpy()
+
+
+def floor_of_step(bench: Bench, data: finetune.Data, lowest: int, trained: int) -> None:
+    layers = comp.geometry_of(bench.model.config).layers
+    passes = 1 + (layers - lowest) / layers + trained * 2 / bench.body
+    prompts = [ids for ids, _ in (*data.forget, *data.retain)]
+    bench.floor(prompts, passes=passes, heads=2)
+    bench.floor([w[:-1] for w in data.text.tolist()], passes=passes, heads=2 * data.text.shape[1] - 2)
+
+
+def sizes_of(data: finetune.Data) -> finetune.Sizes:
+    return finetune.Sizes(len(data.forget), len(data.retain), len(data.text), MICRO)
+
+
+def plain_terms(
+    bench: Bench, data: finetune.Data, weights: finetune.Weights, erase: bool = True
+) -> np.ndarray:
+    """Each term by itself: micro-batches of 4, padded, the whole vocabulary at every position, in float32."""
+    micro, totals = 4, np.zeros(3)
+    for term, items in enumerate((data.forget, data.retain)):
+        for start in range(0, len(items), micro):
+            part = items[start : start + micro]
+            ids, mask = padded([p for p, _ in part], bench.device)
+            logits = bench.model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
+            value = logits[range(len(part)), [len(p) - 1 for p, _ in part], [a for _, a in part]]
+            if term == 0 and erase:
+                value = torch.where(value > -5, torch.log1p(-value.exp()), 0)
+            loss = -value.sum() / len(items)
+            ((weights.forget, weights.retain)[term] * loss).backward()
+            totals[term] += loss.item()
+    for windows in data.text.to(bench.device).split(micro):
+        logits = bench.model(input_ids=windows[:, :-1]).logits.float()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+        loss = loss * len(windows) / len(data.text)
+        (weights.sft * loss).backward()
+        totals[2] += loss.item()
+    return totals
 
 
 def step_ours(bench: Bench) -> Work:
-    names = manual(bench)
-    data, weights = training_data(bench, names)
-    size, layers = len(data.forget), comp.geometry_of(bench.model.config).layers
-    above = (layers - min(MANUAL)) / layers
-    own = sum(bench.model.get_parameter(name).numel() for name in names) * 2 / bench.body
-    prompts = [ids for ids, _ in (*data.forget, *data.retain)]
-    bench.floor(prompts, passes=1 + above + own, heads=2)
-    windows = [w[:-1] for w in data.text.tolist()]
-    bench.floor(windows, passes=1 + above + own, heads=2 * data.text.shape[1] - 2)
-    sizes = finetune.Sizes(size, size, len(data.text), 1024)
-    steps = finetune.gradients(bench.model, data, sizes, weights, "erase", 0)
+    names = [bench.model.get_parameter(name) for name in manual(bench)]
+    data, weights = training_data(bench)
+    floor_of_step(bench, data, min(MANUAL), sum(p.numel() for p in names))
+    steps = finetune.gradients(bench.model, data, sizes_of(data), weights, "erase", 0)
 
     def work() -> Outputs:
-        terms = next(steps)
-        return {"loss": np.array(list(terms.values())), **gradients_of(bench, names)}
+        terms = np.array(list(next(steps).values()))
+        return {"loss": terms, "vector": flat([p.grad for p in names])}
 
     return work
 
 
 def step_theirs(bench: Bench) -> Work:
-    """Each term by itself: micro-batches of 4, padded, the whole vocabulary at every position, in float32."""
-    names = manual(bench)
-    data, weights = training_data(bench, names)
-    micro = 4
+    names = [bench.model.get_parameter(name) for name in manual(bench)]
+    data, weights = training_data(bench)
+    return lambda: {
+        "loss": plain_terms(bench, data, weights),
+        "vector": flat([p.grad for p in names]),
+    }
 
-    def log_p(items: Sequence[finetune.Item]) -> torch.Tensor:
-        ids, mask = padded([p for p, _ in items], bench.device)
-        logits = bench.model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
-        return logits[range(len(items)), [len(p) - 1 for p, _ in items], [a for _, a in items]]
+
+def adapters(bench: Bench) -> tuple[list[Any], finetune.Data, finetune.Weights]:
+    """LoRA of rank 64 on everything, dropout off, and two athletes to relearn."""
+    found = relearning.add_lora(bench.model, Relearning(), 0)
+    relearning.dropout(bench.model, False)
+    return found, *training_data(bench, forget=2)
+
+
+def relearn_ours(bench: Bench) -> Work:
+    found, data, weights = adapters(bench)
+    floor_of_step(bench, data, 0, sum(p.numel() for p in found))
+    steps = finetune.gradients(bench.model, data, sizes_of(data), weights, "inject", 0)
 
     def work() -> Outputs:
-        totals = np.zeros(3)
-        for term, items in enumerate((data.forget, data.retain)):
-            for start in range(0, len(items), micro):
-                value = log_p(items[start : start + micro])
-                if term == 0:
-                    value = torch.where(value > -5, torch.log1p(-value.exp()), 0)
-                loss = -value.sum() / len(items)
-                ((weights.forget, weights.retain)[term] * loss).backward()
-                totals[term] += loss.item()
-        for windows in data.text.to(bench.device).split(micro):
-            logits = bench.model(input_ids=windows[:, :-1]).logits.float()
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-            loss = loss * len(windows) / len(data.text)
-            (weights.sft * loss).backward()
-            totals[2] += loss.item()
-        return {"loss": totals, **gradients_of(bench, names)}
+        terms = np.array(list(next(steps).values()))
+        return {"loss": terms, "vector": flat([p.grad for p in found])}
 
     return work
 
 
-def same_gradient(ours: Outputs, theirs: Outputs) -> tuple[bool, str]:
-    a, b = ours["gradient"].astype(np.float64), theirs["gradient"].astype(np.float64)
+def relearn_theirs(bench: Bench) -> Work:
+    found, data, weights = adapters(bench)
+    return lambda: {
+        "loss": plain_terms(bench, data, weights, erase=False),
+        "vector": flat([p.grad for p in found]),
+    }
+
+
+def same_step(ours: Outputs, theirs: Outputs) -> tuple[bool, str]:
+    a, b = ours["vector"].astype(np.float64), theirs["vector"].astype(np.float64)
     error = float(np.linalg.norm(a - b) / np.linalg.norm(b))
     loss = float(np.abs(ours["loss"] - theirs["loss"]).max())
-    return error < 1e-3 and loss < 1e-3, f"gradient within {error:.1e} of its norm, losses within {loss:.1e}"
+    return error < 1e-3 and loss < 1e-3, f"step within {error:.1e} of its norm, losses within {loss:.1e}"
 
 
 # ---- masks
+
+RATE = 1e4
+"""Learning rate of a mask's single step, with momentum as in the released code: large, so that the step is no rounding."""
+
+
+def mask_ours(bench: Bench) -> Work:
+    names = manual(bench)
+    data, weights = training_data(bench)
+    size = len(data.retain)
+    settings = Masking(
+        steps=1, batch_size=size, text_batch=size, optimizer="sgd", momentum=0.9, learning_rate=RATE,
+        micro_batch_tokens=MICRO,
+    )  # fmt: skip
+    floor_of_step(bench, data, min(MANUAL), sum(bench.model.get_parameter(name).numel() for name in names))
+
+    def work() -> Outputs:
+        trainable = dict.fromkeys(names)
+        removed, history = masking.train(bench.model, data, trainable, settings, weights, 0)
+        terms = history[["forget", "retain", "sft"]].to_numpy()[0]
+        return {"loss": terms, "vector": flat([removed[name] for name in names])}
+
+    return work
+
+
+class Masked(torch.nn.Module):
+    """A weight times its mask, which starts at 1."""
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.mask = torch.nn.Parameter(torch.ones_like(weight, dtype=torch.float32))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * self.mask.to(weight.dtype)
+
+
+def mask_theirs(bench: Bench) -> Work:
+    """The mask as a parametrization of each weight, in torch's own way, and SGD with momentum."""
+    names = manual(bench)
+    data, weights = training_data(bench)
+
+    def work() -> Outputs:
+        masks = []
+        for name in names:
+            place, _, attribute = name.rpartition(".")
+            module = bench.model.get_submodule(place)
+            form = Masked(getattr(module, attribute))
+            torch.nn.utils.parametrize.register_parametrization(module, attribute, form)
+            module.parametrizations[attribute].original.requires_grad_(False)
+            masks.append(form.mask)
+        optimizer = torch.optim.SGD(masks, lr=RATE, momentum=0.9)
+        totals = plain_terms(bench, data, weights)
+        (Masking().lambda_mask * sum(mask.sum() for mask in masks)).backward()
+        optimizer.step()
+        with torch.no_grad():
+            for mask in masks:
+                mask.clamp_(0, 1)
+        return {"loss": totals, "vector": flat([1 - mask for mask in masks])}
+
+    return work
 
 
 def sweep_inputs(bench: Bench) -> tuple[Exam, torch.Tensor, dict[str, int], list[int]]:
@@ -602,7 +714,15 @@ CASES: dict[str, Case] = {
     ),
     "finetune_step": Case(
         "one fine-tuning step, manual", "three terms, padded 4 x 16, full logits", 2,
-        step_ours, step_theirs, same_gradient,
+        step_ours, step_theirs, same_step,
+    ),
+    "mask_step": Case(
+        "one step of a mask, manual", "torch's parametrizations, three terms, padded 4 x 16, full logits", 2,
+        mask_ours, mask_theirs, same_step,
+    ),
+    "relearning_step": Case(
+        "one relearning step, LoRA", "three terms, padded 4 x 16, full logits", 2,
+        relearn_ours, relearn_theirs, same_step,
     ),
     "mask_sweep": Case(
         "mask sweep, 13 sizes", "reload, mask, evaluate each", 3,

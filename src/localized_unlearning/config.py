@@ -7,12 +7,13 @@ states it. Unknown keys are refused with the nearest valid one.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from localized_unlearning.errors import UserError
 from localized_unlearning.sources import Source
@@ -30,6 +31,21 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _or_own(*ours: str) -> AfterValidator:
+    """Takes a name of ours, or of the user's own function."""
+
+    def check(named: str) -> str:
+        if named not in ours and not re.fullmatch(r"\S+\.py:[A-Za-z_]\w*", named):
+            raise ValueError(f"should be {', '.join(ours)} or FILE.py:FUNCTION, your own")
+        return named
+
+    return AfterValidator(check)
+
+
+ForgetLoss = Annotated[str, _or_own("erase", "inject")]
+ScoreMethod = Annotated[str, _or_own("attribution_patching", "causal_tracing")]
 
 
 class Section(BaseModel):
@@ -216,8 +232,9 @@ class FinetuneOverride(Section):
 class Objective(Section):
     """What unlearning aims at."""
 
-    loss: Literal["erase", "inject"] = Field(
-        "erase", description="erase: log(1 - p); inject: a false answer."
+    loss: ForgetLoss = Field(
+        "erase",
+        description="erase: log(1 - p); inject: a false answer; FILE.py:FUNCTION: your own, of the right answers' log-odds.",
     )
     target: Literal["golf", "random_other_sport"] = Field(
         "golf", description="The injected answer (A.1: golf)."
@@ -269,7 +286,9 @@ class Components(Section):
 class Score(Section):
     """One way to score components."""
 
-    method: Literal["attribution_patching", "causal_tracing"]
+    method: ScoreMethod = Field(
+        description="attribution_patching, causal_tracing, or FILE.py:FUNCTION, your own."
+    )
     athletes: Literal["train", "forget", "all"] = Field(
         "train",
         description="Whose prompts: the training part's, its forget set's only, or everyone's (as the released code's, "

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from localized_unlearning import components as comp
-from localized_unlearning import losses, models, packing, precision
+from localized_unlearning import extensions, losses, models, packing, precision
 from localized_unlearning.config import SPORTS, Finetune, Objective, finetune_settings
 from localized_unlearning.documents import read_documents
+from localized_unlearning.errors import UserError
 from localized_unlearning.localization import read_selection
+from localized_unlearning.losses import ForgetLoss
 from localized_unlearning.progress import Progress
 from localized_unlearning.prompts import load_prompts
 from localized_unlearning.splits import read_split
@@ -109,11 +111,14 @@ def cycle(items: Sequence[int], size: int, rng: random.Random) -> Iterator[list[
 
 
 def fact_losses(
-    model: Any, forget: Sequence[Item], retain: Sequence[Item], loss: str, tokens: int
+    model: Any, forget: Sequence[Item], retain: Sequence[Item], loss: str | ForgetLoss, tokens: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Summed forget and retain loss of each packed micro-batch, ready for ``backward``.
 
     Both sets share their prompt's beginning, so they are packed together.
+
+    Raises:
+        UserError: when a loss that is not ours gives anything but one number a prompt.
     """
     import torch
 
@@ -122,12 +127,16 @@ def fact_losses(
         answer = torch.tensor([items[i][1] for i in batch.prompts.tolist()], device=model.device)
         odds = log_odds(model, packing.last_hidden(model, batch), answer)
         is_forget = (batch.prompts < len(forget)).to(odds.device)
-        forgotten = losses.erase if loss == "erase" else losses.cross_entropy
-        yield forgotten(odds[is_forget]).sum(), losses.cross_entropy(odds[~is_forget]).sum()
+        forgotten = (losses.FORGET[loss] if isinstance(loss, str) else loss)(odds[is_forget])
+        if getattr(forgotten, "shape", None) != odds[is_forget].shape:
+            raise UserError(
+                "the forget loss must give one number a prompt, as a tensor in the shape of the log-odds: correct it"
+            )
+        yield forgotten.sum(), losses.cross_entropy(odds[~is_forget]).sum()
 
 
 def gradients(
-    model: Any, data: Data, sizes: Sizes, weights: Weights, loss: str, seed: int
+    model: Any, data: Data, sizes: Sizes, weights: Weights, loss: str | ForgetLoss, seed: int
 ) -> Iterator[dict[str, float]]:
     """One step after another: accumulate the gradient of the whole loss, and yield the step's losses.
 
@@ -173,7 +182,7 @@ def train(
     trainable: dict[str, Any],
     settings: Finetune,
     weights: Weights,
-    loss: str,
+    loss: str | ForgetLoss,
     seed: int,
 ) -> pd.DataFrame:
     """Train the parameters in ``trainable`` in place; everything else keeps its bits.
@@ -243,7 +252,9 @@ def run(job: Job) -> None:
     base = {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in trainable}
     settings = finetune_settings(config.finetune, objective, job.wildcards["localization"])
     weights = Weights(task.lambda_forget, settings.lambda_retain, settings.lambda_sft)
-    history = train(model, data, trainable, settings, weights, objective.loss, seed)
+    own = job.inputs.get("loss")
+    loss = extensions.load(objective.loss, own) if own else objective.loss
+    history = train(model, data, trainable, settings, weights, loss, seed)
     job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))
     tensors = {name: model.get_parameter(name) for name in trainable}
     models.save_delta(job.outputs["delta"], tensors, models.weights_digest(job.inputs["base_model"]))

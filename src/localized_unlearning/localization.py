@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from localized_unlearning import components as comp
-from localized_unlearning import packing
+from localized_unlearning import extensions, packing
 from localized_unlearning.components import ATTENTION_KINDS, Component
 from localized_unlearning.config import CHOICES, Components, Granularity, Localization, Score
 from localized_unlearning.errors import UserError
@@ -524,8 +524,15 @@ def score(job: Job) -> None:
     pairs = make_pairs(athletes, prompt.render, tokenizer, settings.seed)
     found = comp.list_components(model.config, counted(job.config.components, settings.granularity))
     tokens = models.batch_tokens(job.config.compute, model, kept=comp.geometry_of(model.config).layers)
-    if settings.method == "attribution_patching":
-        table = _table(found, [str(c) for c in found], attribution_patching(model, pairs, found, tokens))
+    own = job.inputs.get("method")
+    if own or settings.method == "attribution_patching":
+        method = extensions.load(settings.method, own) if own else attribution_patching
+        values = [float(value) for value in method(model, pairs, found, tokens)]
+        if len(values) != len(found):
+            raise UserError(
+                f"{settings.method} gave {len(values)} scores for {len(found)} components: give one for each"
+            )
+        table = _table(found, [str(c) for c in found], values)
     else:
         sites = tracing_sites(model, settings, found)
         values = causal_tracing(model, pairs, sites, settings.noise, settings.seed, tokens)

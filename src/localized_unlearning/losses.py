@@ -6,7 +6,7 @@ the log-sum-exp of all others: with those, log p = -log(1 + exp(-odds)) and log(
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ from localized_unlearning.vocabulary import log_odds
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+ForgetLoss = Callable[["Tensor"], "Tensor"]
+"""A loss of each answer ``[item]`` from its log-odds ``[item]``."""
 
 ERASE_FLOOR = -5.0
 """log p below which a fact counts as forgotten and adds no loss (Mazeika et al. 2024)."""
@@ -34,6 +37,10 @@ def cross_entropy(odds: Tensor) -> Tensor:
     from torch.nn.functional import logsigmoid
 
     return -logsigmoid(odds)
+
+
+FORGET: Mapping[str, ForgetLoss] = {"erase": erase, "inject": cross_entropy}
+"""The forget losses by their names in the config."""
 
 
 def text_losses(model: Any, windows: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from localized_unlearning import config as configuration
-from localized_unlearning import costs
+from localized_unlearning import costs, extensions
 from localized_unlearning.config import Config, Localization
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import code
@@ -52,6 +52,9 @@ class Workflow:
         self.results = f"results/{self.config.run}"
         self.figures = f"figures/{self.config.run}"
         self.resolved = f"{self.results}/config.yaml"
+        for key, path in self.extensions.items():
+            if not Path(path).is_file():
+                raise UserError(f"{key} names {path}, which does not exist: correct the path")
 
     @property
     def shell_prefix(self) -> str:
@@ -197,6 +200,21 @@ class Workflow:
             for name in self.config.null_draws
             for seed in seeds
         ]
+
+    @cached_property
+    def extensions(self) -> dict[str, str]:
+        """The files of the user's own losses and methods, by the keys that name them."""
+        named = {f"objectives.{name}.loss": o.loss for name, o in self.config.objectives.items() if o}
+        named |= {f"scores.{name}.method": s.method for name, s in self.config.scores.items() if s}
+        return {key: str(path) for key, value in named.items() if (path := extensions.file_of(value))}
+
+    def loss_for(self, wildcards: Wildcards) -> str | list[str]:
+        """The file of an objective's own loss; none where the loss is one of ours."""
+        return self.extensions.get(f"objectives.{wildcards['objective']}.loss", [])
+
+    def method_for(self, wildcards: Wildcards) -> str | list[str]:
+        """The file of a score's own method; none where the method is one of ours."""
+        return self.extensions.get(f"scores.{wildcards['scores']}.method", [])
 
     def scores_for(self, wildcards: Wildcards) -> str | list[str]:
         """The scores that a localization selects from; none for those that need none."""

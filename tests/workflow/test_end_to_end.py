@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from localized_unlearning.config import merge
-from tiny_run import TINY, configure, environment, snakemake, workplace
+from tiny_run import ROOT, TINY, configure, environment, snakemake, workplace
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +110,36 @@ def test_a_deleted_figure_is_one_job(finished: Path) -> None:
         (finished / f"figures/tiny/figure_9.{suffix}").unlink()
     assert planned(finished, "figure_9") == {"figure": 1, "figure_9": 1}
     assert snakemake(finished, "figure_9").returncode == 0
+
+
+def test_ones_own_method_is_one_file(finished: Path) -> None:
+    """A loss and a score of one's own give their models; a change of either reruns what rests on it, and that alone."""
+    for path in (ROOT / "examples").glob("*.py"):
+        shutil.copy(path, finished)
+    own = {
+        "run": "own",
+        "objectives": {"erase": {"loss": "gradient_ascent.py:ascend"}},
+        "scores": {"weight_norm": {"method": "weight_norm.py:score"}},
+        "localizations": {"weight_norm": {"label": "Norm", "kind": "scores", "scores": "weight_norm"}},
+    }
+    configure(finished, merge(TINY, own))
+    target = "results/own/sports/erase/weight_norm/seed0/delta.safetensors"
+    try:
+        done = snakemake(finished, target)
+        assert done.returncode == 0, done.stderr
+        record = json.loads((finished / target).with_name("delta.record.json").read_text())
+        assert any(i["path"] == "gradient_ascent.py" for i in record["inputs"])
+        for name, rules in (
+            ("gradient_ascent.py", {"finetune"}),
+            ("weight_norm.py", {"score", "select", "finetune"}),
+        ):
+            assert not planned(finished, target)
+            with (finished / name).open("a") as stream:
+                stream.write("# another\n")
+            assert set(planned(finished, target)) == rules
+            assert snakemake(finished, target).returncode == 0
+    finally:
+        configure(finished, TINY)
 
 
 def test_a_mask_made_again_takes_its_sweep_and_figures_along(finished: Path) -> None:

@@ -7,6 +7,7 @@ rule score:
         card=f"{plan.results}/model_card.json",
         split=f"{plan.results}/{{task}}/split.parquet",
         prompts=plan.config.prompts.file,
+        method=plan.method_for,
     output:
         f"{plan.results}/{{task}}/scores/{{scores}}.parquet",
     log:
@@ -28,7 +29,7 @@ rule score:
     shell:
         "localized-unlearning score --config {params.config} --task {wildcards.task}"
         " --scores {wildcards.scores} --base-model {input.base_model} --split {input.split}"
-        " --prompts {input.prompts} --out-scores {output} 2> {log}"
+        " --prompts {input.prompts} --method '{input.method}' --out-scores {output} 2> {log}"
 
 
 rule select:

@@ -9,6 +9,7 @@ rule finetune:
         selection=f"{plan.results}/{{task}}/selections/{{localization}}.json",
         prompts=plan.config.prompts.file,
         text=plan.source("text.train"),
+        loss=plan.loss_for,
     output:
         delta=f"{plan.results}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}/delta.safetensors",
         history=f"{plan.results}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}/history.csv",
@@ -32,5 +33,5 @@ rule finetune:
         "localized-unlearning finetune --config {params.config} --task {wildcards.task}"
         " --objective {wildcards.objective} --localization {wildcards.localization} --seed {wildcards.seed}"
         " --base-model {input.base_model} --split {input.split} --selection {input.selection}"
-        " --prompts {input.prompts} --text {input.text}"
+        " --prompts {input.prompts} --text {input.text} --loss '{input.loss}'"
         " --out-delta {output.delta} --out-history {output.history} 2> {log}"
