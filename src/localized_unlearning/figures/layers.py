@@ -50,9 +50,8 @@ def probes(data: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFrame 
             style.published(ax, overlay, panel, "layer", labels)
             control = part[part["series"] == "shuffled labels"].groupby("layer")["mean"].mean()
             ax.plot(control.index, control, color="0.55", linewidth=0.9, label="Shuffled labels", zorder=0)
-            style.guess_line(
-                ax, float(part.loc[part["series"] == "majority", "mean"].mean()), "majority sport"
-            )
+            majority = float(part.loc[part["series"] == "majority", "mean"].mean())
+            style.guess_line(ax, majority, "Majority sport")
             integer_axis(ax, "Layer")
             style.accuracy_axis(ax)
             style.count_note(ax, part[part["series"] == "probe"])
@@ -188,7 +187,7 @@ def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Fig
         control = data[data["labels"] != "sport"].groupby("layer")["mean"].mean()
         if len(control):
             ax.plot(control.index, control, color="0.6", linewidth=0.9, label="Shuffled labels")
-        style.guess_line(ax, float(data["majority"].iloc[0]), "majority sport")
+        style.guess_line(ax, float(data["majority"].iloc[0]), "Majority sport")
         style.count_note(ax, data)
         style.accuracy_axis(ax)
         ax.set_ylabel("Probe accuracy")

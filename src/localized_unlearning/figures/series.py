@@ -13,8 +13,10 @@ from localized_unlearning.figures import style
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-GUESS_FACTS = (1 / 3, "guessing a sport, 1/3")
-GUESS_LETTERS = (1 / 4, "guessing an option, 1/4")
+GUESS_FACTS, GUESS_LETTERS = 1 / 3, 1 / 4
+GUESSING = "Guessing"
+"""Guessing a sport, 1/3, or an option's letter, 1/4."""
+
 NAMES = {
     "forget": "Forget ↓",
     "forget_others": "Forget ↓",
@@ -33,9 +35,8 @@ def _panel(
     shown = data[data["panel"] == panel]
     style.curves(axes, shown, x, labels)
     style.published(axes, overlay, panel, x, labels)
-    style.guess_line(
-        axes, *(GUESS_FACTS if panel in ("forget", "forget_others", "retain") else GUESS_LETTERS)
-    )
+    about_facts = panel in ("forget", "forget_others", "retain")
+    style.guess_line(axes, GUESS_FACTS if about_facts else GUESS_LETTERS, GUESSING)
     style.count_note(axes, shown)
     style.accuracy_axis(axes)
     axes.set_title(NAMES[panel])
@@ -128,8 +129,8 @@ def price(
             if overlay is not None:
                 x, y = ways(overlay, name, f"{prefix}forget")
                 ax.plot(x["mean"], y["mean"], color=look.colour, linewidth=0.7, linestyle=style.PUBLISHED)
-        style.guess_line(ax, *GUESS_LETTERS)
-        style.guess_line(ax, *(GUESS_LETTERS if prefix else GUESS_FACTS), vertical=True)
+        style.guess_line(ax, GUESS_LETTERS, GUESSING)
+        style.guess_line(ax, GUESS_LETTERS if prefix else GUESS_FACTS, GUESSING, vertical=True)
         how = "multiple choice" if prefix else "question"
         ax.set(
             xlabel=f"Forget accuracy, {how} ↓", ylabel="MMLU-format accuracy ↑",

@@ -83,26 +83,11 @@ def panels(rows: int, columns: int, width: float, height: float, **more: Any) ->
         yield figure, figure.subplots(rows, columns, squeeze=False, **more)
 
 
-def guess_line(axes: Any, value: float, text: str, vertical: bool = False) -> None:
-    """A dotted line where guessing, or the majority, would be; its label stays legible over curves."""
-    from matplotlib.patheffects import withStroke
-
+def guess_line(axes: Any, value: float, label: str, vertical: bool = False) -> None:
+    """A dotted line where guessing, or the majority, would be; the legend names it, clear of the curves."""
     (axes.axvline if vertical else axes.axhline)(
-        value, color="0.45", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0
+        value, color="0.45", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0, label=label
     )
-    look = {
-        "fontsize": SMALL,
-        "color": "0.25",
-        "path_effects": [withStroke(linewidth=1.5, foreground="white")],
-    }
-    if vertical:
-        axes.text(
-            value, 0.01, f" {text}", transform=axes.get_xaxis_transform(), va="bottom", zorder=5, **look
-        )
-    else:
-        axes.text(
-            0.99, value, text, transform=axes.get_yaxis_transform(), ha="right", va="bottom", zorder=5, **look
-        )
 
 
 def count_note(axes: Any, table: pd.DataFrame) -> None:
@@ -164,17 +149,33 @@ def published(axes: Any, overlay: pd.DataFrame | None, panel: str, x: str, label
         axes.plot(rows[x], rows["mean"], color=colour, linewidth=0.7, alpha=0.7, linestyle=PUBLISHED)
 
 
+ROWS = 3
+"""Rows of a legend that the figures' heights allow for; more of them make a figure taller."""
+
+
 def one_legend(figure: Figure, axes: Any, overlay: pd.DataFrame | None = None, columns: int = 3) -> None:
-    """One legend below all panels, from the panel that shows the most series."""
+    """One legend below all panels, of every series in any of them, in as many columns as the width takes."""
     from matplotlib.lines import Line2D
 
-    handles, labels = max((a.get_legend_handles_labels() for a in axes.flat), key=lambda pair: len(pair[0]))
+    named: dict[str, Any] = {}
+    for a in axes.flat:
+        for handle, label in zip(*a.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
     if overlay is not None:
-        handles = [*handles, Line2D([], [], color="0.3", linewidth=0.7, linestyle=PUBLISHED)]
-        labels = [*labels, "Published"]
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.2
-    )
+        named["Published"] = Line2D([], [], color="0.3", linewidth=0.7, linestyle=PUBLISHED)
+    for count in range(columns, 0, -1):
+        legend = figure.legend(
+            [*named.values()], [*named], loc="outside lower center", ncols=count, handlelength=2.6,
+            columnspacing=1.2,
+        )  # fmt: skip
+        width = legend.get_window_extent().width
+        if width <= figure.bbox.width or count == 1:
+            break
+        legend.remove()
+    more = max(0, -(-len(named) // count) - ROWS)
+    line = 1.55 * RC["legend.fontsize"] / 72  # inches
+    wide, high = figure.get_size_inches()
+    figure.set_size_inches(wide, high + more * line)
 
 
 def save(figure: Figure, pdf: Any, png: Any, key: str) -> None:
