@@ -384,7 +384,8 @@ MICRO = 512
 
 def training_data(bench: Bench, forget: int | None = None) -> tuple[finetune.Data, finetune.Weights]:
     """Prompts to forget (None: 64) and to retain, and text, 64 of each; and the weights of their losses."""
-    athletes, size = bench.athletes(128), bench.count(64)
+    athletes = bench.athletes(128)
+    size = len(athletes) // 2
     tokens = dict(zip(SPORTS, models.answer_tokens(bench.tokenizer, SPORTS), strict=True))
     items = [
         (ids, tokens[sport])
@@ -717,11 +718,11 @@ CASES: dict[str, Case] = {
         step_ours, step_theirs, same_step,
     ),
     "mask_step": Case(
-        "one step of a mask, manual", "torch's parametrizations, three terms, padded 4 x 16, full logits", 2,
+        "one step of a mask, manual", "torch's parametrizations, three terms, padded 4 x 16, full logits", 1,
         mask_ours, mask_theirs, same_step,
     ),
     "relearning_step": Case(
-        "one relearning step, LoRA", "three terms, padded 4 x 16, full logits", 2,
+        "one relearning step, LoRA", "three terms, padded 4 x 16, full logits", 1,
         relearn_ours, relearn_theirs, same_step,
     ),
     "mask_sweep": Case(
