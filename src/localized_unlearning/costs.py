@@ -332,10 +332,14 @@ class Device:
         )
 
 
-FIT_RATE = 4e9
-FIT_START = 1e8
+FIT_RATE = 1e10
+FIT_START = 2e7
 """Operations a second of a logistic regression: it streams its data from memory, on one core;
 and what each takes besides, in operations."""
+ASKING = 5
+"""A prompt's share of Python, in calls."""
+TABLE, COMPARING = Work(fit_flops=6e9), Work(fit_flops=1.7e10)
+"""Drawing a table's or a figure's intervals, and comparing every pair of its rows, with 2000 bootstrap samples."""
 
 DEVICES: dict[str, Device] = {
     d.name: d
@@ -356,7 +360,7 @@ def cpu(threads: int, rate: float = 40e9) -> Device:
         rate: float32 operations a second and core in large matrix products; bfloat16 is taken to be as fast.
     """
     return Device(
-        "cpu", rate * threads, rate * threads, 6e9, 0.0, 0.85, 1e-4, disk=0.4e9, start=1.0, gpu=False
+        "cpu", rate * threads, rate * threads, 6e9, 0.0, 0.85, 1e-4, disk=0.4e9, start=0.3, gpu=False
     )
 
 
@@ -546,15 +550,23 @@ class Model:
         s = self.shape
         return s.layers * self.width * (20 * s.hidden + 6 * s.mlp + 3 * s.heads * min(row, self.row))
 
-    def ask(self, name: str, count: float) -> Work:
-        """A fact prompt about ``count`` athletes."""
+    def pass_over(self, name: str, count: float) -> Work:
+        """A forward pass over a fact prompt about ``count`` athletes."""
         tokens, shared = self.prompts[name]
         return self.forward(self.packed(count, tokens, shared), self.row, count)
+
+    def ask(self, name: str, count: float) -> Work:
+        """A fact prompt about ``count`` athletes, with the answers as rows."""
+        return self.pass_over(name, count) + self.asking(count)
+
+    def asking(self, prompts: float) -> Work:
+        """Tokenising prompts, packing them and writing their rows down."""
+        return Work(calls=ASKING * prompts)
 
     def ask_choice(self, count: float, orders: int) -> Work:
         """Multiple choice about ``count`` athletes; a shuffled order shares only the text in front."""
         tokens, shared = self.prompts[self.config.prompts.multiple_choice]
-        work = self.forward(self.packed(count, tokens, shared), self.row, count)
+        work = self.forward(self.packed(count, tokens, shared), self.row, count) + self.asking(count * orders)
         if orders == 1:
             return work
         again = min(count, 24) * 0.65 * shared  # each of the 24 orders stands in front of some athletes
@@ -571,7 +583,7 @@ class Model:
             self.packed(asked, tokens, shared, row),
             min(asked, self.data.subjects) * shared + asked * own * bool(shots),
         )
-        return self.forward(nodes, row, asked)
+        return self.forward(nodes, row, asked) + self.asking(asked)
 
     def exam(self, task: str, short: bool) -> Work:
         """What a trained model is asked."""
@@ -586,7 +598,7 @@ class Model:
         if short and c.series.source is not None:  # tinyMMLU, whose questions bring their examples
             asked = c.series.questions or TINY_MMLU
             tokens = self.tokens(self.data.question_characters * (1 + 0.9 * c.series.shots), "question")
-            return work + self.forward(asked * tokens, 3 * tokens, asked)
+            return work + self.forward(asked * tokens, 3 * tokens, asked) + self.asking(asked)
         chosen = (c.series.questions, c.series.shots) if short else (c.mmlu.questions, c.mmlu.shots)
         return work + self.ask_questions(*chosen)
 
@@ -727,7 +739,9 @@ class Model:
         facts = len(task.relearn) + r.retain_batch
         work = self.training(r.iterations, facts, r.text_batch, lora, 0, r.micro_batch_tokens)
         work += Work(flops=work.flops * 2 * lora / s.body) + Work(traffic=r.iterations * 40 * lora)
-        work += self.exam(w["task"], short=True) * (r.iterations + 1) + self.loading(trained)
+        exam = self.exam(w["task"], short=True)
+        asked = exam + Work(flops=exam.flops * lora / s.body, calls=exam.calls)  # the adapters answer too
+        work += asked * (r.iterations + 1) + self.loading(trained)
         tokens = self.held(facts, r.text_batch, r.micro_batch_tokens)
         device = {
             **self.training_bytes(self.shape.body, 0, tokens),
@@ -741,7 +755,7 @@ class Model:
         device = self._larger(
             device, {**self.evaluating(), "adapters": 16 * lora, "base weights": self.width * trained}
         )
-        return Cost(work, device, 2 * trained * self.width, 2e5 * (r.iterations + 1))
+        return Cost(work, device, 2 * trained * self.width, 2e4 * (r.iterations + 1))
 
     @staticmethod
     def _larger(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
@@ -758,13 +772,13 @@ class Model:
         )
         device = {**self.evaluating(), "base weights": self.width * trained}
         rows = self.data.questions if c.mmlu.questions is None else c.mmlu.questions
-        return Cost(work, device, 2 * trained * self.width, 1e5 + 80.0 * rows)
+        return Cost(work, device, 2 * trained * self.width, 5e4 + 60.0 * rows)
 
     def _sweep(self, w: Wildcards) -> Cost:
         points = len(self.config.masking.edit_sizes)
         return Cost(
             self.exam(w["task"], short=True) * points + self.loading(), self.evaluating(),
-            8 * max(self.config.masking.edit_sizes), 2e5 * points,
+            8 * max(self.config.masking.edit_sizes), 2e4 * points,
         )  # fmt: skip
 
     def _score(self, w: Wildcards) -> Cost:
@@ -799,21 +813,21 @@ class Model:
 
     def _probe(self, w: Wildcards) -> Cost:
         trained = 0.0 if w["localization"] == "base" else self.trained(w["localization"], w["task"])[0]
-        work = replace(self.ask(self.config.prompts.training, self.data.total), float32_flops=0)
+        work = replace(self.pass_over(self.config.prompts.training, self.data.total), float32_flops=0)
         work += self.probes(2 * 3 * self.shape.layers, self.parts(w["task"])[0]) + self.loading(trained)
         residual = 4.0 * self.shape.layers * self.data.total * self.shape.hidden
         device = {**self.evaluating(), "base weights": self.width * trained}
-        return Cost(work, device, 2 * trained * self.width + 3 * residual, 1e5)
+        return Cost(work, device, 2 * trained * self.width + 3 * residual, 1e4)
 
     def _layer_probes(self, w: Wildcards) -> Cost:
         n = self.data.total
-        work = self.ask(self.config.prompts.training, n) * 2 + self.ask("athlete", n) * 2
+        work = self.pass_over(self.config.prompts.training, n) * 2 + self.pass_over("athlete", n) * 2
         work += self.probes(6 * self.shape.layers, 0.8 * n) * 2 + self.loading()
         return Cost(work, self.evaluating(), 12.0 * self.shape.layers * n * self.shape.hidden, 1e5)
 
     def _head_ablation(self, w: Wildcards) -> Cost:
         runs = self.config.interpretability.lookup_end * self.shape.heads + 1
-        work = self.ask(self.config.prompts.training, self.data.total) * runs
+        work = self.pass_over(self.config.prompts.training, self.data.total) * runs
         work += self.probes(runs, 0.8 * self.data.total) * 2 + self.loading()
         return Cost(work, self.evaluating(), 12.0 * self.data.total * self.shape.hidden, 1e5)
 
@@ -851,13 +865,19 @@ class Model:
         )
 
     def _claims(self, w: Wildcards) -> Cost:
-        return Cost(host=2e9, disk=1e6)  # every model's rows at once, and their resampled means
+        return Cost(COMPARING, host=2e9, disk=2e5)  # every model's rows at once, and their resampled means
 
     def _fetch(self, w: Wildcards) -> Cost:
         return Cost(disk=0.4 * GB)  # the largest of the presets: a part of the Pile, compressed
 
+    def _table(self, w: Wildcards) -> Cost:
+        return Cost(TABLE, disk=4e4)
+
+    def _comparisons(self, w: Wildcards) -> Cost:
+        return Cost(COMPARING, disk=5e4)
+
     def _light(self, w: Wildcards) -> Cost:
-        return Cost(disk=2e5)
+        return Cost(disk=1e4)
 
 
 STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
@@ -878,10 +898,10 @@ STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
     "probe": Model._probe,
     "head_ablation": Model._head_ablation,
     "layer_probes": Model._layer_probes,
-    "table": Model._light,
-    "figure": Model._light,
-    "supplement": Model._light,
-    "comparisons": Model._light,
+    "table": Model._table,
+    "figure": Model._table,
+    "supplement": Model._table,
+    "comparisons": Model._comparisons,
     "claims": Model._claims,
 }
 
