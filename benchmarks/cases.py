@@ -418,8 +418,8 @@ def floor_of_step(bench: Bench, data: finetune.Data, lowest: int, trained: int) 
     bench.floor([w[:-1] for w in data.text.tolist()], passes=passes, heads=2 * data.text.shape[1] - 2)
 
 
-def sizes_of(data: finetune.Data) -> finetune.Sizes:
-    return finetune.Sizes(len(data.forget), len(data.retain), len(data.text), MICRO)
+def sizes_of(data: finetune.Data, tokens: int = MICRO) -> finetune.Sizes:
+    return finetune.Sizes(len(data.forget), len(data.retain), len(data.text), tokens)
 
 
 def plain_terms(
@@ -479,7 +479,7 @@ def adapters(bench: Bench) -> tuple[list[Any], finetune.Data, finetune.Weights]:
 def relearn_ours(bench: Bench) -> Work:
     found, data, weights = adapters(bench)
     floor_of_step(bench, data, 0, sum(p.numel() for p in found))
-    steps = finetune.gradients(bench.model, data, sizes_of(data), weights, "inject", 0)
+    steps = finetune.gradients(bench.model, data, sizes_of(data, MICRO // 2), weights, "inject", 0)
 
     def work() -> Outputs:
         terms = np.array(list(next(steps).values()))

@@ -58,6 +58,10 @@ def residuals(
     return out
 
 
+LARGE = 1_000_000
+"""Numbers in a fit's activations from which several threads are faster than one: measured on two cores."""
+
+
 class Fit(NamedTuple):
     """Probes on the same activations: ``[athlete, hidden]`` with labels ``[target, athlete]``, and those to label."""
 
@@ -74,12 +78,15 @@ def predictions(
     Activations are standardised with the training part's mean and deviation, so that the solver converges
     at every layer. The released code did not scale and allowed 10,000 iterations; on the organism that takes
     up to 920 of them instead of 140. Each fit has one thread, since with several the linear algebra sums in
-    another order: the predictions do not depend on ``threads``.
+    another order: the predictions do not depend on ``threads``. Small fits follow one another, since they spend
+    their time in Python, which one thread at a time can run.
     """
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(lambda fit: _predict(fit, settings), fits))
+    todo = list(fits)
+    workers = threads if any(fit.train.size >= LARGE for fit in todo) else 1
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(lambda fit: _predict(fit, settings), todo))
 
 
 def _predict(fit: Fit, settings: Probing | Interpretability) -> np.ndarray:

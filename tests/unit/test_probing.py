@@ -69,9 +69,10 @@ def three_probes(
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_right_is_all_three_of_scikit_learns_probes(
-    planted: tuple[np.ndarray, np.ndarray], threads: int
+    planted: tuple[np.ndarray, np.ndarray], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches probes that come back in another order, two of three, and a sport that is left out."""
+    monkeypatch.setattr(probing, "LARGE", 0)  # so that the threads are used
     activations, sports = planted
     train, test = activations[:, :160], activations[:, 160:]
     found = probing.all_right(train, sports[:160], test, sports[160:], Probing(regularization=0.5), threads)
@@ -91,6 +92,7 @@ def test_one_probe_has_one_thread(
         return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
     seen: list[set[int]] = []
+    monkeypatch.setattr(probing, "LARGE", 0)
     monkeypatch.setattr(probing, "_predict", lambda fit, settings: seen.append(blas()))
     activations, sports = planted
     with threadpool_limits(2, user_api="blas"):
