@@ -333,9 +333,7 @@ def add_commands(commands: Any) -> None:
     parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; repeat to overlay")
     parser.add_argument("--device", help=f"{', '.join(DEVICES)} or cpu (default: what the config is for)")
     parser.add_argument("--threads", type=int, help="cores of a CPU job (default: compute.threads)")
-    parser.add_argument(
-        "--compare", action="store_true", help="beside the recorded seconds of a finished run"
-    )
+    parser.add_argument("--compare", action="store_true", help="beside what a finished run recorded")
     parser.set_defaults(function=run)
 
 
