@@ -282,8 +282,10 @@ def memory(plan: Plan, world: World, device: Device) -> Iterator[Finding]:
         yield Finding("ok", f"every job fits the {room / GB:.0f} GB of {device.name}")
 
 
-PROFILE = "~/.config/snakemake/slurm/config.yaml"
-"""Where ``make slurm-profile`` puts the profile that a site edits."""
+def installed_profile() -> Path:
+    """Where ``make slurm-profile`` puts the profile that a site edits, and Snakemake looks for it."""
+    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(base) / "snakemake/slurm/config.yaml"
 
 
 def slurm(world: World) -> Iterator[Finding]:
@@ -292,10 +294,10 @@ def slurm(world: World) -> Iterator[Finding]:
     if listed is None:
         yield Finding("unchecked", "Slurm: there is no sinfo here", "run preflight on the login node")
         return
-    place = Path(PROFILE).expanduser()
+    place = installed_profile()
     if not place.is_file():
         yield Finding(
-            "unchecked", f"Slurm: there is no {PROFILE}", "run `make slurm-profile` if the jobs go to Slurm"
+            "unchecked", f"Slurm: there is no {place}", "run `make slurm-profile` if the jobs go to Slurm"
         )
         return
     profile = yaml.safe_load(place.read_text(encoding="utf-8")) or {}

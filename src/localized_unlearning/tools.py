@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from localized_unlearning import config as configuration
 from localized_unlearning import discrepancies
 from localized_unlearning.config import Config
 from localized_unlearning.errors import UserError
+from localized_unlearning.preflight import installed_profile
 from localized_unlearning.progress import clock
 
 Commands = Any
@@ -106,8 +106,7 @@ def install_profile(arguments: argparse.Namespace) -> int:
     shipped = Path("profiles/slurm/config.yaml")
     if not shipped.is_file():
         raise UserError(f"{shipped} is not here: run this in the folder of the Snakefile")
-    base = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    target = Path(base) / "snakemake/slurm/config.yaml"
+    target = installed_profile()
     text = shipped.read_text(encoding="utf-8")
     if target.is_file() and not arguments.replace:
         if target.read_text(encoding="utf-8") == text:

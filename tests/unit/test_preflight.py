@@ -52,7 +52,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("workflow", "config.yaml"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
     return tmp_path
 
 
@@ -96,7 +96,7 @@ def test_in_order(ask: Ask) -> None:
 
 def test_all_that_is_missing_at_once(ask: Ask, checkout: Path) -> None:
     """Catches a check that stops at the first fault, or tells no remedy."""
-    profile = checkout / "home/.config/snakemake/slurm/config.yaml"
+    profile = checkout / "home/snakemake/slurm/config.yaml"
     profile.parent.mkdir(parents=True)
     profile.write_text(
         "default-resources: {slurm_partition: cpu, slurm_account: ours}\nset-resources: {mask: {slurm_partition: gpux}}\n"
