@@ -225,7 +225,13 @@ def write(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def settings(words: list[str] | None = None) -> argparse.Namespace:
+def commit_name() -> str:
+    """The checkout's commit, and whether it has changes."""
+    state = environment.commit()
+    return state.get("commit", "unknown")[:12] + (" with changes" if state.get("dirty") else "")
+
+
+def settings() -> argparse.Namespace:
     """What the command line says, and where the inputs are."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, default=Path("results/gemma-3-270m-cpu/base_model"))
@@ -235,7 +241,7 @@ def settings(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--extra", default=".venv/bench", help="folder of the packages of envs/bench.txt")
-    args = parser.parse_args(words)
+    args = parser.parse_args()
     args.questions = choose("../shared/data/mmlu", "workflow/resources/general_knowledge.csv")
     args.athletes = choose("../shared/data/sports_facts.csv", "workflow/resources/athletes.csv")
     args.extra = str(Path(args.extra).resolve())
@@ -254,12 +260,10 @@ def main() -> None:
     rates = tuple(map(max, rates, machine_rates(args.threads)))
     for r in rows:
         r["floor_seconds"] = r["ours"]["flop"] / rates[0] if "flop" in r["ours"] else None
-    state = environment.commit()
-    commit = state.get("commit", "unknown")[:12] + (" with changes" if state.get("dirty") else "")
     found = {
         "about": {
             "command": "make bench", "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": cpu_name(), "load": load,
-            "commit": commit, "threads": args.threads, "dtype": args.dtype, "device": args.device,
+            "commit": commit_name(), "threads": args.threads, "dtype": args.dtype, "device": args.device,
             "model": "gemma-3-270m" if "gemma-3-270m" in str(args.model) else args.model.name,
             "questions": str(args.questions), "gflops": rates[0] / 1e9, "gbytes": rates[1] / 1e9,
             "lm_eval": next((r["theirs"]["lm_eval"] for r in rows if "lm_eval" in r["theirs"]), "not run"),

@@ -447,26 +447,23 @@ def plain_terms(
     return totals
 
 
+def gradient_of(parameters: Sequence[Any], terms: Callable[[], np.ndarray]) -> Work:
+    """A step's losses and the gradient that computing them leaves in ``parameters``."""
+    return lambda: {"loss": terms(), "vector": flat([p.grad for p in parameters])}
+
+
 def step_ours(bench: Bench) -> Work:
-    names = [bench.model.get_parameter(name) for name in manual(bench)]
+    trained = [bench.model.get_parameter(name) for name in manual(bench)]
     data, weights = training_data(bench)
-    floor_of_step(bench, data, min(MANUAL), sum(p.numel() for p in names))
+    floor_of_step(bench, data, min(MANUAL), sum(p.numel() for p in trained))
     steps = finetune.gradients(bench.model, data, sizes_of(data), weights, "erase", 0)
-
-    def work() -> Outputs:
-        terms = np.array(list(next(steps).values()))
-        return {"loss": terms, "vector": flat([p.grad for p in names])}
-
-    return work
+    return gradient_of(trained, lambda: np.array(list(next(steps).values())))
 
 
 def step_theirs(bench: Bench) -> Work:
-    names = [bench.model.get_parameter(name) for name in manual(bench)]
+    trained = [bench.model.get_parameter(name) for name in manual(bench)]
     data, weights = training_data(bench)
-    return lambda: {
-        "loss": plain_terms(bench, data, weights),
-        "vector": flat([p.grad for p in names]),
-    }
+    return gradient_of(trained, lambda: plain_terms(bench, data, weights))
 
 
 def adapters(bench: Bench) -> tuple[list[Any], finetune.Data, finetune.Weights]:
@@ -480,20 +477,12 @@ def relearn_ours(bench: Bench) -> Work:
     found, data, weights = adapters(bench)
     floor_of_step(bench, data, 0, sum(p.numel() for p in found))
     steps = finetune.gradients(bench.model, data, sizes_of(data, MICRO // 2), weights, "inject", 0)
-
-    def work() -> Outputs:
-        terms = np.array(list(next(steps).values()))
-        return {"loss": terms, "vector": flat([p.grad for p in found])}
-
-    return work
+    return gradient_of(found, lambda: np.array(list(next(steps).values())))
 
 
 def relearn_theirs(bench: Bench) -> Work:
     found, data, weights = adapters(bench)
-    return lambda: {
-        "loss": plain_terms(bench, data, weights, erase=False),
-        "vector": flat([p.grad for p in found]),
-    }
+    return gradient_of(found, lambda: plain_terms(bench, data, weights, erase=False))
 
 
 def same_step(ours: Outputs, theirs: Outputs) -> tuple[bool, str]:

@@ -14,8 +14,7 @@ import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.__main__ import PAGE, cpu_name, row, settings, write
-from localized_unlearning.provenance import environment
+from benchmarks.__main__ import PAGE, commit_name, cpu_name, row, settings, write
 
 BEGIN, END = "<!-- made by `python -m benchmarks.shape`: begin -->\n", "<!-- shape: end -->\n"
 DEPTHS = (1, 4)
@@ -41,13 +40,13 @@ def random_model(folder: Path, layers: int, tokenizer: Path) -> int:
 
 def main() -> None:
     args = settings()
-    tokenizer, seconds = args.model, {}
+    tokenizer, rows = args.model, {}
     for layers in DEPTHS:
         with tempfile.TemporaryDirectory() as folder:
             args.model = Path(folder)
             depth = random_model(args.model, layers, tokenizer)
-            seconds[layers] = row("mmlu_0shot", args)
-    text = table(seconds, depth, args)
+            rows[layers] = row("mmlu_0shot", args)
+    text = table(rows, depth, args)
     print("\n" + text)
     page = PAGE.read_text(encoding="utf-8")
     write(PAGE, page.split(BEGIN)[0] + BEGIN + "\n" + text + "\n" + END + page.split(END)[1])
@@ -62,8 +61,6 @@ def table(rows: dict[int, dict], depth: int, args: argparse.Namespace) -> str:
     for times in found.values():
         a_layer = (times[1] - times[0]) / (many - few)
         times += [a_layer, times[0] + (depth - few) * a_layer]
-    state = environment.commit()
-    commit = state.get("commit", "unknown")[:12] + (" with changes" if state.get("dirty") else "")
     lines = [
         f"| | {few} layer, s | {many} layers, s | a layer, s | all {depth}, extrapolated, s |",
         "|---|---|---|---|---|",
@@ -77,7 +74,7 @@ def table(rows: dict[int, dict], depth: int, args: argparse.Namespace) -> str:
         "",
         f"MMLU 0-shot, {rows[few]['agreement'].split(' questions')[0]} questions, {args.dtype}, random weights of Gemma-7B's "
         f"width (hidden 3072, MLP 24,576, a vocabulary of 262,144): `python -m benchmarks.shape --scale {args.scale:g}` at "
-        f"commit {commit}, {datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, {args.threads} threads. {rows[many]['agreement']}.",
+        f"commit {commit_name()}, {datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, {args.threads} threads. {rows[many]['agreement']}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -12,11 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-
-def resident(field: str) -> float:
-    """A memory figure of this process in GB: VmRSS (now) or VmHWM (the most so far)."""
-    line = next(s for s in Path("/proc/self/status").read_text().splitlines() if s.startswith(field))
-    return int(line.split()[1]) * 1024 / 1e9
+from localized_unlearning.provenance.environment import resident
 
 
 def measured(work, device: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
@@ -35,13 +31,13 @@ def measured(work, device: str) -> tuple[dict[str, np.ndarray], dict[str, float]
         before = torch.cuda.memory_allocated() / 1e9
     else:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
-        before = resident("VmRSS")
+        before = resident() / 1e9
     start, cpu = time.perf_counter(), time.process_time()
     outputs = work()
     if cuda:
         torch.cuda.synchronize()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else resident("VmHWM")
+    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else resident("VmHWM") / 1e9
     return outputs, {"seconds": seconds, "cpu_seconds": cpu, "memory": peak - before, "peak": peak}
 
 

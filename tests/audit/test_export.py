@@ -76,7 +76,8 @@ def test_every_file_is_there_with_its_digest_and_nothing_dangles(flow: Lab, tmp_
 
 
 def test_another_library_reads_it_back(flow: Lab, tmp_path: Path) -> None:
-    rocrate = pytest.importorskip("rocrate.rocrate")
+    from rocrate import rocrate
+
     out = tmp_path / "crate"
     entities = exported(flow, out)
     read = rocrate.ROCrate(out)

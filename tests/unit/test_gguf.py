@@ -47,8 +47,6 @@ def test_round_trip_strings_are_many_and_different() -> None:
 
 
 def test_unreadable_gguf_is_one_clear_error(tmp_path: Path) -> None:
-    pytest.importorskip("gguf")
-    pytest.importorskip("transformers")
     (tmp_path / "x.gguf").write_bytes(b"not a gguf file at all" * 10)
     with pytest.raises(UserError, match=r"cannot read .*x\.gguf .*check that it is a GGUF file"):
         convert_gguf(tmp_path / "x.gguf", tmp_path / "model")

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from localized_unlearning.errors import UserError
@@ -72,8 +74,6 @@ def csv_folder(root: Path, headed: bool) -> Path:
 
 def parquet_folder(root: Path, names: Callable[[str], str]) -> Path:
     """Parquet files as the hub has them; `names` gives a subject's folder."""
-    pa = pytest.importorskip("pyarrow")
-    pq = pytest.importorskip("pyarrow.parquet")
     for split, subjects in NASTY.items():
         folders: dict[str, list[dict[str, object]]] = {}
         for subject, content in subjects.items():
@@ -126,7 +126,6 @@ def test_hub_folder_with_all_and_subjects_is_not_read_twice(tmp_path: Path) -> N
 
 def test_worked_examples_are_the_subjects_or_the_questions_own(tmp_path: Path) -> None:
     """tinyMMLU's questions bring their five-shot prompt; others need as many examples as are asked for."""
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     row = {"question": "Who?", "subject": "algebra", "choices": ["a", "b", "c", "d"], "answer": 3}
     own = {**row, "input_formatted": "Five examples.\n\nWho?\nA. a\nAnswer: "}
     pq.write_table(pa.Table.from_pylist([own]), tmp_path / "test-00000-of-00001.parquet")
