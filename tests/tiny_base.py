@@ -73,7 +73,12 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
     athletes = athletes.reset_index(drop=True)[["athlete", "sport"]]
     text = TEXT.read_text(encoding="utf-8").splitlines()[:200]
     tokenizer = train_tokenizer(
-        [*text, *athletes["athlete"], *[" football baseball basketball golf"] * 9], 500
+        [
+            *text,
+            *athletes["athlete"],
+            *[" football baseball basketball golf Football Baseball Basketball Golf A B C D"] * 90,
+        ],
+        500,
     )
     torch.manual_seed(0)
     config = transformers.Gemma3TextConfig(

@@ -235,6 +235,11 @@ def trainable(model: Any, chosen: Sequence[Component]) -> dict[str, Any]:
     return masks
 
 
+def selected(parameter: Any, mask: Any) -> int:
+    """How many weights of a parameter a gradient mask of :func:`trainable` holds."""
+    return int(parameter.numel() if mask is None else mask.expand(parameter.shape).sum())
+
+
 def layers_of(model: Any) -> Any:
     """The list of decoder layers."""
     return model.get_submodule(adapter_of(model.config).layers)

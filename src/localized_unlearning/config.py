@@ -58,9 +58,10 @@ class Compute(Section):
     """How jobs compute. Results do not depend on it beyond rounding, so records leave it out of the key."""
 
     device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda or cuda:N.")
-    gpus: Count = Field(
+    shards: Count = Field(
         1,
-        description="GPUs of one job; more than one hold a model that is too large for one, some layers each.",
+        description="Processes of one job, a GPU each, that share a model too large for one (FSDP): each holds a part "
+        "of every layer and answers a part of the batches.",
     )
     threads: Count = Field(1, description="CPU threads of one job; the rules reserve as many cores.")
     batch_tokens: Count | Literal["auto"] = Field(

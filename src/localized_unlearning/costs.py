@@ -21,6 +21,7 @@ from pathlib import Path
 from localized_unlearning.config import Config, Kind, Localization, finetune_settings
 from localized_unlearning.prompts import load_prompts
 from localized_unlearning.sources import Source
+from localized_unlearning.stages import STAGES
 
 Wildcards = Mapping[str, str]
 
@@ -694,8 +695,25 @@ class Model:
     # -- one stage each
 
     def cost(self, stage: str, wildcards: Wildcards) -> Cost:
-        """What one job costs."""
-        return STAGE_COSTS[stage](self, wildcards)
+        """What one job costs; of a sharded model, on each of its devices."""
+        cost = STAGE_COSTS[stage](self, wildcards)
+        return replace(cost, device=self.sharded(cost.device)) if stage not in LIGHT else cost
+
+    def sharded(self, device: Mapping[str, float]) -> Mapping[str, float]:
+        """Of a job's bytes, what one of ``compute.shards`` devices holds.
+
+        The layers and what belongs to their weights are divided. A layer is whole while it runs, and so is the next, with
+        the gradient of both in training; embeddings, adapters and the work on a batch are not divided.
+        """
+        shards = self.config.compute.shards
+        if shards == 1 or not device:
+            return device
+        layers = self.shape.body * self.width
+        alone = {"activations", "logits", "adapters", "adapters' activations"}
+        parts = {name: size if name in alone else size / shards for name, size in device.items()}
+        parts["weights"] = device["weights"] - layers + layers / shards
+        gradients = 2 if "gradients" in device else 1
+        return {**parts, "gathered layers": 2 * gradients * layers / self.shape.layers}
 
     def _finetune(self, w: Wildcards) -> Cost:
         trained, lowest = self.trained(w["localization"], w["task"])
@@ -905,19 +923,7 @@ STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
     "claims": Model._claims,
 }
 
-LIGHT = (
-    "fetch",
-    "split",
-    "select",
-    "table",
-    "supplement",
-    "comparisons",
-    "figure",
-    "claims",
-    "download",
-    "convert",
-    "pretrain",
-)
+LIGHT = tuple(name for name, stage in STAGES.items() if not stage.gpu)
 """Stages that use no GPU even where there is one."""
 
 # ---- what a job asks the scheduler for
@@ -940,14 +946,17 @@ def on_gpu(config: Config, shape: Shape) -> bool:
 def memory_mb(model: Model, stage: str, wildcards: Wildcards, attempt: int = 1) -> int:
     """Host memory to ask for, in MB; half as much again with each further attempt.
 
-    On a GPU the host holds the weights while they are loaded, and the copies that are kept beside the device.
+    On a GPU the host holds the weights while they are loaded, and the copies that are kept beside the device. The
+    processes of a sharded model load it in turn.
     """
     cost = model.cost(stage, wildcards)
+    processes = 1 if stage in LIGHT else model.config.compute.shards
     if stage not in LIGHT and on_gpu(model.config, model.shape):
         needed = model.weights + cost.host
     else:
-        needed = cost.device_bytes + cost.host + (model.weights if cost.device and stage != "pretrain" else 0)
-    needed = PROCESS + HEADROOM * needed
+        loaded = model.weights if cost.device and stage != "pretrain" else 0
+        needed = processes * cost.device_bytes + cost.host + loaded
+    needed = processes * PROCESS + HEADROOM * needed
     return math.ceil(needed / 1e6 * 1.5 ** (attempt - 1))
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from localized_unlearning import components as comp
-from localized_unlearning import extensions, losses, models, packing, precision
+from localized_unlearning import extensions, losses, models, packing, precision, sharding
 from localized_unlearning.config import SPORTS, Finetune, Objective, finetune_settings
 from localized_unlearning.documents import read_documents
 from localized_unlearning.errors import UserError
@@ -111,11 +111,16 @@ def cycle(items: Sequence[int], size: int, rng: random.Random) -> Iterator[list[
 
 
 def fact_losses(
-    model: Any, forget: Sequence[Item], retain: Sequence[Item], loss: str | ForgetLoss, tokens: int
+    model: Any,
+    forget: Sequence[Item],
+    retain: Sequence[Item],
+    loss: str | ForgetLoss,
+    tokens: int,
+    divided: bool = True,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Summed forget and retain loss of each packed micro-batch, ready for ``backward``.
 
-    Both sets share their prompt's beginning, so they are packed together.
+    Both sets share their prompt's beginning, so they are packed together. Of a sharded model's batches, this process's.
 
     Raises:
         UserError: when a loss that is not ours gives anything but one number a prompt.
@@ -123,7 +128,8 @@ def fact_losses(
     import torch
 
     items = [*forget, *retain]
-    for batch in packing.batches([prompt for prompt, _ in items], model, tokens):
+    batches = packing.batches([prompt for prompt, _ in items], model, tokens)
+    for batch, counts in sharding.share(batches, model if divided else None):
         answer = torch.tensor([items[i][1] for i in batch.prompts.tolist()], device=model.device)
         odds = log_odds(model, packing.last_hidden(model, batch), answer)
         is_forget = (batch.prompts < len(forget)).to(odds.device)
@@ -132,20 +138,30 @@ def fact_losses(
             raise UserError(
                 "the forget loss must give one number a prompt, as a tensor in the shape of the log-odds: correct it"
             )
-        yield forgotten.sum(), losses.cross_entropy(odds[~is_forget]).sum()
+        yield forgotten.sum() * counts, losses.cross_entropy(odds[~is_forget]).sum() * counts
 
 
 def gradients(
-    model: Any, data: Data, sizes: Sizes, weights: Weights, loss: str | ForgetLoss, seed: int
+    model: Any,
+    data: Data,
+    sizes: Sizes,
+    weights: Weights,
+    loss: str | ForgetLoss,
+    seed: int,
+    divided: bool = True,
 ) -> Iterator[dict[str, float]]:
     """One step after another: accumulate the gradient of the whole loss, and yield the step's losses.
 
     Gradients land in whatever of ``model`` requires them; the caller moves the parameters and clears
-    the gradients before it asks for the next step. Every loss term is averaged over its examples.
+    the gradients before it asks for the next step. Every loss term is averaged over its examples. The processes of a
+    sharded model take a part of the work each, unless it is not to be ``divided``.
 
     Yields:
         ``forget``, ``retain`` and ``sft`` in nats, before the step.
     """
+    import torch
+
+    among = model if divided else None
     rng = random.Random(seed)
     forget_batches = cycle(range(len(data.forget)), sizes.forget, rng)
     retain_batches = cycle(range(len(data.retain)), sizes.retain, rng)
@@ -155,16 +171,17 @@ def gradients(
         forget = [data.forget[i] for i in next(forget_batches)]
         retain = [data.retain[i] for i in next(retain_batches)]
         total = {"forget": 0.0, "retain": 0.0, "sft": 0.0}
-        for f, r in fact_losses(model, forget, retain, loss, sizes.micro_batch_tokens):
+        for f, r in fact_losses(model, forget, retain, loss, sizes.micro_batch_tokens, divided):
             (weights.forget * f / sizes.forget + weights.retain * r / sizes.retain).backward()
             total["forget"] += f.item() / sizes.forget
             total["retain"] += r.item() / sizes.retain
         if weights.sft:
-            for windows in data.text[next(text_batches)].split(rows):
-                sft = losses.text_losses(model, windows.to(model.device)).sum() / sizes.text
+            for windows, counts in sharding.share(data.text[next(text_batches)].split(rows), among):
+                sft = counts * losses.text_losses(model, windows.to(model.device)).sum() / sizes.text
                 (weights.sft * sft).backward()
                 total["sft"] += sft.item()
-        yield total
+        summed = sharding.total(torch.tensor([*total.values()], dtype=torch.float64), among)
+        yield dict(zip(total, summed.tolist(), strict=True))
 
 
 def schedule_of(optimizer: Any, kind: str, steps: int) -> Any:
@@ -193,8 +210,10 @@ def train(
     import torch
 
     parameters = {name: model.get_parameter(name).requires_grad_(True) for name in trainable}
-    before = {name: p.detach().clone() for name, p in parameters.items() if trainable[name] is not None}
-    optimizer = precision.adamw(list(parameters.values()), settings, seed)
+    held = {name: sharding.held(p) for name, p in parameters.items()}
+    masks = {n: sharding.part(parameters[n], mask) for n, mask in trainable.items() if mask is not None}
+    before = {name: held[name].clone() for name in masks}
+    optimizer = precision.adamw(list(held.values()), settings, seed)
     schedule = schedule_of(optimizer, settings.schedule, settings.steps)
     size = settings.batch_size
     sizes = Sizes(size, size, settings.sft_batch_size or size, settings.micro_batch_tokens)
@@ -203,16 +222,15 @@ def train(
     progress = Progress("fine-tuning", "step")
     for step in progress.over(range(settings.steps)):
         total = next(steps)
-        for name, mask in trainable.items():
-            if mask is not None:
-                parameters[name].grad.mul_(mask)
-        limit = settings.clip_norm or float("inf")
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters.values(), limit))
+        sharding.take_gradients(parameters, held)
+        for name, mask in masks.items():
+            held[name].grad.mul_(mask)  # type: ignore[union-attr]
+        norm = sharding.clip(list(held.values()), settings.clip_norm, model)
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         with torch.no_grad():
             for name, old in before.items():
-                parameters[name].copy_(torch.where(trainable[name], parameters[name], old))
+                held[name].copy_(torch.where(masks[name], held[name], old))
         optimizer.zero_grad(set_to_none=True)
         schedule.step()
         history.append({"step": step + 1, "learning_rate": rate, **total, "gradient_norm": norm})
@@ -223,15 +241,25 @@ def train(
 
 
 def moved(model: Any, base: dict[str, Tensor], trainable: dict[str, Any]) -> dict[str, float]:
-    """What share of the trainable weights changed, and by how much at most."""
+    """What share of the trainable weights changed, and by how much at most.
+
+    Args:
+        model: the trained model.
+        base: what this process held of each trained parameter before.
+        trainable: as for :func:`train`.
+    """
+    import torch
+
     changed, total, largest = 0, 0, 0.0
     for name, mask in trainable.items():
-        parameter = model.get_parameter(name).detach()
-        difference = (parameter - base[name].to(parameter.device)).abs()
-        count = difference.numel() if mask is None else int(mask.expand_as(difference).sum())
+        parameter = model.get_parameter(name)
+        now = sharding.held(parameter)
+        difference = (now - base[name].to(now.device)).abs()
+        total += comp.selected(parameter, mask)
         changed += int((difference > 0).sum())
-        total += count
-        largest = max(largest, float(difference.max()))
+        largest = max(largest, float(difference.max()) if difference.numel() else 0.0)
+    changed = int(sharding.total(torch.tensor(changed), model))
+    largest = float(sharding.largest(torch.tensor(largest, dtype=torch.float64), model))
     return {"share_of_weights_moved": changed / total, "largest_change": largest}
 
 
@@ -249,13 +277,14 @@ def run(job: Job) -> None:
     answers = targets(split, objective, seed)
     data = read_data(job, tokenizer, split, answers, list(split["forget"]))
     trainable = comp.trainable(model, read_selection(job.inputs["selection"]))
-    base = {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in trainable}
+    base = {name: sharding.held(model.get_parameter(name)).to("cpu", copy=True) for name in trainable}
     settings = finetune_settings(config.finetune, objective, job.wildcards["localization"])
     weights = Weights(task.lambda_forget, settings.lambda_retain, settings.lambda_sft)
     own = job.inputs.get("loss")
     loss = extensions.load(objective.loss, own) if own else objective.loss
     history = train(model, data, trainable, settings, weights, loss, seed)
     job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))
-    tensors = {name: model.get_parameter(name) for name in trainable}
+    parameters = {name: model.get_parameter(name) for name in trainable}
+    tensors = {name: sharding.whole(p, sharding.held(p)) for name, p in parameters.items()}
     models.save_delta(job.outputs["delta"], tensors, models.weights_digest(job.inputs["base_model"]))
     history.to_csv(job.outputs["history"], index=False)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from localized_unlearning import components as comp
-from localized_unlearning import models
+from localized_unlearning import models, sharding
 from localized_unlearning.config import Masking
 from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation import identity, short_exam, take
@@ -121,16 +121,18 @@ def train(
     """Train a mask, in one of its two forms; the model's weights return to the base's.
 
     Returns:
-        The removed part d of every touched parameter, in its shape, float32 (0 outside the selection), and one
-        row per step: ``step``, ``learning_rate``, ``forget``, ``retain``, ``sft``, ``moved`` (share of the
+        The removed part d of what this process holds of every touched parameter, in its shape, float32 (0 outside the
+        selection), and one row per step: ``step``, ``learning_rate``, ``forget``, ``retain``, ``sft``, ``moved`` (share of the
         masked weights with d > 0), ``mean_removed`` and ``most_removed`` (mean and largest d).
     """
     import torch
 
     parameters = {name: model.get_parameter(name).requires_grad_(True) for name in trainable}
+    held = {name: sharding.held(p) for name, p in parameters.items()}
+    parts = {n: None if m is None else sharding.part(parameters[n], m) for n, m in trainable.items()}
     form = Mask if settings.parameterization == "mask" else ClampedWeights
-    mask = form(parameters, trainable, settings)
-    count = sum(selected(mask.base[name], part) for name, part in trainable.items())
+    mask = form(held, parts, settings)
+    count = sum(comp.selected(parameters[name], part) for name, part in trainable.items())
     optimizer = optimizer_of(list(mask.trained.values()), settings)
     schedule = schedule_of(optimizer, settings.schedule, settings.steps)
     sizes = Sizes(settings.batch_size, settings.batch_size, settings.text_batch, settings.micro_batch_tokens)
@@ -140,14 +142,15 @@ def train(
     for step in progress.over(range(settings.steps)):
         losses = next(steps)
         rate = optimizer.param_groups[0]["lr"]
+        sharding.take_gradients(parameters, held)
         if settings.clip_norm is not None:  # over whole parameters, as in the released code
-            torch.nn.utils.clip_grad_norm_(parameters.values(), settings.clip_norm)
-        kept = {name: p.grad for name, p in parameters.items()}
-        for p in parameters.values():
+            sharding.clip(list(held.values()), settings.clip_norm, model)
+        kept = {name: p.grad for name, p in held.items()}
+        for p in held.values():
             p.grad = None
         moved, total, most = 0, 0.0, 0.0
         for name in trainable:  # one parameter at a time: one float32 gradient in memory
-            parameters[name].grad = kept.pop(name)
+            held[name].grad = kept.pop(name)
             mask.give_gradient(name)
             optimizer.step()  # moves this one alone: the others have no gradient now
             mask.trained[name].grad = None
@@ -155,7 +158,9 @@ def train(
                 mask.put(name)
                 d = mask.removed(name)
             moved, total = moved + int((d > 0).sum()), total + float(d.double().sum())
-            most = max(most, float(d.max()))
+            most = max(most, float(d.max()) if d.numel() else 0.0)
+        moved, total = sharding.total(torch.tensor([moved, total], dtype=torch.float64), model).tolist()
+        most = float(sharding.largest(torch.tensor(most, dtype=torch.float64), model))
         schedule.step()
         history.append(
             {
@@ -173,14 +178,9 @@ def train(
     removed = {name: mask.removed(name) for name in trainable}
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(mask.base[name])
+            held[name].copy_(mask.base[name])
             parameter.requires_grad_(False)
     return removed, pd.DataFrame(history)
-
-
-def selected(parameter: Tensor, mask: Any) -> int:
-    """How many weights of a parameter the selection holds."""
-    return parameter.numel() if mask is None else int(mask.expand_as(parameter).sum())
 
 
 def rank(removed: dict[str, Tensor], largest: int) -> Tensor:
@@ -250,16 +250,18 @@ def edits(
     """
     import torch
 
-    views = [model.get_parameter(name).detach().view(-1) for name in sorted(sizes)]
+    parameters = [model.get_parameter(name) for name in sorted(sizes)]
     ends = torch.tensor([sizes[name] for name in sorted(sizes)]).cumsum(0)
     done = 0
     for size in sorted(edit_sizes):
         chosen = ranked[done:size]
         owners = torch.bucketize(chosen, ends, right=True)
         with torch.no_grad():
-            for index, view in enumerate(views):
-                start = int(ends[index]) - view.numel()
-                view[(chosen[owners == index] - start).to(view.device)] = 0
+            for index, parameter in enumerate(parameters):
+                view = sharding.held(parameter).view(-1)
+                start = int(ends[index]) - parameter.numel()
+                place = chosen[owners == index] - start - sharding.first_row(parameter) * parameter.shape[1]
+                view[place[(place >= 0) & (place < len(view))].to(view.device)] = 0
         done += len(chosen)
         yield size, done
 
@@ -284,14 +286,16 @@ def mask(job: Job) -> None:
             "Raise masking.learning_rate or masking.steps for a mask that binds.",
             file=sys.stderr,
         )
+    parameters = {name: model.get_parameter(name) for name in trainable}
+    removed = {name: sharding.whole(parameters[name], d) for name, d in removed.items()}
     ranked = rank(removed, max(settings.edit_sizes))
-    sizes = {name: d.numel() for name, d in removed.items()}
+    sizes = {name: p.numel() for name, p in parameters.items()}
     save_mask(job.outputs["mask"], ranked, sizes, models.weights_digest(job.inputs["base_model"]))
     history.to_csv(job.outputs["history"], index=False)
     job.facts.update(
         seeds={"masking": seed},
         device=device,
-        masked_weights=sum(selected(removed[name], part) for name, part in trainable.items()),
+        masked_weights=sum(comp.selected(parameters[name], part) for name, part in trainable.items()),
         share_moved=float(last["moved"]),
         largest_removed=float(last["most_removed"]),
         removed_by_half=sum(int((d > 0.5).sum()) for d in removed.values()),

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localized_unlearning import sharding
 from localized_unlearning.config import Compute
 from localized_unlearning.errors import UserError
 
@@ -31,24 +32,27 @@ def setup(compute: Compute) -> str:
     """Set up this process as ``compute`` asks: its threads (:func:`threads`), deterministic algorithms or not.
 
     Returns:
-        The device; several GPUs are ``cuda*N``, over which :func:`load` spreads the layers.
+        The device; ``cuda*N`` and ``cpu*N`` are N processes, this one among them, that share a model.
     """
     import os
 
     import torch
 
-    torch.set_num_threads(threads(compute))
+    torch.set_num_threads(max(1, threads(compute) // compute.shards))
     if compute.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a GPU is first used
     torch.use_deterministic_algorithms(compute.deterministic)
     torch.backends.cudnn.benchmark = False
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if compute.gpus > 1 and found < compute.gpus:
-        raise UserError(
-            f"compute.gpus is {compute.gpus} but torch sees {found}: ask the scheduler for as many, or lower it"
-        )
-    if compute.gpus > 1:
-        return f"cuda*{compute.gpus}"
+    if compute.shards > 1:
+        if compute.device == "cpu":
+            return f"cpu*{compute.shards}"
+        if found < compute.shards:
+            raise UserError(
+                f"compute.shards is {compute.shards} but torch sees {found} GPUs: ask the scheduler for as many, "
+                "lower it, or set compute.device to cpu"
+            )
+        return f"cuda*{compute.shards}"
     if compute.device == "auto":
         return "cuda" if found else "cpu"
     if compute.device.startswith("cuda") and not torch.cuda.is_available():
@@ -60,7 +64,7 @@ def setup(compute: Compute) -> str:
 
 
 def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
-    """The causal language model and tokenizer in ``folder``, in evaluation mode, no gradients.
+    """The causal language model and tokenizer in ``folder``, in evaluation mode, no gradients; :func:`setup`'s device.
 
     Raises:
         UserError: when the folder holds no loadable model.
@@ -70,45 +74,23 @@ def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+    def on_host() -> Any:
+        try:
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype=getattr(torch, dtype), local_files_only=True
+            )
+        except (OSError, ValueError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"no causal language model could be loaded from {folder.name}: {first}"
+            ) from error
+        return model.eval().requires_grad_(False)
+
     kind, _, several = device.partition("*")
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        devices = [f"{kind}:{i}" for i in range(int(several))] if several else []
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            dtype=getattr(torch, dtype),
-            local_files_only=True,
-            **({"device_map": spread(skeleton(config), devices)} if devices else {}),
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise UserError(f"no causal language model could be loaded from {folder.name}: {first}") from error
-    model.eval().requires_grad_(False)
-    if not devices:
-        model.to(device)  # type: ignore[arg-type]
+    model = sharding.sharded(on_host, kind) if several else on_host().to(device)
     return model, load_tokenizer(folder)
-
-
-def spread(model: Any, devices: Sequence[str]) -> dict[str, str]:
-    """A device map: the decoder layers in equal runs over ``devices``, all else on the first.
-
-    So hidden states begin and end on the first device, where the output layer is; gradients and optimizer states
-    lie with their layers. One device works at a time: this buys memory, not speed.
-    """
-    from localized_unlearning import components as comp
-
-    path, layers = comp.adapter_of(model.config).layers, len(comp.layers_of(model))
-    found: dict[str, str] = {}
-    for name in [n for n, _ in (*model.named_parameters(), *model.named_buffers())]:
-        if name.startswith(f"{path}."):
-            index = int(name.removeprefix(f"{path}.").split(".")[0])
-            found[f"{path}.{index}"] = devices[index * len(devices) // layers]
-        else:
-            found[name.rsplit(".", 1)[0]] = devices[0]
-    # An output layer tied to the embedding is no parameter of its own.
-    head = next(n for n, m in model.named_modules() if m is model.get_output_embeddings())
-    return {**found, head: devices[0]}
 
 
 LEAST_TOKENS, MOST_TOKENS = 1024, 32_768
@@ -132,8 +114,9 @@ def batch_tokens(compute: Compute, model: Any, kept: int = 1) -> int:
         return 4096
     config = model.config.get_text_config()
     each = kept * (10 * config.hidden_size + 4 * config.intermediate_size) * 4
-    free = min(torch.cuda.mem_get_info(p)[0] for p in {p.device for p in model.parameters()})
-    fits = int(free / 2 / each)
+    free = torch.tensor(torch.cuda.mem_get_info(model.device)[0])
+    least = -int(sharding.largest(-free, model))  # alike in all processes that share the model
+    fits = int(least / 2 / each)
     return max(LEAST_TOKENS, min(MOST_TOKENS, 1 << max(0, fits.bit_length() - 1)))
 
 
@@ -212,15 +195,15 @@ def applied(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """``model`` with the tensors of a delta in place; the base's own return on exit."""
     import torch
 
-    parameters = dict(model.named_parameters())
-    kept = {name: parameters[name].detach().clone() for name in tensors}
+    parameters = {name: model.get_parameter(name) for name in tensors}
+    kept = {name: sharding.held(parameter).clone() for name, parameter in parameters.items()}
 
     def put(values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():  # not around the yield: the caller may train something else meanwhile
             for name, value in values.items():
-                parameters[name].copy_(value)
+                sharding.held(parameters[name]).copy_(value)
 
-    put(tensors)
+    put({name: sharding.part(parameters[name], value) for name, value in tensors.items()})
     try:
         yield
     finally:

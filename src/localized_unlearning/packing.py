@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from localized_unlearning import vocabulary
+from localized_unlearning import sharding, vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -252,14 +252,15 @@ def next_token(
     """
     import torch
 
-    scores = torch.empty(len(prompts), len(candidates))
-    argmax = torch.empty(len(prompts), dtype=torch.long)
-    normalizer = torch.empty(len(prompts))
+    scores = torch.zeros(len(prompts), len(candidates))
+    argmax = torch.zeros(len(prompts), dtype=torch.long)
+    normalizer = torch.zeros(len(prompts))
     with torch.inference_mode():
-        for batch in batches(prompts, model, batch_tokens):
+        for batch, counts in sharding.share(batches(prompts, model, batch_tokens), model):
             hidden = last_hidden(model, batch)
-            most_likely, total = vocabulary.argmax_and_normalizer(model, hidden)
-            scores[batch.prompts] = vocabulary.logits_of(model, hidden, candidates).cpu()
-            argmax[batch.prompts] = most_likely.cpu()
-            normalizer[batch.prompts] = total.cpu()
-    return NextToken(scores, argmax, normalizer)
+            if counts:
+                most_likely, total = vocabulary.argmax_and_normalizer(model, hidden)
+                scores[batch.prompts] = vocabulary.logits_of(model, hidden, candidates).cpu()
+                argmax[batch.prompts] = most_likely.cpu()
+                normalizer[batch.prompts] = total.cpu()
+    return NextToken(*(sharding.total(found, model) for found in (scores, argmax, normalizer)))

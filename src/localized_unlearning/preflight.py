@@ -238,9 +238,9 @@ def disk(plan: Plan, world: World) -> Iterator[Finding]:
 
 
 REMEDIES = {
-    "finetune": "lower finetune.micro_batch_tokens, take finetune.precision bf16_stochastic_rounding, or spread the model over more GPUs (compute.gpus)",
-    "mask": "lower masking.micro_batch_tokens, or spread the model over more GPUs (compute.gpus)",
-    "relearn": "lower relearning.micro_batch_tokens, or spread the model over more GPUs (compute.gpus)",
+    "finetune": "lower finetune.micro_batch_tokens, take finetune.precision bf16_stochastic_rounding, or shard the model over more GPUs (compute.shards)",
+    "mask": "lower masking.micro_batch_tokens, or shard the model over more GPUs (compute.shards)",
+    "relearn": "lower relearning.micro_batch_tokens, or shard the model over more GPUs (compute.shards)",
 }
 
 
@@ -249,8 +249,6 @@ def memory(plan: Plan, world: World, device: Device) -> Iterator[Finding]:
     room = device.memory
     if not device.gpu:
         room = world.memory() or 0.0
-    else:
-        room *= plan.workflow.config.compute.gpus
     if not room:
         yield Finding("unchecked", "memory: this system does not say how much it has")
         return
@@ -275,7 +273,7 @@ def memory(plan: Plan, world: World, device: Device) -> Iterator[Finding]:
                 "missing",
                 f"{stage}{names} needs {needs(largest) / GB:.1f} GB of {room / GB:.0f} GB on {device.name}",
                 REMEDIES.get(
-                    stage, "lower compute.batch_tokens, or spread the model over more GPUs (compute.gpus)"
+                    stage, "lower compute.batch_tokens, or shard the model over more GPUs (compute.shards)"
                 ),
             )
     if fits:
@@ -288,8 +286,8 @@ def installed_profile() -> Path:
     return Path(base) / "snakemake/slurm/config.yaml"
 
 
-def slurm(world: World) -> Iterator[Finding]:
-    """Whether the cluster knows the partitions and the account that the profile names."""
+def slurm(plan: Plan, world: World) -> Iterator[Finding]:
+    """Whether the cluster knows the partitions and the account that the profile names, and a job gets GPUs enough."""
     listed = world.command("sinfo", "-h", "-o", "%R")
     if listed is None:
         yield Finding("unchecked", "Slurm: there is no sinfo here", "run preflight on the login node")
@@ -308,6 +306,12 @@ def slurm(world: World) -> Iterator[Finding]:
         yield Finding("missing", f"Slurm has no partition '{name}'", remedy)
     if partitions and partitions <= known:
         yield Finding("ok", f"Slurm has the partitions {', '.join(sorted(partitions))}")
+    shards = plan.workflow.config.compute.shards
+    for asked in sorted(_named(resources, "gres") | _named(resources, "gpu")):
+        count = asked.rpartition(":")[2]
+        if (int(count) if count.isdigit() else 1) < shards:
+            remedy = f"ask for {shards} in {place}"
+            yield Finding("missing", f"a job gets '{asked}' but compute.shards is {shards}", remedy)
     user = os.environ.get("USER") or str(os.getuid())
     accounts = world.command("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=account")
     wanted = _named(resources, "slurm_account")
@@ -332,7 +336,7 @@ def _named(resources: list[dict[str, Any]], key: str) -> set[str]:
 def check(plan: Plan, world: World, device: Device) -> list[Finding]:
     """All findings, in the order of a run."""
     return [
-        *model(plan, world), *sources(plan, world), *disk(plan, world), *memory(plan, world, device), *slurm(world),
+        *model(plan, world), *sources(plan, world), *disk(plan, world), *memory(plan, world, device), *slurm(plan, world),
     ]  # fmt: skip
 
 

@@ -63,7 +63,8 @@ def relearn(
     schedule = schedule_of(optimizer, settings.schedule, settings.iterations)
     sizes = Sizes(len(data.forget), settings.retain_batch, settings.text_batch, settings.micro_batch_tokens)
     weights = Weights(settings.lambda_relearn, settings.lambda_retain, settings.lambda_sft)
-    steps = gradients(model, data, sizes, weights, "inject", seed)
+    # Not divided over the processes of a sharded model: dropout's draws must be those of one.
+    steps = gradients(model, data, sizes, weights, "inject", seed, divided=False)
     for iteration in range(settings.iterations):
         dropout(model, True)
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):

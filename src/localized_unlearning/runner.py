@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from localized_unlearning import sharding
 from localized_unlearning.config import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import cache, code, digests, environment, hashing, locks, records
@@ -91,10 +92,8 @@ def execute(
             kept = store.restore(basis.key, temporary) if store else None
             if kept is None and not compute:
                 return None
-            if kept is None:
-                _compute(job)
+            memory = None if kept else _compute(job, before)
             _keep_sources(basis.modules, root / "results" / config.run / ".sources")
-            memory = None if kept else environment.peak_memory(before)
             record = _record(job, basis, outputs, root, started, memory, kept)
             if not locks.still_mine(first):
                 raise UserError(
@@ -117,15 +116,25 @@ def execute(
                 cache.remove(path)
 
 
-def _compute(job: Job) -> None:
-    """Call the stage and check that it has written every output."""
-    getattr(importlib.import_module(job.stage.module), job.stage.function)(job)
+def _compute(job: Job, before: float | None) -> dict[str, float] | None:
+    """Call the stage, in several processes where its model is sharded, and check that it has written every output.
+
+    Returns its memory; ``before`` is what this process held at the start.
+    """
+    function = getattr(importlib.import_module(job.stage.module), job.stage.function)
+    shards = job.config.compute.shards if job.stage.gpu else 1
+    if shards > 1:
+        memory = sharding.run(job, function, shards)
+    else:
+        function(job)
+        memory = environment.peak_memory(before)
     for name, path in job.outputs.items():
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             raise RuntimeError(f"stage {job.stage.name} did not write its output '{name}'")
         if path.suffix in COMMENT:
             with path.open("a", encoding="utf-8") as stream:
                 stream.write(COMMENT[path.suffix].format(job.key))
+    return memory
 
 
 def _as_list(value: Any) -> list[Path]:

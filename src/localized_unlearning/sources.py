@@ -289,7 +289,7 @@ def _copy_stream(response: http.client.HTTPResponse, stream: IO[bytes], name: st
 def from_hub(source: Source, target: Path) -> None:
     """Bring a file, or a folder of files, of the hub to `target`, by way of the Hugging Face cache.
 
-    The cache makes downloads resumable and shared between runs. A file that the hub keeps under its SHA-256
+    The cache is shared between runs and keeps every file that has arrived whole. A file that the hub keeps under its SHA-256
     (weights, parquet) is checked against it. `target` shares the cache's bytes where the file system allows.
 
     Raises UserError when there is no revision, or the hub refuses or cannot be reached.
@@ -347,6 +347,7 @@ def hub_address(source: Source) -> str:
 @contextmanager
 def _hub_errors(source: Source) -> Iterator[None]:
     """Errors of the hub's library, said as a UserError: what was refused, and the steps to take."""
+    import httpx2  # what that library reads with; its errors of the connection are of no other kind
     from huggingface_hub import constants, errors
 
     what, address = describe(source), hub_address(source)
@@ -360,16 +361,16 @@ def _hub_errors(source: Source) -> Iterator[None]:
             ) from error
         raise UserError(
             f"{what} is not in the local cache and {address} cannot be reached: "
-            "check the network and run again; what has arrived is kept"
+            "check the network and run again; files that have arrived are kept"
         ) from error
     except errors.HFValidationError as error:
         raise UserError(f"{what} has a malformed name ({error}): correct repo_id") from error
     except errors.HfHubHTTPError as error:
         raise UserError(hub_refusal(error, what, address)) from error
-    except OSError as error:
+    except (OSError, httpx2.HTTPError) as error:
         raise UserError(
             f"{what} could not be downloaded ({error}): "
-            "check the network and the free space and run again; what has arrived is kept"
+            "check the network and the free space and run again; files that have arrived are kept"
         ) from error
 
 

@@ -38,6 +38,7 @@ class Stage:
         wildcards: names of the wildcards, each a command-line option.
         function: the function inside ``module``.
         cached: whether the shared cache may keep it; not where it reads what its key does not name.
+        gpu: whether it loads a model to run it: on a GPU where there is one, in parts where ``compute.shards`` says so.
         online: whether it may use the network. All others run with ``HF_HUB_OFFLINE``, since compute nodes
             seldom have one, and a run must not depend on what a hub says today.
     """
@@ -50,6 +51,7 @@ class Stage:
     wildcards: tuple[str, ...] = ()
     function: str = "run"
     cached: bool = True
+    gpu: bool = False
     online: bool = False
 
     def paths(self, wildcards: Mapping[str, str]) -> tuple[str, ...]:
@@ -169,6 +171,7 @@ STAGES: dict[str, Stage] = {
             ("athletes", "base_model", "prompts"),
             ("known",),
             function="known_facts",
+            gpu=True,
         ),
         Stage(
             "model_card",
@@ -184,6 +187,7 @@ STAGES: dict[str, Stage] = {
             ),
             ("base_model", "known", "prompts", "mmlu"),
             ("json", "markdown"),
+            gpu=True,
         ),
         Stage(
             "split",
@@ -201,6 +205,7 @@ STAGES: dict[str, Stage] = {
             ("scores",),
             ("task", "scores"),
             function="score",
+            gpu=True,
         ),
         Stage(
             "select",
@@ -226,6 +231,7 @@ STAGES: dict[str, Stage] = {
             ("base_model", "split", "selection", "prompts", "text", "loss?"),
             ("delta", "history"),
             ("task", "objective", "localization", "seed"),
+            gpu=True,
         ),
         Stage(
             "evaluate",
@@ -234,6 +240,7 @@ STAGES: dict[str, Stage] = {
             ("base_model", "split", "delta?", "prompts", "mmlu", "text"),
             ("facts", "multiple_choice", "mmlu", "text"),
             ("task", "objective", "localization", "seed"),
+            gpu=True,
         ),
         Stage(
             "relearn",
@@ -251,6 +258,7 @@ STAGES: dict[str, Stage] = {
             ("base_model", "split", "delta", "prompts", "mmlu", "text"),
             ("facts", "multiple_choice", "mmlu"),
             ("task", "objective", "localization", "seed"),
+            gpu=True,
         ),
         Stage(
             "mask",
@@ -260,6 +268,7 @@ STAGES: dict[str, Stage] = {
             ("mask", "history"),
             ("task", "localization", "seed"),
             function="mask",
+            gpu=True,
         ),
         Stage(
             "sweep",
@@ -269,6 +278,7 @@ STAGES: dict[str, Stage] = {
             ("facts", "multiple_choice", "mmlu"),
             ("task", "localization", "seed"),
             function="sweep",
+            gpu=True,
         ),
         Stage(
             "probe",
@@ -277,6 +287,7 @@ STAGES: dict[str, Stage] = {
             ("base_model", "split", "delta?", "prompts"),
             ("probes",),
             ("task", "objective", "localization", "seed"),
+            gpu=True,
         ),
         Stage(
             "head_ablation",
@@ -285,6 +296,7 @@ STAGES: dict[str, Stage] = {
             ("base_model", "known", "prompts", "text"),
             ("ablation",),
             function="head_ablation",
+            gpu=True,
         ),
         Stage(
             "layer_probes",
@@ -293,6 +305,7 @@ STAGES: dict[str, Stage] = {
             ("base_model", "known", "prompts", "text"),
             ("probes",),
             function="layer_probes",
+            gpu=True,
         ),
         Stage(
             "table",

@@ -61,19 +61,15 @@ Ask = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def ask(checkout: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Exit status and page of preflight on Gemma-7B, with tinyMMLU pinned, in a fake world."""
+    """Exit status and page of preflight on Gemma-7B in a fake world."""
 
     def run(
         overlay: str = "", preset: str = "gemma-7b", words: tuple[str, ...] = (), **answers: Any
     ) -> tuple[int, str]:
-        (checkout / "more.yaml").write_text(
-            "series: {source: {revision: %s}}\n" % ("a" * 40) if preset == "gemma-7b" else "{}"
-        )
         (checkout / "overlay.yaml").write_text(textwrap.dedent(overlay) or "{}")
         files = [
             "config.yaml",
             *([f"workflow/presets/{preset}.yaml"] if preset else []),
-            "more.yaml",
             "overlay.yaml",
         ]
         given = [word for file in files for word in ("--config", file)]
@@ -142,7 +138,18 @@ def test_more_gpus_or_a_larger_one_hold_what_one_cannot(ask: Ask) -> None:
     assert ask(overlay=large)[0] == 1
     assert ask(overlay=large, words=("--device", "H200"))[0] == 0
     assert ask(overlay=large, words=("--gpu-memory", "141"))[0] == 0
-    assert ask(overlay=large + "compute: {gpus: 2}\n")[0] == 0
+    assert ask(overlay=large + "compute: {shards: 2}\n")[0] == 0
+
+
+def test_a_profile_that_asks_for_fewer_gpus_than_shards(ask: Ask, checkout: Path) -> None:
+    """Catches jobs that wait in the queue for a day and then find one GPU."""
+    profile = checkout / "home/snakemake/slurm/config.yaml"
+    profile.parent.mkdir(parents=True)
+    world = {"sinfo": "cpu\ngpu\n", "sacctmgr": "mine\n"}
+    for asked, enough in (("gres: gpu:a100:1", 0), ("gpu: 1", 0), ("gres: gpu:a100:2", 1), ("gpu: 4", 1)):
+        profile.write_text(f"set-resources: {{mask: {{{asked}}}}}\n")
+        status, said = ask(overlay="compute: {shards: 2}\n", **world)
+        assert (status, "but compute.shards is 2: ask for 2 in" in said) == (1 - enough, not enough)
 
 
 def test_files_that_are_here(ask: Ask, checkout: Path) -> None:

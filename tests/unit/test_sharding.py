@@ -1,71 +1,294 @@
-"""Models spread over devices, and batch sizes from free memory: both change where and when, not what.
-
-There is no second device here: accelerate's hooks, which move tensors between devices, run with the CPU as each of
-them, and with the later layers on disk.
-"""
+"""Models in parts over several processes, and batch sizes from free memory: both change where and when, not what."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
-from accelerate import dispatch_model
+from safetensors.torch import load_file
 from test_finetune import some_data
 
 from localized_unlearning import components as comp
-from localized_unlearning import finetune, models, packing
+from localized_unlearning import (
+    finetune,
+    localization,
+    masking,
+    models,
+    packing,
+    probing,
+    relearning,
+    runner,
+    sharding,
+)
 from localized_unlearning.components import Component
-from localized_unlearning.config import Compute, Finetune
+from localized_unlearning.config import (
+    Components,
+    Compute,
+    Config,
+    Finetune,
+    Masking,
+    Relearning,
+    Score,
+    load,
+)
 from localized_unlearning.errors import UserError
+from localized_unlearning.provenance import records
+from localized_unlearning.stages import STAGES, Job
+from tiny_base import PROMPTS as BOOK
+from tiny_base import ROOT, TEXT, TinyBase
 from tiny_models import ARCHITECTURES
 
+QUESTIONS = ROOT / "workflow/resources/general_knowledge.csv"
 PROMPTS = [[2, 7, 3, *range(10, 10 + n)] for n in (1, 4, 2, 6, 3, 5)]
+CHOSEN = [Component(0, "up"), Component(1, "o", 2), Component(1, "q", 1), Component(2, "v")]
+"""Whole matrices, and heads by rows (q) and by columns (o)."""
+PAIRS = localization.Pairs(
+    [[2, 7, 30, 31, 5], [2, 7, 32, 5]],
+    [[2, 7, 40, 41, 5], [2, 7, 42, 5]],
+    [(2, 4), (2, 3)],
+    [0, 1],
+    [3, 9, 11],
+)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_weight_has_its_device(architecture: str, tiny: Callable[[str], Any]) -> None:
-    """Catches a parameter without a device, a layer cut in two, and an output layer apart from the embedding."""
-    model = tiny(architecture)
-    found = models.spread(model, ["cuda:0", "cuda:1"])
-    path = comp.adapter_of(model.config).layers
-    count = len(comp.layers_of(model))
-    assert [found[f"{path}.{i}"] for i in range(count)] == sorted(found[f"{path}.{i}"] for i in range(count))
-    assert {found[f"{path}.0"], found[f"{path}.{count - 1}"]} == {"cuda:0", "cuda:1"}
-    for name in [n for n, _ in (*model.named_parameters(), *model.named_buffers())]:
-        assert sum(name == key or name.startswith(f"{key}.") for key in found) == 1, name
-    assert all(device == "cuda:0" for key, device in found.items() if not key.startswith(f"{path}."))
+# ---- in parts and whole, side by side in each of the processes
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_a_dispatched_model_answers_and_learns_as_the_whole(
-    architecture: str, tiny: Callable[[str], Any], tmp_path: Path
+def compare(job: Job) -> None:
+    """What a process checks on the models given: all that stages do with a model gives the same in parts."""
+    for original in job.inputs["models"]:
+
+        def both(original: Any = original) -> tuple[Any, Any]:
+            return copy.deepcopy(original), sharding.sharded(lambda: copy.deepcopy(original), "cpu")
+
+        whole, parts = both()
+        assert (
+            sharding.held(comp.module_of(parts, 0, "up").weight).numel()
+            < comp.module_of(whole, 0, "up").weight.numel()
+        )
+        for tokens in (8, 16, 4096):  # many batches, fewer than processes, one
+            wanted, found = (packing.next_token(m, PROMPTS, [3, 9], tokens) for m in (whole, parts))
+            for name in ("candidates", "argmax", "log_normalizer"):
+                assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+        residuals = [probing.residuals(m, PROMPTS, 16) for m in (whole, parts)]
+        assert (residuals[0] == residuals[1]).all()
+        components = comp.list_components(whole.config, Components())
+        for method in (localization.attribution_patching, traced):
+            assert method(whole, PAIRS, components, 16) == method(parts, PAIRS, components, 16)
+        for settings in (
+            Finetune(steps=3, batch_size=4, learning_rate=0.01, micro_batch_tokens=16, clip_norm=0.5),
+            Finetune(steps=2, batch_size=4, learning_rate=0.01, weight_decay=0.1, micro_batch_tokens=4096),
+        ):
+            histories, trained = [], []
+            for model in both():
+                trainable = comp.trainable(model, CHOSEN)
+                base = {n: sharding.held(model.get_parameter(n)).clone() for n in trainable}
+                weights = finetune.Weights(1, 1, 1)
+                histories.append(finetune.train(model, some_data(), trainable, settings, weights, "erase", 0))
+                facts = finetune.moved(model, base, trainable)
+                parameters = {n: model.get_parameter(n) for n in trainable}
+                trained.append({n: sharding.whole(p, sharding.held(p)) for n, p in parameters.items()})
+                with models.applied(whole, trained[0]), models.applied(parts, trained[0]):
+                    answers = [packing.next_token(m, PROMPTS, [3, 9], 16).candidates for m in (whole, parts)]
+                assert torch.equal(*answers)
+                histories[-1] = histories[-1].assign(**facts)
+            pd.testing.assert_frame_equal(*histories, rtol=1e-9)
+            same(*trained)
+        halves = []  # in one batch, so that nothing is added up in another order
+        for model in (
+            copy.deepcopy(original).bfloat16(),
+            sharding.sharded(copy.deepcopy(original).bfloat16, "cpu"),
+        ):
+            half = Finetune(steps=2, batch_size=4, learning_rate=0.01, precision="fp32_master")
+            trainable = comp.trainable(model, CHOSEN)
+            finetune.train(model, some_data(), trainable, half, finetune.Weights(1, 1, 1), "erase", 0)
+            halves.append(
+                {
+                    n: sharding.whole(model.get_parameter(n), sharding.held(model.get_parameter(n)))
+                    for n in trainable
+                }
+            )
+        same(*halves, rtol=0)
+        for form in ("mask", "weights"):
+            masks = Masking(
+                steps=3, batch_size=4, text_batch=4, micro_batch_tokens=16, learning_rate=5.0, clip_norm=1.0,
+                parameterization=form, optimizer="sgd",
+            )  # fmt: skip
+            histories, trained = [], []
+            for model in both():
+                trainable = comp.trainable(model, CHOSEN)
+                d, history = masking.train(model, some_data(), trainable, masks, finetune.Weights(1, 1, 1), 0)
+                histories.append(history)
+                trained.append({n: sharding.whole(model.get_parameter(n), value) for n, value in d.items()})
+            pd.testing.assert_frame_equal(*histories, rtol=1e-6)  # d is float32
+            same(*trained, rtol=1e-5)
+        edited = both()
+        sizes = {n: whole.get_parameter(n).numel() for n in comp.trainable(whole, CHOSEN)}
+        ranked = torch.randperm(sum(sizes.values()), generator=torch.Generator().manual_seed(0))[:900]
+        for _ in zip(*(masking.edits(m, ranked, sizes, [10, 900]) for m in edited), strict=True):
+            answers = [packing.next_token(m, PROMPTS, [3, 9], 16).candidates for m in edited]
+            assert torch.equal(*answers)
+        assert not torch.equal(answers[0], packing.next_token(whole, PROMPTS, [3, 9], 16).candidates)
+        learned = []
+        for model in both():
+            packing.next_token(model, PROMPTS, [3, 9], 16)  # as the exam before
+            settings = Relearning(iterations=2, rank=4, retain_batch=4, text_batch=4, dropout=0.5)
+            adapters = relearning.add_lora(model, settings, 0)
+            steps = list(relearning.relearn(model, adapters, some_data(), settings, 0))
+            learned.append((steps, packing.next_token(model, PROMPTS, [3, 9], 16).candidates))
+        assert learned[0][0] == learned[1][0] and torch.equal(learned[0][1], learned[1][1])
+
+
+def traced(model: Any, pairs: Any, found: Any, tokens: int) -> list[float]:
+    sites = localization.tracing_sites(model, Score(method="causal_tracing"), found)
+    return localization.causal_tracing(model, pairs, sites, 3.0, 0, tokens)
+
+
+def same(wanted: dict[str, Any], found: dict[str, Any], rtol: float = 1e-9) -> None:
+    """Parameters are equal where they were put together: on the first process."""
+    first = torch.distributed.get_rank() == 0
+    for name, value in wanted.items():
+        if first:
+            torch.testing.assert_close(found[name], value, rtol=rtol, atol=min(rtol, 1e-9), msg=name)
+        else:
+            assert not found[name].numel()
+
+
+@pytest.mark.parametrize(("processes", "names"), [(2, ARCHITECTURES), (3, ["gemma3"])])
+def test_a_model_in_parts_is_the_whole(
+    processes: int, names: Sequence[str], tiny: Callable[[str], Any]
 ) -> None:
-    """Catches calls that go round accelerate's hooks, gradients that stop at them, and answers that differ."""
-    whole, parts, on_disk = (tiny(architecture).float() for _ in range(3))
-    dispatch_model(parts, models.spread(parts, ["cpu", "cpu"]), force_hooks=True)
-    dispatch_model(on_disk, models.spread(on_disk, ["cpu", "disk"]), main_device="cpu", offload_dir=tmp_path)
-    wanted = packing.next_token(whole, PROMPTS, [3, 9], 64)
-    for model in (parts, on_disk):
-        found = packing.next_token(model, PROMPTS, [3, 9], 64)
-        assert torch.equal(found.candidates, wanted.candidates)
-        assert torch.equal(found.argmax, wanted.argmax)
-    for model in (whole, parts):
-        trainable = comp.trainable(model, [Component(0, "up"), Component(1, "o")])
-        settings = Finetune(steps=3, batch_size=4, learning_rate=0.01)
-        finetune.train(model, some_data(), trainable, settings, finetune.Weights(1, 1, 1), "erase", 0)
-    assert all(torch.equal(p, whole.get_parameter(n)) for n, p in parts.named_parameters())
+    """Catches a layer that is read in part, gradients added twice or once too little, and rows off by a process.
+
+    Three processes divide no matrix here evenly, and have fewer batches than processes.
+    """
+    config = Config(compute=Compute(device="cpu", shards=processes))
+    given = {"models": [tiny(name) for name in names]}
+    sharding.run(Job(STAGES["finetune"], config, {}, given, {}, "key"), compare, processes)
 
 
-def test_more_gpus_than_there_are() -> None:
+# ---- stages, as the config asks
+
+
+@dataclass
+class Runs:
+    """Stages of the tiny base model, run by the runner with the config given."""
+
+    base: TinyBase
+    folder: Path
+    config: Config
+
+    def __call__(
+        self, stage: str, inputs: dict[str, Path], seed: str = "0"
+    ) -> tuple[dict[str, Path], records.Record]:
+        found = STAGES[stage]
+        named = {"task": "sports", "objective": "erase", "localization": "manual", "seed": seed}
+        wildcards = {name: named[name] for name in found.wildcards}
+        outputs = {name: self.folder / stage / f"{name}.file" for name in found.outputs}
+        given = {name.rstrip("*?"): None for name in found.inputs}
+        given |= {"base_model": self.base.folder, "prompts": BOOK, "text": TEXT, **inputs}
+        record = runner.execute(found, self.config, wildcards, given, outputs, self.folder)
+        assert record is not None
+        return outputs, record
+
+
+@pytest.fixture
+def runs(tiny_base: TinyBase, tmp_path: Path) -> Callable[[int], Runs]:
+    """Runs with as many processes a job; each in its own folder."""
+
+    def make(shards: int) -> Runs:
+        changed = {
+            "compute": {"device": "cpu", "shards": shards, "threads": 2, "batch_tokens": 512},
+            "finetune": {"steps": 3, "batch_size": 6, "micro_batch_tokens": 64},
+            "masking": {"steps": 2, "batch_size": 6, "learning_rate": 1.0, "edit_sizes": [0, 50, 100]},
+        }
+        config = load([ROOT / "config.yaml"], changed)
+        folder = tmp_path / str(shards)
+        folder.mkdir()
+        return Runs(tiny_base, folder, config)
+
+    return make
+
+
+def test_stages_in_two_processes_make_the_same_files(runs: Callable[[int], Runs], tmp_path: Path) -> None:
+    """Catches outputs of the wrong process, parts of a weight for the whole, and records without what the job found."""
+    selection = tmp_path / "selection.json"
+    selection.write_text(json.dumps({"components": [str(c) for c in CHOSEN]}))
+    made: list[dict[str, Any]] = []
+    for several in (runs(1), runs(2)):
+        split = several.base.write(several.folder / "split.parquet", several.base.split)
+        delta, trained = several("finetune", {"split": split, "selection": selection})
+        mask, masked = several("mask", {"split": split, "selection": selection})
+        answers, evaluated = several("evaluate", {"split": split, "delta": delta["delta"], "mmlu": QUESTIONS})
+        made.append(
+            {
+                "history": pd.read_csv(delta["history"]),
+                "delta": load_file(delta["delta"]),
+                "mask": load_file(mask["mask"])["ranked"].tolist(),
+                "facts": pd.read_parquet(answers["facts"]),
+                "mmlu": pd.read_parquet(answers["mmlu"]),
+                "records": (trained, masked, evaluated),
+            }
+        )
+        assert not list(several.folder.rglob(".tmp-*"))
+    one, two = made
+    for name in ("history", "facts", "mmlu"):
+        pd.testing.assert_frame_equal(two[name], one[name], rtol=1e-4, atol=1e-5)
+    assert two["delta"].keys() == one["delta"].keys()
+    for name, value in one["delta"].items():
+        torch.testing.assert_close(two["delta"][name], value, rtol=1e-4, atol=1e-6)
+    assert len(set(two["mask"]) & set(one["mask"])) >= 98  # of 100, in float32
+    for record, other in zip(one["records"], two["records"], strict=True):
+        assert (record.facts["device"], other.facts["device"]) == ("cpu", "cpu*2")
+        assert record.key.partition("-")[0] and other.memory and other.memory["process"] > 0
+        assert record.facts.keys() == other.facts.keys()
+
+
+def refuse(job: Job) -> None:
+    raise UserError(f"no athlete in {job.wildcards['task']}: add one")
+
+
+def ends(job: Job) -> None:
+    import torch.distributed
+
+    if torch.distributed.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    torch.distributed.barrier()
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [(refuse, "no athlete in basketball: add one"), (ends, "process 2 of the 2 that share the model ended")],
+)
+def test_a_process_that_fails_ends_the_job(function: Callable[[Job], None], said: str) -> None:
+    """Catches a job that waits for ever for a process that is gone, and a traceback for a user's mistake."""
+    config = Config(compute=Compute(device="cpu", shards=2))
+    job = Job(STAGES["finetune"], config, {"task": "basketball"}, {}, {}, "key")
+    with pytest.raises(UserError, match=said):
+        sharding.run(job, function, 2)
+    assert not multiprocessing.active_children()
+
+
+def test_more_processes_than_gpus() -> None:
     """Catches a model that is quietly put on fewer devices than it was planned for."""
     if torch.cuda.device_count() >= 64:
         pytest.skip("this machine has 64 GPUs")
-    with pytest.raises(UserError, match=r"compute\.gpus is 64"):
-        models.setup(Compute(gpus=64))
+    with pytest.raises(UserError, match=r"compute\.shards is 64"):
+        models.setup(Compute(shards=64))
+
+
+# ---- batches
 
 
 def test_batches_from_free_memory(tiny: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,9 +298,10 @@ def test_batches_from_free_memory(tiny: Callable[[str], Any], monkeypatch: pytes
     assert models.batch_tokens(Compute(batch_tokens="auto"), model) == 4096
 
     gpu = torch.device("cuda:0")
-    config = SimpleNamespace(hidden_size=3072, intermediate_size=24576, get_text_config=lambda: config)
+    sizes_of = SimpleNamespace(hidden_size=3072, intermediate_size=24576, model_type="gemma")
+    config = SimpleNamespace(get_text_config=lambda: sizes_of)
     large: Any = SimpleNamespace(
-        device=gpu, config=config, parameters=lambda: iter([SimpleNamespace(device=gpu)])
+        device=gpu, config=config, get_submodule=lambda name: [torch.nn.Linear(1, 1)]
     )
     auto = Compute(batch_tokens="auto")
 
