@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
+from localized_unlearning import preflight
+from localized_unlearning.sources import Source
 from tiny_base import TinyBase
 
 COMMIT = "a" * 40
@@ -62,7 +64,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self, body: bool = True) -> None:
         path = self.path.partition("?")[0]
-        if self.server.gated and not path.endswith("/auth-check"):
+        if self.server.gated:
             self.reply(403, {"X-Error-Code": "GatedRepo", "X-Error-Message": "ask first"}, b"", body)
         elif path == f"/api/models/{REPOSITORY}/revision/{COMMIT}":
             listed = {
@@ -77,8 +79,11 @@ class Answer(BaseHTTPRequestHandler):
             self.reply(200, {"Content-Type": "application/json"}, json.dumps(listing).encode(), body)
         elif path.startswith(f"/{REPOSITORY}/resolve/{COMMIT}/"):
             self.file(path.rpartition("/")[2], body)
+        elif path == f"/api/models/{REPOSITORY}/auth-check":
+            self.reply(200, {}, b"{}", body)
         else:
-            self.reply(404, {"X-Error-Code": "EntryNotFound"}, b"", body)
+            missing = "RevisionNotFound" if "/revision/" in path else "EntryNotFound"
+            self.reply(404, {"X-Error-Code": missing}, b"", body)
 
     def file(self, name: str, body: bool) -> None:
         data = self.server.files[name]
@@ -193,3 +198,20 @@ def test_a_licence_that_is_not_accepted(hub: Hub, tmp_path: Path) -> None:
     assert process.returncode == 1 and "Traceback" not in said
     assert f"accept the licence at {hub.address}/{REPOSITORY}" in said
     assert "hf auth login" in said and not (tmp_path / "one/results/base_model").exists()
+
+
+def test_preflight_asks_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a check that passes what a download would refuse."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    world = preflight.World()
+    source = Source(kind="hub", repo_id=REPOSITORY, files=("*",), revision=COMMIT)
+    assert world.hub(source) is None
+    moved = world.hub(source.model_copy(update={"revision": "b" * 40}))
+    assert moved is not None and "no such revision: choose a commit from" in moved
+    hub.gated = True
+    refused = world.hub(source)
+    assert refused is not None and "accept the licence" in refused
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(preflight.Unreachable):
+        world.hub(source)
