@@ -166,7 +166,8 @@ def gradients(
     forget_batches = cycle(range(len(data.forget)), sizes.forget, rng)
     retain_batches = cycle(range(len(data.retain)), sizes.retain, rng)
     text_batches = cycle(range(len(data.text)), sizes.text, rng)
-    rows = max(1, sizes.micro_batch_tokens // data.text.shape[1])
+    rows = min(sizes.micro_batch_tokens // data.text.shape[1], -(-sizes.text // sharding.count(among)))
+    rows = max(1, rows)
     while True:
         forget = [data.forget[i] for i in next(forget_batches)]
         retain = [data.retain[i] for i in next(retain_batches)]

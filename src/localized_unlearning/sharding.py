@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,6 +79,9 @@ def _work(rank: int, processes: int, job: Job, function: Callable[[Job], None], 
         init_method=f"file://{place}/meeting",
         rank=rank,
         world_size=processes,
+        timeout=timedelta(
+            hours=2
+        ),  # they wait for each other while they load; if one ends, the others are ended
     )
     try:
         if rank == 0:
@@ -182,10 +186,16 @@ def share(items: Sequence[T], model: Any) -> Iterator[tuple[T, bool]]:
     :func:`total`.
     """
     mesh = _mesh(model)
-    rank, processes = (0, 1) if mesh is None else (mesh.get_local_rank(), mesh.size())
-    for start in range(0, len(items), processes):
+    rank = 0 if mesh is None else mesh.get_local_rank()
+    for start in range(0, len(items), count(model)):
         index = start + rank
         yield items[min(index, len(items) - 1)], index < len(items)
+
+
+def count(model: Any) -> int:
+    """How many processes share ``model``."""
+    mesh = _mesh(model)
+    return 1 if mesh is None else int(mesh.size())
 
 
 def total(values: Tensor, model: Any) -> Tensor:
