@@ -71,6 +71,7 @@ def _work(rank: int, processes: int, job: Job, function: Callable[[Job], None], 
     from localized_unlearning.provenance import environment
 
     before = environment.resident()
+    waits = timedelta(hours=2)  # for the others to load; should one of them end, `run` ends the rest
     gpu = job.config.compute.device != "cpu" and torch.cuda.is_available()
     if gpu and torch.cuda.device_count() >= processes:  # else models.setup says so
         torch.cuda.set_device(rank)
@@ -79,9 +80,7 @@ def _work(rank: int, processes: int, job: Job, function: Callable[[Job], None], 
         init_method=f"file://{place}/meeting",
         rank=rank,
         world_size=processes,
-        timeout=timedelta(
-            hours=2
-        ),  # they wait for each other while they load; if one ends, the others are ended
+        timeout=waits,
     )
     try:
         if rank == 0:
