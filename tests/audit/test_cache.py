@@ -11,7 +11,6 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -22,6 +21,7 @@ from localized_unlearning import runner
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import audit_explain, cache, digests, hashing, records
 from localized_unlearning.stages import STAGES as REAL
+from localized_unlearning.stages import Job
 
 ROOT = Path(localized_unlearning.__file__).parents[2]
 
@@ -54,9 +54,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     real = runner._compute
 
-    def compute(job: Any) -> None:
+    def compute(job: Job, before: float | None) -> dict[str, float] | None:
         found.append(job.stage.name)
-        real(job)
+        return real(job, before)
 
     monkeypatch.setattr(runner, "_compute", compute)
     return found
