@@ -210,8 +210,7 @@ def lines_of(plan: Plan, device: Device, host: Device) -> list[str]:
     for stage, jobs in plan.by_stage().items():
         found = [plan.costs[job] for job in jobs]
         seconds = [plan.seconds(job, device, host) for job in jobs]
-        on_device = stage not in LIGHT
-        total += sum(seconds) if on_device or not device.gpu else 0
+        total += sum(seconds) if stage not in LIGHT or not device.gpu else 0
         flops = max(c.work.flops + c.work.float32_flops for c in found) / 1e15
         memory = max(costs.memory_mb(plan.model, stage, job.named) for job in jobs) / 1e3
         held = max(c.device_bytes for c in found) / GB

@@ -148,12 +148,18 @@ def download(hub: Hub, checkout: Path, home: Path) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_two_checkouts_download_at_once_into_one_cache(hub: Hub, tiny_base: TinyBase, tmp_path: Path) -> None:
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """A command's exit status and what it said."""
+    said = process.communicate(timeout=120)[1]
+    return process.returncode, said
+
+
+def test_two_checkouts_download_at_once_into_one_cache(hub: Hub, tmp_path: Path) -> None:
     """Catches two users' downloads that mix their bytes, wait for ever for each other, or fetch everything twice."""
     running = [download(hub, tmp_path / name, tmp_path / "home") for name in ("one", "two")]
     for process in running:
-        said = process.communicate(timeout=120)[1]
-        assert process.returncode == 0, said
+        status, said = ended(process)
+        assert status == 0, said
     for name in ("one", "two"):
         brought = tmp_path / name / "results/base_model"
         assert (brought / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
@@ -166,9 +172,8 @@ def test_a_connection_that_breaks_once(hub: Hub, tmp_path: Path) -> None:
     """Catches a download that begins anew, or takes half a file for a model."""
     hub.files[WEIGHTS] = bytes(range(256)) * 100_000  # the library writes 10 MB at a time
     hub.cut, hub.cuts = 15_000_000, 1
-    process = download(hub, tmp_path / "one", tmp_path / "home")
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, said
+    status, said = ended(download(hub, tmp_path / "one", tmp_path / "home"))
+    assert status == 0, said
     assert (tmp_path / "one/results/base_model" / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
     assert len(hub.ranges) == 1 and hub.ranges[0].startswith("bytes=10")
 
@@ -176,16 +181,14 @@ def test_a_connection_that_breaks_once(hub: Hub, tmp_path: Path) -> None:
 def test_a_connection_that_breaks_again_and_again(hub: Hub, tmp_path: Path) -> None:
     """Catches half a file taken for a model, a traceback of the library, and whole files that are fetched twice."""
     hub.cut, hub.cuts = len(hub.files[WEIGHTS]) // 2, 100
-    process = download(hub, tmp_path / "one", tmp_path / "home")
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 1 and "Traceback" not in said
+    status, said = ended(download(hub, tmp_path / "one", tmp_path / "home"))
+    assert status == 1 and "Traceback" not in said
     last = said.splitlines()[-1]
     assert last.startswith("error: the files") and "files that have arrived are kept" in last
     assert not list((tmp_path / "one/results").rglob("*.safetensors"))
     hub.cuts = 0
-    process = download(hub, tmp_path / "one", tmp_path / "home")
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 0, said
+    status, said = ended(download(hub, tmp_path / "one", tmp_path / "home"))
+    assert status == 0, said
     assert (tmp_path / "one/results/base_model" / WEIGHTS).read_bytes() == hub.files[WEIGHTS]
     assert hub.sent["config.json"] == 1
 
@@ -193,9 +196,8 @@ def test_a_connection_that_breaks_again_and_again(hub: Hub, tmp_path: Path) -> N
 def test_a_licence_that_is_not_accepted(hub: Hub, tmp_path: Path) -> None:
     """Catches a traceback of the library where three steps are to be taken."""
     hub.gated = True
-    process = download(hub, tmp_path / "one", tmp_path / "home")
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 1 and "Traceback" not in said
+    status, said = ended(download(hub, tmp_path / "one", tmp_path / "home"))
+    assert status == 1 and "Traceback" not in said
     assert f"accept the licence at {hub.address}/{REPOSITORY}" in said
     assert "hf auth login" in said and not (tmp_path / "one/results/base_model").exists()
 
