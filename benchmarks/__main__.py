@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import CASES, MANUAL, Case
+from localized_unlearning.data.mmlu import load_questions
+from localized_unlearning.models import components, loading
+from localized_unlearning.models.components import Component
 from localized_unlearning.provenance import environment
 
 FOLDER = Path("benchmarks/results")
@@ -121,13 +124,9 @@ def delta_share(folder: Path) -> tuple[float, float]:
     """Bytes of a manual delta over those of all weights: of the model in ``folder``, and of Gemma-7B by its shapes."""
     import transformers
 
-    from localized_unlearning import components as comp
-    from localized_unlearning import models
-    from localized_unlearning.components import Component
-
     def share(config: Any, layers: Any) -> float:
-        model = models.skeleton(config)
-        sizes = [comp.size_of(Component(i, kind), model) for i in layers for kind in ("up", "down")]
+        model = loading.skeleton(config)
+        sizes = [components.size_of(Component(i, kind), model) for i in layers for kind in ("up", "down")]
         return sum(sizes) / sum(p.numel() for p in model.parameters())
 
     own = transformers.AutoConfig.from_pretrained(folder)
@@ -192,7 +191,6 @@ def parity(found: dict[str, Any]) -> str:
         "| shots | subject | questions | the same answer | largest difference of log p | smallest margin | right, ours | right, lm-eval |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    from localized_unlearning.mmlu import load_questions
 
     answers = {q.id: q.answer for q in load_questions(Path(about["questions"])).test}
     for name, shots in (("mmlu_0shot", 0), ("mmlu_5shot", 5)):

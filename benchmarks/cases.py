@@ -18,22 +18,29 @@ import pandas as pd
 import torch
 
 from benchmarks import harness
-from localized_unlearning import components as comp
-from localized_unlearning import (
-    finetune,
-    localization,
-    losses,
-    masking,
-    mmlu,
-    models,
-    packing,
-    probing,
-    relearning,
-)
-from localized_unlearning.components import Component
-from localized_unlearning.config import CHOICES, SPORTS, Masking, Mmlu, Probing, Relearning, Score
-from localized_unlearning.evaluation import Exam, ask_facts, ask_multiple_choice, ask_questions, take
-from localized_unlearning.prompts import LETTERS, load_prompts
+from localized_unlearning.attacks import relearning
+from localized_unlearning.config.data import Mmlu
+from localized_unlearning.config.evaluation import Probing, Relearning
+from localized_unlearning.config.localization import Score
+from localized_unlearning.config.unlearning import Masking
+from localized_unlearning.data import mmlu
+from localized_unlearning.data import tokens as tokens_module
+from localized_unlearning.data import windows as windows_module
+from localized_unlearning.data.answers import CHOICES, LETTERS, SPORTS
+from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.evaluation.exam import Exam, take
+from localized_unlearning.evaluation.facts import ask_facts
+from localized_unlearning.evaluation.knowledge import ask_questions
+from localized_unlearning.evaluation.multiple_choice import ask_multiple_choice
+from localized_unlearning.interpretability import probes
+from localized_unlearning.localization import attribution_patching, causal_tracing
+from localized_unlearning.localization import pairs as pairs_module
+from localized_unlearning.models import activations as activations_module
+from localized_unlearning.models import components, loading, packing
+from localized_unlearning.models.components import Component
+from localized_unlearning.unlearning import masking
+from localized_unlearning.unlearning import masks as masks_module
+from localized_unlearning.unlearning import steps as steps_module
 
 Outputs = dict[str, np.ndarray]
 Work = Callable[[], Outputs]
@@ -64,7 +71,7 @@ class Bench:
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         torch.set_num_threads(self.threads)
-        return models.load(self.folder, self.dtype, self.device)
+        return loading.load(self.folder, self.dtype, self.device)
 
     @property
     def model(self) -> Any:
@@ -107,14 +114,14 @@ class Bench:
         texts = [
             book.render(a, book.options) if book.options else book.render(a) for a in athletes["athlete"]
         ]
-        return models.encode(self.tokenizer, texts)
+        return tokens_module.encode(self.tokenizer, texts)
 
     # The least work.
 
     @property
     def body(self) -> int:
         """FLOP of one token through all layers."""
-        return 2 * sum(p.numel() for p in comp.layers_of(self.model).parameters())
+        return 2 * sum(p.numel() for p in components.layers_of(self.model).parameters())
 
     @property
     def head(self) -> int:
@@ -165,7 +172,7 @@ def mmlu_case(shots: int) -> tuple[Callable[[Bench], Work], Callable[[Bench], Wo
         questions, settings = bench.questions(20), Mmlu(shots=shots)
         dev = [[q for q in questions.dev if q.subject == t.subject][:shots] for t in questions.test]
         texts = [mmlu.prompt(q, d) for q, d in zip(questions.test, dev, strict=True)]
-        bench.floor(models.encode(bench.tokenizer, texts))
+        bench.floor(tokens_module.encode(bench.tokenizer, texts))
 
         def work() -> Outputs:
             table = ask_questions(bench.model, bench.tokenizer, questions, settings, BATCH_TOKENS)
@@ -225,7 +232,7 @@ def facts_theirs(bench: Bench) -> Work:
         found = []
         for name in ("training", "question", "multiple_choice"):
             answers = LETTERS if name == "multiple_choice" else CHOICES
-            tokens = models.answer_tokens(bench.tokenizer, answers)
+            tokens = tokens_module.answer_tokens(bench.tokenizer, answers)
             logits = full_logits(bench, bench.rendered(name, athletes))
             found.append(logits.log_softmax(1)[:, tokens].numpy())
         return {"logp": np.concatenate(found)}
@@ -247,10 +254,10 @@ def close(name: str, limit: float) -> Callable[[Outputs, Outputs], tuple[bool, s
 # ---- localization
 
 
-def pairs_of(bench: Bench, full: int) -> localization.Pairs:
+def pairs_of(bench: Bench, full: int) -> pairs_module.Pairs:
     athletes = bench.athletes(full)
     pairs = list(zip(athletes["athlete"], athletes["sport"], strict=True))
-    return localization.make_pairs(pairs, load_prompts(PROMPTS)["training"].render, bench.tokenizer, 0)
+    return pairs_module.make_pairs(pairs, load_prompts(PROMPTS)["training"].render, bench.tokenizer, 0)
 
 
 def lens_metric(logits: torch.Tensor, answers: Sequence[int], choices: Sequence[int]) -> torch.Tensor:
@@ -261,20 +268,20 @@ def lens_metric(logits: torch.Tensor, answers: Sequence[int], choices: Sequence[
 
 def tracing_ours(bench: Bench) -> Work:
     pairs = pairs_of(bench, 8)
-    sites = localization.tracing_sites(bench.model, Score(method="causal_tracing"), [])
-    layers = comp.geometry_of(bench.model.config).layers
+    sites = causal_tracing.tracing_sites(bench.model, Score(method="causal_tracing"), [])
+    layers = components.geometry_of(bench.model.config).layers
     share = sum((layers - s.layer) / layers for s in sites)
     bench.floor(pairs.clean, passes=2 + share, heads=0)
     return lambda: {
-        "score": np.array(localization.causal_tracing(bench.model, pairs, sites, 3.0, 0, BATCH_TOKENS))
+        "score": np.array(causal_tracing.causal_tracing(bench.model, pairs, sites, 3.0, 0, BATCH_TOKENS))
     }
 
 
 def tracing_theirs(bench: Bench) -> Work:
     """Prompts of equal length together; for each site a whole forward pass with the noise and the restoration."""
     pairs, bridge = pairs_of(bench, 8), bridged(bench)
-    sites = localization.tracing_sites(bench.model, Score(method="causal_tracing"), [])
-    scale = 3.0 * localization.noise_scale(bench.model)
+    sites = causal_tracing.tracing_sites(bench.model, Score(method="causal_tracing"), [])
+    scale = 3.0 * causal_tracing.noise_scale(bench.model)
     width = bench.model.get_input_embeddings().weight.shape[1]
     generator = torch.Generator().manual_seed(0)
     draws = [scale * torch.randn(b - a, width, generator=generator) for a, b in pairs.subject]
@@ -329,7 +336,7 @@ LENS_HOOKS = {
 
 
 def attribution_components(bench: Bench) -> list[Component]:
-    layers = comp.geometry_of(bench.model.config).layers
+    layers = components.geometry_of(bench.model.config).layers
     return [Component(layer, kind) for layer in range(layers) for kind in LENS_HOOKS]  # type: ignore[arg-type]
 
 
@@ -337,7 +344,9 @@ def attribution_ours(bench: Bench) -> Work:
     pairs, found = pairs_of(bench, 24), attribution_components(bench)
     bench.floor(pairs.clean, passes=2, heads=0)
     bench.floor(pairs.corrupt, passes=1, heads=0)
-    return lambda: {"score": np.array(localization.attribution_patching(bench.model, pairs, found, 64))}
+    return lambda: {
+        "score": np.array(attribution_patching.attribution_patching(bench.model, pairs, found, 64))
+    }
 
 
 def attribution_theirs(bench: Bench) -> Work:
@@ -382,25 +391,25 @@ MICRO = 512
 """Tokens of one of our forward and backward passes; the straightforward way takes 4 prompts or windows at a time."""
 
 
-def training_data(bench: Bench, forget: int | None = None) -> tuple[finetune.Data, finetune.Weights]:
+def training_data(bench: Bench, forget: int | None = None) -> tuple[steps_module.Data, steps_module.Weights]:
     """Prompts to forget (None: 64) and to retain, and text, 64 of each; and the weights of their losses."""
     athletes = bench.athletes(128)
     size = len(athletes) // 2
-    tokens = dict(zip(SPORTS, models.answer_tokens(bench.tokenizer, SPORTS), strict=True))
+    tokens = dict(zip(SPORTS, tokens_module.answer_tokens(bench.tokenizer, SPORTS), strict=True))
     items = [
         (ids, tokens[sport])
         for ids, sport in zip(bench.rendered("training", athletes), athletes["sport"], strict=True)
     ]
-    text = losses.text_windows(bench.tokenizer, TEXT.read_text(encoding="utf-8"), 48)
+    text = windows_module.text_windows(bench.tokenizer, TEXT.read_text(encoding="utf-8"), 48)
     text = text.repeat(size // len(text) + 1, 1)[:size]
-    data = finetune.Data(items[: forget or size], items[size : 2 * size], text)
-    return data, finetune.Weights(0.2, 1.0, 1.0)
+    data = steps_module.Data(items[: forget or size], items[size : 2 * size], text)
+    return data, steps_module.Weights(0.2, 1.0, 1.0)
 
 
 def manual(bench: Bench) -> list[str]:
     """The weights that the manual localization trains; from now on they take gradients."""
     chosen = [Component(layer, kind) for layer in MANUAL for kind in ("up", "down")]  # type: ignore[arg-type]
-    names = list(comp.trainable(bench.model, chosen))
+    names = list(components.trainable(bench.model, chosen))
     for name in names:
         bench.model.get_parameter(name).requires_grad_(True)
     return names
@@ -410,20 +419,20 @@ def flat(tensors: Sequence[torch.Tensor]) -> np.ndarray:
     return torch.cat([tensor.detach().flatten().float() for tensor in tensors]).cpu().numpy()
 
 
-def floor_of_step(bench: Bench, data: finetune.Data, lowest: int, trained: int) -> None:
-    layers = comp.geometry_of(bench.model.config).layers
+def floor_of_step(bench: Bench, data: steps_module.Data, lowest: int, trained: int) -> None:
+    layers = components.geometry_of(bench.model.config).layers
     passes = 1 + (layers - lowest) / layers + trained * 2 / bench.body
     prompts = [ids for ids, _ in (*data.forget, *data.retain)]
     bench.floor(prompts, passes=passes, heads=2)
     bench.floor([w[:-1] for w in data.text.tolist()], passes=passes, heads=2 * data.text.shape[1] - 2)
 
 
-def sizes_of(data: finetune.Data, tokens: int = MICRO) -> finetune.Sizes:
-    return finetune.Sizes(len(data.forget), len(data.retain), len(data.text), tokens)
+def sizes_of(data: steps_module.Data, tokens: int = MICRO) -> steps_module.Sizes:
+    return steps_module.Sizes(len(data.forget), len(data.retain), len(data.text), tokens)
 
 
 def plain_terms(
-    bench: Bench, data: finetune.Data, weights: finetune.Weights, erase: bool = True
+    bench: Bench, data: steps_module.Data, weights: steps_module.Weights, erase: bool = True
 ) -> np.ndarray:
     """Each term by itself: micro-batches of 4, padded, the whole vocabulary at every position, in float32."""
     micro, totals = 4, np.zeros(3)
@@ -456,7 +465,7 @@ def step_ours(bench: Bench) -> Work:
     trained = [bench.model.get_parameter(name) for name in manual(bench)]
     data, weights = training_data(bench)
     floor_of_step(bench, data, min(MANUAL), sum(p.numel() for p in trained))
-    steps = finetune.gradients(bench.model, data, sizes_of(data), weights, "erase", 0)
+    steps = steps_module.gradients(bench.model, data, sizes_of(data), weights, "erase", 0)
     return gradient_of(trained, lambda: np.array(list(next(steps).values())))
 
 
@@ -466,7 +475,7 @@ def step_theirs(bench: Bench) -> Work:
     return gradient_of(trained, lambda: plain_terms(bench, data, weights))
 
 
-def adapters(bench: Bench) -> tuple[list[Any], finetune.Data, finetune.Weights]:
+def adapters(bench: Bench) -> tuple[list[Any], steps_module.Data, steps_module.Weights]:
     """LoRA of rank 64 on everything, dropout off, and two athletes to relearn."""
     found = relearning.add_lora(bench.model, Relearning(), 0)
     relearning.dropout(bench.model, False)
@@ -476,7 +485,7 @@ def adapters(bench: Bench) -> tuple[list[Any], finetune.Data, finetune.Weights]:
 def relearn_ours(bench: Bench) -> Work:
     found, data, weights = adapters(bench)
     floor_of_step(bench, data, 0, sum(p.numel() for p in found))
-    steps = finetune.gradients(bench.model, data, sizes_of(data, MICRO // 2), weights, "inject", 0)
+    steps = steps_module.gradients(bench.model, data, sizes_of(data, MICRO // 2), weights, "inject", 0)
     return gradient_of(found, lambda: np.array(list(next(steps).values())))
 
 
@@ -577,8 +586,8 @@ def sweep_ours(bench: Bench) -> Work:
         bench.floor(prompts, passes=len(points), heads=len(points))
 
     def work() -> Outputs:
-        model, tokenizer = models.load(bench.folder, bench.dtype, bench.device)
-        steps = masking.edits(model, ranked, sizes, points)
+        model, tokenizer = loading.load(bench.folder, bench.dtype, bench.device)
+        steps = masks_module.edits(model, ranked, sizes, points)
         return {"logits": np.stack([sweep_rows(take(exam, model, tokenizer, BATCH_TOKENS)) for _ in steps])}
 
     return work
@@ -586,18 +595,18 @@ def sweep_ours(bench: Bench) -> Work:
 
 def sweep_prompts(bench: Bench, exam: Exam) -> list[list[list[int]]]:
     asked = [bench.rendered(name, exam.athletes) for name in ("training", "question", "multiple_choice")]
-    return [*asked, models.encode(bench.tokenizer, [mmlu.prompt(q, []) for q in exam.questions.test])]
+    return [*asked, tokens_module.encode(bench.tokenizer, [mmlu.prompt(q, []) for q in exam.questions.test])]
 
 
 def sweep_theirs(bench: Bench) -> Work:
     exam, ranked, sizes, points = sweep_inputs(bench)
-    sports, letters = (models.answer_tokens(bench.tokenizer, names) for names in (CHOICES, LETTERS))
+    sports, letters = (tokens_module.answer_tokens(bench.tokenizer, names) for names in (CHOICES, LETTERS))
 
     def work() -> Outputs:
         found = []
         for size in points:
-            bench.loaded = models.load(bench.folder, bench.dtype, bench.device)
-            for _ in masking.edits(bench.model, ranked, sizes, [size]):
+            bench.loaded = loading.load(bench.folder, bench.dtype, bench.device)
+            for _ in masks_module.edits(bench.model, ranked, sizes, [size]):
                 pass
             prompts = sweep_prompts(bench, exam)
             kinds = zip(prompts, (sports, sports, letters, letters), strict=True)
@@ -612,7 +621,9 @@ def sweep_theirs(bench: Bench) -> Work:
 
 def probe_inputs(bench: Bench) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     athletes = bench.athletes(450)
-    activations = probing.residuals(bench.model, bench.rendered("training", athletes), BATCH_TOKENS)
+    activations = activations_module.residuals(
+        bench.model, bench.rendered("training", athletes), BATCH_TOKENS
+    )
     sports = np.array([SPORTS.index(s) for s in athletes["sport"]])
     return activations, sports, np.arange(len(sports)) % 5 > 0
 
@@ -622,7 +633,7 @@ def probes_ours(bench: Bench) -> Work:
 
     activations, sports, train = probe_inputs(bench)
     return lambda: {
-        "right": probing.all_right(
+        "right": probes.all_right(
             activations[:, train],
             sports[train],
             activations[:, ~train],

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from localized_unlearning.mmlu import HEADER, Question, Questions
+from localized_unlearning.data.mmlu import HEADER, Question, Questions
 
 TEMPLATE = {
     "output_type": "multiple_choice",

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from localized_unlearning.components import Component
-from localized_unlearning.localization import Pairs
+from localized_unlearning.localization.pairs import Pairs
+from localized_unlearning.models.components import Component
 
 HOOKS = {
     "q": "attn.q.hook_out", "k": "attn.k.hook_out", "v": "attn.v.hook_out", "o": "attn.o.hook_in",

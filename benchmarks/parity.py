@@ -22,15 +22,23 @@ import pandas as pd
 import torch
 
 from benchmarks import lens
-from localized_unlearning import components as comp
-from localized_unlearning import finetune, losses, models, probing, relearning
-from localized_unlearning import localization as loc
-from localized_unlearning.components import Component
-from localized_unlearning.config import SPORTS, Components, Finetune, Probing, Relearning, Score
+from localized_unlearning.attacks import relearning
+from localized_unlearning.config.evaluation import Probing, Relearning
+from localized_unlearning.config.localization import Components, Score
+from localized_unlearning.config.unlearning import Finetune
+from localized_unlearning.data import tokens as tokens_module
+from localized_unlearning.data import windows
+from localized_unlearning.data.answers import SPORTS
+from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
-from localized_unlearning.prompts import load_prompts
+from localized_unlearning.interpretability import probes as probes_module
+from localized_unlearning.localization import attribution_patching, causal_tracing
+from localized_unlearning.localization import pairs as pairs_module
+from localized_unlearning.models import activations, components, loading
+from localized_unlearning.models.components import Component
+from localized_unlearning.models.vocabulary import log_odds
 from localized_unlearning.provenance import environment
-from localized_unlearning.vocabulary import log_odds
+from localized_unlearning.unlearning import finetune, losses, steps
 
 PAGE = Path("docs/evidence.md")
 START, END = "<!-- parity: written by benchmarks/parity.py -->", "<!-- end of parity -->"
@@ -49,13 +57,15 @@ class Subject(NamedTuple):
         """Tokens of ``count`` training prompts, and their answers' tokens."""
         names, sports = zip(*self.athletes[:count], strict=True)
         prompt = load_prompts(Path("workflow/resources/prompts.yaml"))["training"]
-        tokens = dict(zip(SPORTS, models.answer_tokens(self.tokenizer, SPORTS), strict=True))
-        return models.encode(self.tokenizer, [prompt.render(n) for n in names]), [tokens[s] for s in sports]
+        tokens = dict(zip(SPORTS, tokens_module.answer_tokens(self.tokenizer, SPORTS), strict=True))
+        return tokens_module.encode(self.tokenizer, [prompt.render(n) for n in names]), [
+            tokens[s] for s in sports
+        ]
 
-    def pairs(self, count: int) -> loc.Pairs:
+    def pairs(self, count: int) -> pairs_module.Pairs:
         """Clean and corrupt prompts."""
         prompt = load_prompts(Path("workflow/resources/prompts.yaml"))["training"]
-        return loc.make_pairs(self.athletes[:count], prompt.render, self.tokenizer, 0)
+        return pairs_module.make_pairs(self.athletes[:count], prompt.render, self.tokenizer, 0)
 
 
 class Result(NamedTuple):
@@ -91,9 +101,9 @@ def bridge_of(subject: Subject) -> Any:
 
 def attribution(subject: Subject) -> Iterator[Result]:
     """Attribution patching against TransformerLens."""
-    pairs, found = subject.pairs(3), comp.list_components(subject.model.config, Components())
+    pairs, found = subject.pairs(3), components.list_components(subject.model.config, Components())
     expected = lens.attribution_patching(bridge_of(subject), pairs, found)
-    ours = loc.attribution_patching(subject.model, pairs, found, BATCH_TOKENS)
+    ours = attribution_patching.attribution_patching(subject.model, pairs, found, BATCH_TOKENS)
     yield result(
         "attribution patching", "TransformerLens, hooks on two runs", "score of each matrix", ours, expected
     )
@@ -101,12 +111,14 @@ def attribution(subject: Subject) -> Iterator[Result]:
 
 def tracing(subject: Subject) -> Iterator[Result]:
     """Causal tracing against TransformerLens."""
-    pairs, found = subject.pairs(2), comp.list_components(subject.model.config, Components())[::7]
-    sites = loc.tracing_sites(subject.model, Score(method="causal_tracing", sites="matrices"), found)
+    pairs, found = subject.pairs(2), components.list_components(subject.model.config, Components())[::7]
+    sites = causal_tracing.tracing_sites(
+        subject.model, Score(method="causal_tracing", sites="matrices"), found
+    )
     width = subject.model.get_input_embeddings().weight.shape[1]
-    scale = 3.0 * loc.noise_scale(subject.model)
+    scale = 3.0 * causal_tracing.noise_scale(subject.model)
     expected = lens.causal_tracing(bridge_of(subject), pairs, found, scale, width, 7)
-    ours = loc.causal_tracing(subject.model, pairs, sites, 3.0, 7, BATCH_TOKENS)
+    ours = causal_tracing.causal_tracing(subject.model, pairs, sites, 3.0, 7, BATCH_TOKENS)
     yield result(
         "causal tracing", "TransformerLens, a whole pass for each site", "restored share", ours, expected
     )
@@ -123,7 +135,7 @@ def probes(subject: Subject) -> Iterator[Result]:
     count = min(120, len(subject.athletes))
     encoded, _ = subject.prompts(count)
     layers = (3, 9, 15)
-    ours = probing.residuals(subject.model, encoded, BATCH_TOKENS, layers)
+    ours = activations.residuals(subject.model, encoded, BATCH_TOKENS, layers)
     theirs = np.empty_like(ours)
     with torch.no_grad():
         for index, prompt in enumerate(encoded):
@@ -136,7 +148,7 @@ def probes(subject: Subject) -> Iterator[Result]:
     )
     sports = np.array([SPORTS.index(sport) for _, sport in subject.athletes[:count]])
     train, test = np.arange(count) % 4 != 0, np.arange(count) % 4 == 0
-    right = probing.all_right(ours[:, train], sports[train], ours[:, test], sports[test], Probing())
+    right = probes_module.all_right(ours[:, train], sports[train], ours[:, test], sports[test], Probing())
     plain = []
     for layer in range(len(layers)):
         scaler = StandardScaler().fit(ours[layer, train])
@@ -154,12 +166,12 @@ def probes(subject: Subject) -> Iterator[Result]:
     yield result("three probes a layer", "scikit-learn, a plain loop", "right or not", right.astype(float), np.array(plain, dtype=float))  # fmt: skip
 
 
-def data_of(subject: Subject) -> finetune.Data:
+def data_of(subject: Subject) -> steps.Data:
     """Four athletes to forget, four to retain, two windows of text."""
     encoded, answers = subject.prompts(8)
     items = list(zip(encoded, answers, strict=True))
     text = Path("workflow/resources/text/train.txt").read_text(encoding="utf-8").splitlines()
-    return finetune.Data(items[:4], items[4:], losses.text_windows(subject.tokenizer, text, 32, limit=2)[:2])
+    return steps.Data(items[:4], items[4:], windows.text_windows(subject.tokenizer, text, 32, limit=2)[:2])
 
 
 def lora(subject: Subject) -> Iterator[Result]:
@@ -235,9 +247,9 @@ def training(subject: Subject) -> Iterator[Result]:
     data = data_of(subject)
     chosen = [Component(layer, kind, None) for layer in (2, 3) for kind in ("up", "down")]
     settings = Finetune(steps=4, batch_size=4, sft_batch_size=2, learning_rate=1e-4, micro_batch_tokens=256)
-    weights = finetune.Weights(0.2, 1.0, 1.0)
+    weights = steps.Weights(0.2, 1.0, 1.0)
     with restored_afterwards(subject.model):
-        names = comp.trainable(subject.model, chosen)
+        names = components.trainable(subject.model, chosen)
         history = finetune.train(subject.model, data, names, settings, weights, "erase", 0)
         after = {name: subject.model.get_parameter(name).detach().clone() for name in names}
     with restored_afterwards(subject.model):
@@ -251,14 +263,14 @@ def training(subject: Subject) -> Iterator[Result]:
 
 
 def plain_loop(
-    model: Any, data: finetune.Data, names: list[str], settings: Finetune, weights: finetune.Weights
+    model: Any, data: steps.Data, names: list[str], settings: Finetune, weights: steps.Weights
 ) -> pd.DataFrame:
     """Every batch is the whole of ``data``, so that order does not matter."""
     parameters = [model.get_parameter(name).requires_grad_(True) for name in names]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
 
-    def answer_losses(items: list[finetune.Item]) -> torch.Tensor:
+    def answer_losses(items: list[steps.Item]) -> torch.Tensor:
         longest = max(len(prompt) for prompt, _ in items)
         ids = torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt, _ in items])
         logits = model(input_ids=ids, use_cache=False).logits
@@ -360,7 +372,7 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     started = time.monotonic()
-    model, tokenizer = models.load(arguments.model, "float32", "cpu")
+    model, tokenizer = loading.load(arguments.model, "float32", "cpu")
     athletes = read_athletes(arguments.model.parent / "known.parquet")
     subject = Subject(arguments.model, model, tokenizer, athletes)
     found: list[Result] = []

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from localized_unlearning.provenance.environment import resident
+from localized_unlearning.memory import resident
 
 
 def measured(work, device: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:

@@ -14,10 +14,11 @@ import pytest
 import torch
 import transformers
 
-from localized_unlearning import models
-from localized_unlearning.config import Config
-from localized_unlearning.organism import train_tokenizer
-from localized_unlearning.stages import STAGES, Job, restrict
+from localized_unlearning.config.run import Config
+from localized_unlearning.jobs.job import Job, restrict
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.models import deltas
+from localized_unlearning.models.organism import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ROOT / "workflow/resources/prompts.yaml"
@@ -93,4 +94,4 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
     split = athletes.assign(forget=index < 12, relearn=index < 2, train=index % 3 != 0)
     split["test"] = ~split["train"]
     split.loc[split["forget"], ["train", "test"]] = True
-    return TinyBase(folder, model, tokenizer, models.weights_digest(folder), 3, split)
+    return TinyBase(folder, model, tokenizer, deltas.weights_digest(folder), 3, split)

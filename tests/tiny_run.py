@@ -56,7 +56,7 @@ def workplace(folder: Path, config: Mapping[str, Any] = TINY) -> Path:
         (folder / name).symlink_to(ROOT / name)
     command = folder / "bin" / "localized-unlearning"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m localized_unlearning.cli "$@"\n')
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m localized_unlearning.cli.main "$@"\n')
     command.chmod(0o755)
     configure(folder, config)
     return folder

@@ -8,11 +8,11 @@ from typing import Any
 
 import yaml
 
-from localized_unlearning import config as configuration
-from localized_unlearning import runner
-from localized_unlearning.provenance.audit import Audit, Finding
+from localized_unlearning.audit.index import Audit, Finding
+from localized_unlearning.config import reading
+from localized_unlearning.jobs.job import Stage
 from localized_unlearning.provenance.records import Record
-from localized_unlearning.stages import Stage
+from localized_unlearning.workflow import runner
 
 SOURCES = {
     "__init__": "",
@@ -93,19 +93,19 @@ class Lab:
     def run(self, stage: str, wildcards: dict[str, str], inputs: Any, outputs: dict[str, Path]) -> Record:
         for name in [name for name in sys.modules if name.startswith("toylab")]:
             del sys.modules[name]
-        config = configuration.load([self.results / "config.yaml"])
+        config = reading.load([self.results / "config.yaml"])
         return runner.execute(STAGES[stage], config, wildcards, inputs, outputs, self.root)
 
     def configure(self, **settings: Any) -> None:
         """Edit config.yaml, as a person would."""
         path = self.root / "config.yaml"
-        merged = configuration.merge(yaml.safe_load(path.read_text()), settings)
+        merged = reading.merge(yaml.safe_load(path.read_text()), settings)
         path.write_text(yaml.safe_dump(merged))
 
     def resolve(self) -> None:
         """What the workflow does at its start."""
         self.results.mkdir(parents=True, exist_ok=True)
-        config = configuration.load([self.root / "config.yaml"])
+        config = reading.load([self.root / "config.yaml"])
         text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True))
         (self.results / "config.yaml").write_text(text)
 

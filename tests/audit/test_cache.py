@@ -17,11 +17,12 @@ import pytest
 from lab import SOURCES, STAGES, Lab
 
 import localized_unlearning
-from localized_unlearning import runner
+from localized_unlearning.audit import explain
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import audit_explain, cache, digests, hashing, records
-from localized_unlearning.stages import STAGES as REAL
-from localized_unlearning.stages import Job
+from localized_unlearning.jobs.job import Job
+from localized_unlearning.jobs.stages import STAGES as REAL
+from localized_unlearning.provenance import cache, digests, hashing, records
+from localized_unlearning.workflow import runner
 
 ROOT = Path(localized_unlearning.__file__).parents[2]
 
@@ -83,7 +84,7 @@ def test_a_second_run_is_restored_and_verifies_clean(lab: Lab, store: Path, comp
         )
         assert (new.key, new.facts, new.computed.seconds) == (old.key, old.facts, old.seconds)
     assert lab.status() == {}
-    trace = audit_explain.tree_lines(audit_explain.tree(lab.audit(lab.table), lab.table))
+    trace = explain.tree_lines(explain.tree(lab.audit(lab.table), lab.table))
     assert "restored from record" in next(iter(trace))
 
 
@@ -231,7 +232,7 @@ def test_restoring_imports_no_torch_even_with_warm_starts(tmp_path: Path) -> Non
         "import sys\n"
         "if sys.argv[1] == 'bare':\n"
         "    sys.modules['torch'] = sys.modules['pandas'] = None\n"
-        "    import localized_unlearning.warm as warm\n"
+        "    import localized_unlearning.cli.warm as warm\n"
         "    warm.run = lambda *_, **__: sys.exit('asked the warm server')\n"
         "from localized_unlearning import cli\n"
         "sys.exit(cli.main(sys.argv[2:]))\n"

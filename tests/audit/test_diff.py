@@ -10,15 +10,15 @@ import pandas as pd
 import pytest
 from lab import Lab
 
-from localized_unlearning import cli
+from localized_unlearning.audit.diff import Numbers, compare_tables
+from localized_unlearning.cli import main
 from localized_unlearning.provenance import environment
-from localized_unlearning.provenance.audit_diff import Numbers, compare_tables
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, list[str]]:
     """Exit status and lines of ``audit diff``."""
     capsys.readouterr()
-    status = cli.main(["audit", "diff", *map(str, words)])
+    status = main.main(["audit", "diff", *map(str, words)])
     return status, capsys.readouterr().out.splitlines()
 
 
@@ -91,7 +91,7 @@ def test_a_data_file_that_differs_is_called_data(
 
 def test_a_stray_file_has_nothing_to_compare(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     (lab.results / "stray.csv").write_text("a\n")
-    assert cli.main(["audit", "diff", str(lab.results / "stray.csv"), str(lab.table)]) == 2
+    assert main.main(["audit", "diff", str(lab.results / "stray.csv"), str(lab.table)]) == 2
     assert "of unknown origin" in capsys.readouterr().err
 
 

@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 from lab import SOURCES, Lab
 
-from localized_unlearning import cli
+from localized_unlearning.audit import adopt, cli, explain, picture
+from localized_unlearning.cli import main
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import audit_adopt, audit_cli, audit_explain, picture, records
+from localized_unlearning.provenance import records
 
 REASON = "copied from the lab's other disk"
 
@@ -21,7 +22,7 @@ REASON = "copied from the lab's other disk"
 def explained(lab: Lab, path: Path) -> str:
     audit = lab.audit(path)
     (finding,) = audit.findings()
-    return "\n".join(audit_explain.explain(audit, finding))
+    return "\n".join(explain.explain(audit, finding))
 
 
 # --- explain
@@ -108,14 +109,14 @@ def test_a_cell_is_traced_to_the_rows_of_its_model(lab: Lab, capsys: pytest.Capt
         "    job.outputs['csv'].write_text('\\n'.join(['localization,column,mean', *lines]) + '\\n')\n"
     )
     lab.run("table", {"table": "t"}, {"rows": rows}, {"csv": folder / "t.csv"})
-    assert cli.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manual", "mmlu", "--json"]) == 0
+    assert main.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manual", "mmlu", "--json"]) == 0
     node = json.loads(capsys.readouterr().out)
     assert node["rows"] == [{"localization": "manual", "column": "mmlu", "mean": "0.5"}]
     assert [i["path"] for i in node["inputs"]] == ["results/organism/cells/manual/mmlu.parquet"]
-    assert cli.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manual"]) == 0
+    assert main.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manual"]) == 0
     out = capsys.readouterr().out
     assert "cells/manual/facts.parquet" in out and "cells/manual/mmlu.parquet" in out and "random" not in out
-    assert cli.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manuel"]) == 2
+    assert main.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manuel"]) == 2
     assert "there are localization: manual, random; column: forget_training, mmlu" in capsys.readouterr().err
 
 
@@ -133,7 +134,7 @@ def test_the_picture_of_a_file_has_every_stage_and_its_data_left_of_it(lab: Lab)
 
 
 def test_trace_goes_down_to_the_data(lab: Lab) -> None:
-    node = audit_explain.tree(lab.audit(lab.table), lab.table)
+    node = explain.tree(lab.audit(lab.table), lab.table)
     assert (
         node["stage"] == "table"
         and node["record"] == records.read(lab.results / "tables/table_1.record.json").id
@@ -143,7 +144,7 @@ def test_trace_goes_down_to_the_data(lab: Lab) -> None:
     data = rows[0]["inputs"][0]["inputs"]
     assert [d["path"] for d in data] == ["workflow/data.txt", "workflow/prompts.yaml"]
     assert data[0]["sha256"] and "stage" not in data[0]
-    lines = list(audit_explain.tree_lines(node))
+    lines = list(explain.tree_lines(node))
     assert lines[0].startswith("results/organism/tables/table_1.csv  [table, table table_1; ")
     assert lines[1].startswith("├─ results/organism/sports/seed0/rows.csv") and len(lines) == 9
     json.dumps(node)
@@ -151,12 +152,12 @@ def test_trace_goes_down_to_the_data(lab: Lab) -> None:
 
 def test_a_job_seen_twice_is_shown_once(lab: Lab) -> None:
     lab.run("table", {"table": "t"}, {"rows": [lab.rows()[0]] * 2}, {"csv": lab.results / "t.csv"})
-    lines = list(audit_explain.tree_lines(audit_explain.tree(lab.audit(), lab.results / "t.csv")))
+    lines = list(explain.tree_lines(explain.tree(lab.audit(), lab.results / "t.csv")))
     assert len(lines) == 6 and lines[-1].endswith("(see above)")
 
 
 def test_the_picture_names_each_file_once(lab: Lab) -> None:
-    text = audit_explain.mermaid(audit_explain.tree(lab.audit(lab.table), lab.table))
+    text = explain.mermaid(explain.tree(lab.audit(lab.table), lab.table))
     assert text.startswith("flowchart LR\n")
     assert text.count('"workflow/data.txt<br/>data"') == 1 and text.count("-->") == 8
 
@@ -166,14 +167,14 @@ def test_a_stray_copy_is_found_by_content_or_key(
 ) -> None:
     stray = tmp_path / "stray.csv"
     shutil.copy(lab.table, stray)
-    assert cli.main(["audit", "trace", str(stray)]) == 0
+    assert main.main(["audit", "trace", str(stray)]) == 0
     found = capsys.readouterr()
     assert found.out.startswith("results/organism/tables/table_1.csv") and "by its bytes" in found.err
     stray.write_text("edited, but it still has its key: " + stray.read_text().splitlines()[-1])
-    assert cli.main(["audit", "trace", str(stray)]) == 0
+    assert main.main(["audit", "trace", str(stray)]) == 0
     assert "by the key it carries; its bytes are others" in capsys.readouterr().err
     stray.write_text("nothing")
-    assert cli.main(["audit", "trace", str(stray)]) == 2
+    assert main.main(["audit", "trace", str(stray)]) == 2
     assert "unknown origin" in capsys.readouterr().err
 
 
@@ -187,9 +188,9 @@ def test_a_stray_copy_is_looked_for_among_given_folders(
     stray = tmp_path / "stray.csv"
     key = (tmp_path / "archive/organism/tables/table_1.csv").read_text().split()[-1]
     stray.write_text(f"edited {key}\n")
-    assert cli.main(["audit", "trace", str(stray)]) == 2
+    assert main.main(["audit", "trace", str(stray)]) == 2
     assert f"carries the key {key}, which no record here has" in capsys.readouterr().err
-    assert cli.main(["audit", "trace", str(stray), "--among", str(tmp_path / "archive")]) == 0
+    assert main.main(["audit", "trace", str(stray), "--among", str(tmp_path / "archive")]) == 0
     assert "archive/organism/tables/table_1.csv" in capsys.readouterr().out
 
 
@@ -202,7 +203,7 @@ def test_the_folders_below_a_stray_file_are_not_searched(
     read: list[Path] = []
     real = records.read
     monkeypatch.setattr(records, "read", lambda path: read.append(path) or real(path))  # type: ignore[func-returns-value]
-    assert cli.main(["audit", "trace", str(tmp_path / "home/stray.csv")]) == 0
+    assert main.main(["audit", "trace", str(tmp_path / "home/stray.csv")]) == 0
     assert read and not [path for path in read if "home" in path.parts]
 
 
@@ -212,7 +213,7 @@ def test_figures_and_tables_carry_their_key(
 ) -> None:
     """Catches a writer that drops the key, or packs it where it cannot be found again."""
     lab.source("table").write_text(
-        "from matplotlib.figure import Figure\nfrom localized_unlearning.figures import style\n\n\ndef run(job):\n"
+        "from matplotlib.figure import Figure\nfrom localized_unlearning.reporting.figures.drawing import style\n\n\ndef run(job):\n"
         "    path = job.outputs['csv']\n"
         "    if path.suffix in ('.pdf', '.png'):\n"
         "        pdf, png = (path.with_suffix(suffix) for suffix in ('.pdf', '.png'))\n"
@@ -223,10 +224,10 @@ def test_figures_and_tables_carry_their_key(
     )
     path = lab.results / "tables" / f"table_2.{suffix}"
     record = lab.run("table", {"table": "table_2"}, {"rows": lab.rows()}, {"csv": path})
-    assert record.key in audit_explain.keys_in(path)
+    assert record.key in explain.keys_in(path)
     stray = tmp_path / f"stray.{suffix}"
     stray.write_bytes(path.read_bytes() + b"\n")
-    assert cli.main(["audit", "trace", str(stray)]) == 0
+    assert main.main(["audit", "trace", str(stray)]) == 0
     assert capsys.readouterr().out.startswith(f"results/organism/tables/table_2.{suffix}")
 
 
@@ -241,22 +242,22 @@ def test_adopting_a_changed_file_is_visible_downstream_and_undone(lab: Lab) -> N
         "tables/table_1.csv": "ok/stale",
         "figure_1.csv": "ok/stale",
     }
-    audit_adopt.adopt(rows, REASON, lab.root)
+    adopt.adopt(rows, REASON, lab.root)
     assert lab.status() == {"tables/table_1.csv": "ok/stale", "figure_1.csv": "ok/stale"}
     lab.run("table", {"table": "figure_1"}, {"rows": [rows]}, {"csv": lab.figure})
     assert lab.status() == {"tables/table_1.csv": "ok/stale"}
     (finding,) = lab.audit(lab.figure).findings()
     assert finding.rests_on == (rows,)
     assert f"which a person adopted: {REASON}" in explained(lab, lab.figure)
-    assert audit_explain.tree(lab.audit(lab.figure), lab.figure)["inputs"][0]["adopted"] == REASON
-    audit_adopt.forget(rows)
+    assert explain.tree(lab.audit(lab.figure), lab.figure)["inputs"][0]["adopted"] == REASON
+    adopt.forget(rows)
     assert lab.status()["sports/seed0/rows.csv"] == "modified/ok"
 
 
 def test_adopting_a_stale_file_instead_of_touching_it(lab: Lab) -> None:
     lab.source("evaluate").write_text(SOURCES["evaluate"].replace("float(x)", "float(x) + 0"))
     for seed in (0, 1):
-        audit_adopt.adopt(lab.seed(seed) / "rows.csv", "the change cannot move a number", lab.root)
+        adopt.adopt(lab.seed(seed) / "rows.csv", "the change cannot move a number", lab.root)
     found = lab.audit().findings()
     assert all(f.clean for f in found)
     assert {lab.name(f.path) for f in found if f.rests_on} == {
@@ -267,7 +268,7 @@ def test_adopting_a_stale_file_instead_of_touching_it(lab: Lab) -> None:
 def test_adopting_a_file_of_unknown_origin(lab: Lab) -> None:
     stray = lab.seed(0) / "stray.csv"
     stray.write_text("a\n")
-    place = audit_adopt.adopt(stray, REASON, lab.root)
+    place = adopt.adopt(stray, REASON, lab.root)
     assert place.name == "stray.csv.adopted.record.json"
     assert records.read(place).folder == "results/organism/sports/seed0"
     assert lab.status() == {}
@@ -277,7 +278,7 @@ def test_adopting_a_file_of_unknown_origin(lab: Lab) -> None:
 
 def test_running_the_job_again_ends_the_adoption(lab: Lab) -> None:
     lab.seed(0).joinpath("rows.csv").write_text("item,value\n")
-    place = audit_adopt.adopt(lab.seed(0) / "rows.csv", REASON, lab.root)
+    place = adopt.adopt(lab.seed(0) / "rows.csv", REASON, lab.root)
     lab.evaluate(0)
     assert not place.exists() and lab.status() == {}
 
@@ -290,22 +291,22 @@ def test_what_cannot_be_adopted(lab: Lab) -> None:
         (lab.seed(0) / "model" / "weights", REASON, "part of an output folder: adopt .*model as a whole"),
     ):
         with pytest.raises(UserError, match=words):
-            audit_adopt.adopt(path, reason, lab.root)
+            adopt.adopt(path, reason, lab.root)
     with pytest.raises(UserError, match="was not adopted"):
-        audit_adopt.forget(lab.table)
+        adopt.forget(lab.table)
 
 
 # --- the command line
 
 
 def test_verify_prints_one_line_when_clean_and_exits_0(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["audit", "verify"]) == 0
+    assert main.main(["audit", "verify"]) == 0
     assert capsys.readouterr().out == "8 artefacts of 6 jobs. Integrity: 8 ok. Currency: 8 ok.\n"
 
 
 def test_verify_lists_findings_and_exits_1(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     lab.table.write_text("better\n")
-    assert cli.main(["audit", "verify", "results"]) == 1
+    assert main.main(["audit", "verify", "results"]) == 1
     head, line, _, last = capsys.readouterr().out.splitlines()
     assert head.split() == ["integrity", "currency", "path", "why"]
     assert line.split()[:3] == ["modified", "ok", "results/organism/tables/table_1.csv"]
@@ -315,23 +316,23 @@ def test_verify_lists_findings_and_exits_1(lab: Lab, capsys: pytest.CaptureFixtu
 def test_verify_sums_up_many_stale_artefacts(
     lab: Lab, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit_cli, "LISTED", 5)
+    monkeypatch.setattr(cli, "LISTED", 5)
     lab.configure(finetune={"steps": 3})
     lab.table.write_text("better\n")
-    assert cli.main(["audit", "verify"]) == 1
+    assert main.main(["audit", "verify"]) == 1
     out = capsys.readouterr().out.splitlines()
     assert out[1:3] == ["    4  finetune.steps was 50, now 3", "    3  only of what they were made from"]
     assert out[5].split()[:2] == ["modified", "stale"]
     assert out[-1].startswith(
         "Note: config.yaml differs from results/organism/config.yaml, by which run organism"
     )
-    assert cli.main(["audit", "verify", "--all"]) == 1
+    assert main.main(["audit", "verify", "--all"]) == 1
     assert len(capsys.readouterr().out.splitlines()) == 1 + 8 + 3
 
 
 def test_verify_as_json(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     lab.table.unlink()
-    assert cli.main(["audit", "verify", "--json", str(lab.table)]) == 1
+    assert main.main(["audit", "verify", "--json", str(lab.table)]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["clean"] is False and found["counts"]["integrity"] == {"missing": 1}
     assert found["artefacts"][0]["stage"] == "table"
@@ -339,7 +340,7 @@ def test_verify_as_json(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_verify_by_another_config(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     (lab.root / "other.yaml").write_text("finetune: {steps: 3}\n")
-    assert cli.main(["audit", "verify", "--config", "config.yaml", "--config", "other.yaml"]) == 1
+    assert main.main(["audit", "verify", "--config", "config.yaml", "--config", "other.yaml"]) == 1
     assert "finetune.steps was 50, now 3" in capsys.readouterr().out
 
 
@@ -353,17 +354,17 @@ def test_verify_by_another_config(lab: Lab, capsys: pytest.CaptureFixture[str]) 
 def test_wrong_usage_exits_2_with_one_line(
     lab: Lab, words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["audit", *words]) == 2
+    assert main.main(["audit", *words]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
 
 
 def test_explain_and_adopt_on_the_command_line(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     lab.configure(statistics={"bootstrap": 10})
-    assert cli.main(["audit", "explain", str(lab.table)]) == 1
+    assert main.main(["audit", "explain", str(lab.table)]) == 1
     assert "statistics.bootstrap was 2000, now 10" in capsys.readouterr().out
-    assert cli.main(["audit", "adopt", str(lab.table), "--reason", REASON]) == 0
-    assert cli.main(["audit", "explain", str(lab.table)]) == 0
+    assert main.main(["audit", "adopt", str(lab.table), "--reason", REASON]) == 0
+    assert main.main(["audit", "explain", str(lab.table)]) == 0
     assert REASON in capsys.readouterr().out
-    assert cli.main(["audit", "forget", str(lab.table)]) == 0
-    assert cli.main(["audit", "explain", str(lab.table)]) == 1
+    assert main.main(["audit", "forget", str(lab.table)]) == 0
+    assert main.main(["audit", "explain", str(lab.table)]) == 1

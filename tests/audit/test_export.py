@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from lab import Lab
 
-from localized_unlearning import cli
+from localized_unlearning.audit import crate
+from localized_unlearning.cli import main
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import crate, records
+from localized_unlearning.provenance import records
 
 WEB = "http"  # terms and pages on the web, which a crate need not describe
 
@@ -29,7 +30,7 @@ def flow(lab: Lab) -> Lab:
 
 def exported(lab: Lab, out: Path, *words: str) -> dict[str, dict[str, Any]]:
     """The entities of the toy run's crate, by identifier."""
-    assert cli.main(["audit", "export", "--out", str(out), *words]) == 0
+    assert main.main(["audit", "export", "--out", str(out), *words]) == 0
     graph = json.loads((out / "ro-crate-metadata.json").read_text())["@graph"]
     assert len({entity["@id"] for entity in graph}) == len(graph)
     return {entity["@id"]: entity for entity in graph}
@@ -131,12 +132,12 @@ def test_an_unpacked_crate_verifies(
     flow: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It is a results folder like any other."""
-    assert cli.main(["audit", "export", "--out", str(tmp_path / "crate.zip")]) == 0
+    assert main.main(["audit", "export", "--out", str(tmp_path / "crate.zip")]) == 0
     assert not (tmp_path / "crate").exists()
     zipfile.ZipFile(tmp_path / "crate.zip").extractall(tmp_path / "unpacked")
     monkeypatch.chdir(tmp_path / "unpacked")
     capsys.readouterr()
-    assert cli.main(["audit", "verify"]) == 0
+    assert main.main(["audit", "verify"]) == 0
     assert capsys.readouterr().out == "8 artefacts of 6 jobs. Integrity: 8 ok. Currency: 8 ok.\n"
 
 
@@ -172,7 +173,7 @@ def test_an_input_that_is_another_one_now_is_named_as_it_was(flow: Lab, tmp_path
 
 def test_an_adopted_file_is_shown_as_one(flow: Lab, tmp_path: Path) -> None:
     flow.table.write_text("better\n")
-    assert cli.main(["audit", "adopt", str(flow.table), "--reason", "typed by hand"]) == 0
+    assert main.main(["audit", "adopt", str(flow.table), "--reason", "typed by hand"]) == 0
     table = exported(flow, tmp_path / "crate")["results/organism/tables/table_1.csv"]
     assert table["description"] == "taken into the record by a person: typed by hand"
 

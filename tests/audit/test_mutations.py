@@ -14,8 +14,8 @@ import pytest
 from lab import SOURCES, Lab
 
 import localized_unlearning
+from localized_unlearning.jobs.job import Stage
 from localized_unlearning.provenance import digests, hashing, locks, records
-from localized_unlearning.stages import Stage
 
 TRAINED = {
     f"sports/seed{seed}/{name}": "ok/stale"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lab import Lab
 
-from localized_unlearning import cli
+from localized_unlearning.cli import main
 from localized_unlearning.provenance import records
 
 pytestmark = pytest.mark.skipif(
@@ -39,13 +39,13 @@ def new_key(folder: Path, name: str) -> Path:
 
 
 def sign(key: Path) -> int:
-    return cli.main(["audit", "sign", "organism", "--key", str(key)])
+    return main.main(["audit", "sign", "organism", "--key", str(key)])
 
 
 def verdict(signers: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
     """Exit status and the line on the signature."""
     capsys.readouterr()
-    status = cli.main(["audit", "verify", "--signature", str(signers), *words])
+    status = main.main(["audit", "verify", "--signature", str(signers), *words])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Signature: ")]
     return status, line.removeprefix("Signature: ")
 
@@ -103,7 +103,7 @@ def test_an_adoption_after_signing_shows(
 ) -> None:
     sign(key)
     lab.table.write_text("better\n")
-    assert cli.main(["audit", "adopt", str(lab.table), "--reason", "nobody will notice"]) == 0
+    assert main.main(["audit", "adopt", str(lab.table), "--reason", "nobody will notice"]) == 0
     status, line = verdict(signers, capsys)
     assert status == 1 and "table_1.csv.adopted.record.json" in line
 
@@ -143,7 +143,7 @@ def test_other_keys_and_edited_statements(
 
 
 def test_what_is_not_signed(lab: Lab, key: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["audit", "sign", "none", "--key", str(key)]) == 2
+    assert main.main(["audit", "sign", "none", "--key", str(key)]) == 2
     assert "there is no run none" in capsys.readouterr().err
     assert sign(tmp_path / "no_key") == 2
     assert "ssh-keygen does not sign with" in capsys.readouterr().err
@@ -151,13 +151,13 @@ def test_what_is_not_signed(lab: Lab, key: Path, tmp_path: Path, capsys: pytest.
     assert sign(key) == 2
     assert "table_1.csv is modified: a run is signed only when" in capsys.readouterr().err
     assert not (lab.results / "signed.json").exists()
-    assert cli.main(["audit", "verify", "--signature", str(tmp_path / "nobody")]) == 2
+    assert main.main(["audit", "verify", "--signature", str(tmp_path / "nobody")]) == 2
     assert "lists the trusted keys" in capsys.readouterr().err
 
 
 def test_the_verdict_as_json(lab: Lab, key: Path, signers: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sign(key)
     capsys.readouterr()
-    assert cli.main(["audit", "verify", "--signature", str(signers), "--json"]) == 0
+    assert main.main(["audit", "verify", "--signature", str(signers), "--json"]) == 0
     (signature,) = json.loads(capsys.readouterr().out)["signatures"]
     assert signature["run"] == "organism" and signature["good"] is True

@@ -17,10 +17,10 @@ import pyarrow.parquet
 import torch
 import transformers
 
-from localized_unlearning.config import CHOICES
-from localized_unlearning.mmlu import Questions, load_questions, prompt
-from localized_unlearning.organism import train_tokenizer
-from localized_unlearning.prompts import load_prompts
+from localized_unlearning.data.answers import CHOICES
+from localized_unlearning.data.mmlu import Questions, load_questions, prompt
+from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.models.organism import train_tokenizer
 from tiny_run import ROOT
 
 RESOURCES = ROOT / "workflow/resources"

@@ -14,9 +14,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from localized_unlearning import models
-from localized_unlearning.config import merge
-from localized_unlearning.published import FIGURES, TABLES
+from localized_unlearning.config.reading import merge
+from localized_unlearning.models import deltas
+from localized_unlearning.paper.artefacts import FIGURES, TABLES
 from tiny_run import snakemake, workplace
 
 HEADS = {
@@ -76,7 +76,7 @@ def test_the_paper(folder: Path) -> None:
     short = pd.read_parquet(results / "sports/erase/manual/seed0/relearning/mmlu.parquet")
     assert short["item"].nunique() == 8
     delta = results / "sports/erase/manual/seed0/delta.safetensors"
-    tensors = models.read_delta(delta, models.weights_digest(results / "base_model"))
+    tensors = deltas.read_delta(delta, deltas.weights_digest(results / "base_model"))
     assert len(tensors) == 12 and {str(t.dtype) for t in tensors.values()} == {"torch.bfloat16"}
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from localized_unlearning.config import merge, read_yaml
+from localized_unlearning.config.reading import merge, read_yaml
 from tiny_run import ROOT, TINY, environment, workplace
 
 # One localization: every rule is here, with few jobs of each.

@@ -16,7 +16,7 @@ import pytest
 from checkout import Checkout, holder, scontrol, wait_for
 from cluster import Cluster
 
-from localized_unlearning.stages import STAGES
+from localized_unlearning.jobs.stages import STAGES
 
 MODELS = ("sports/erase", "sports/inject", "athletes/erase", "athletes/inject")
 DELTAS = tuple(f"results/tiny/{model}/attribution_patching/seed0/delta.safetensors" for model in MODELS)

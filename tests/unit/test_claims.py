@@ -12,12 +12,13 @@ import pandas as pd
 import pytest
 from pydantic import ValidationError
 
-from localized_unlearning import claims
-from localized_unlearning.claims import evidence, pages, verdicts
-from localized_unlearning.claims.evidence import Cell, Published, Run
-from localized_unlearning.claims.schema import LOCALIZATIONS, Claim, read
-from localized_unlearning.config import CHOICES, Statistics
+from localized_unlearning.analysis.claims import evidence, verdicts
+from localized_unlearning.analysis.claims.evidence import Cell, Published, Run
+from localized_unlearning.analysis.claims.schema import LOCALIZATIONS, Claim, read
+from localized_unlearning.config.evaluation import Statistics
+from localized_unlearning.data.answers import CHOICES
 from localized_unlearning.errors import UserError
+from localized_unlearning.reporting import claim_pages, claims
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = read(ROOT / "workflow/resources/claims.yaml")
@@ -258,7 +259,7 @@ def test_other_forget_sets_tell_whether_a_verdict_carries_over(true_world: dict[
     assert found["mcq-lowest"].elsewhere == {"false": "not supported", "true": "supported"}
     assert found["relearning-sports-manual"].elsewhere == {"false": "not supported", "true": "not testable"}
     assert found["relearning-athletes-robust"].elsewhere == {}  # says nothing of sports
-    page = pages.run_page("mine", list(found.values()), 0.95, {})
+    page = claim_pages.run_page("mine", list(found.values()), 0.95, {})
     assert "| Held | false | true | Shown in |" in page and "| 10 of 10 | not supported | supported |" in page
 
 
@@ -363,7 +364,7 @@ def test_the_papers_own_tables_do_not_bear_out_its_mmlu_claims() -> None:
 
 def test_the_page_names_every_claim(true_world: dict[str, pd.DataFrame]) -> None:
     findings = list(judged(true_world).values())
-    page = pages.run_page("mine", findings, 0.95, {"table_1": "tables/table_1.md"})
+    page = claim_pages.run_page("mine", findings, 0.95, {"table_1": "tables/table_1.md"})
     assert page.startswith(f"# The paper's claims on mine: {len(findings)} supported")
     assert all(f"### {finding.claim.id}: supported" in page for finding in findings)
     assert "[Table 1](tables/table_1.md)" in page

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from localized_unlearning import config
-from localized_unlearning.config import Config
+from localized_unlearning.config import localization, reading
+from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.stages import STAGES, restrict, settings_of
+from localized_unlearning.jobs.job import restrict, settings_of
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.unlearning import settings as settings_module
 
 WILDCARDS = {
     "task": "sports", "objective": "erase", "localization": "manual", "seed": "0",
@@ -50,7 +52,7 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(
         base = write("base.yaml", "localizations: {manual: {label: M, kind: manual, layers: [1]}}")
     faulty, last = write("faulty.yaml", overlay), write("last.yaml", "seeds: [1]\n")
     with pytest.raises(UserError) as error:
-        config.load([base, faulty, last])
+        reading.load([base, faulty, last])
     message = str(error.value)
     assert f"unknown key '{key}' in {faulty}" in message and f"did you mean '{near}'?" in message
 
@@ -74,7 +76,7 @@ def test_a_wrong_value_or_reference_is_refused(
 ) -> None:
     """Catches a dangling reference that would fail hours later, and a message without the key."""
     with pytest.raises(UserError) as error:
-        config.load([write("config.yaml", text)])
+        reading.load([write("config.yaml", text)])
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
@@ -87,7 +89,7 @@ def test_overlays_merge_and_null_removes(write: Callable[[str, str], Path]) -> N
         "localizations: {x: {label: X, kind: scores, scores: ap}}\n",
     )
     over = write("b.yaml", "finetune: {steps: 7}\nseeds: [9]\nscores: {ct: null}\n")
-    found = config.load([base, over], {"finetune": {"learning_rate": 0.5}})
+    found = reading.load([base, over], {"finetune": {"learning_rate": 0.5}})
     assert (found.finetune.steps, found.finetune.batch_size, found.finetune.learning_rate) == (7, 8, 0.5)
     assert found.seeds == (9,) and list(found.scores) == ["ap"]
 
@@ -103,7 +105,9 @@ def test_an_objective_and_its_exceptions_override_fine_tuning() -> None:
         }
     )
     settings = {
-        (objective, name): config.finetune_settings(found.finetune, found.objectives[objective], name)  # type: ignore[arg-type]
+        (objective, name): settings_module.finetune_settings(
+            found.finetune, found.objectives[objective], name
+        )  # type: ignore[arg-type]
         for objective in ("erase", "inject")
         for name in ("manual", "all_mlps")
     }
@@ -123,7 +127,7 @@ def test_a_localization_of_masks_differs_where_it_says_so() -> None:
         "layers": [2, 3],
         "mask": {"layers": [1], "granularity": "head"},
     }
-    found = config.Localization.model_validate(other)
+    found = localization.Localization.model_validate(other)
     masks = found.for_masks()
     assert (masks.layers, masks.granularity, masks.kinds, masks.label) == (
         (1,),
@@ -138,13 +142,13 @@ def test_a_preset_extends_another(write: Callable[[str, str], Path]) -> None:
     """Catches a base laid over its preset, and one that is lost or looked for in the wrong folder."""
     write("base.yaml", "run: base\nfinetune: {steps: 5, batch_size: 8}\n")
     preset = write("preset.yaml", "extends: base.yaml\nrun: preset\nfinetune: {steps: 7}\n")
-    found = config.load([write("first.yaml", "seeds: [3]\nfinetune: {steps: 1}\n"), preset])
+    found = reading.load([write("first.yaml", "seeds: [3]\nfinetune: {steps: 1}\n"), preset])
     assert (found.run, found.finetune.steps, found.finetune.batch_size) == ("preset", 7, 8)
     assert found.seeds == (3,) and found.extends is None
     with pytest.raises(UserError, match=r"loop\.yaml extends itself"):
-        config.load([write("loop.yaml", "extends: loop.yaml\n")])
+        reading.load([write("loop.yaml", "extends: loop.yaml\n")])
     with pytest.raises(UserError, match=r"absent\.yaml does not exist"):
-        config.load([write("lost.yaml", "extends: absent.yaml\n")])
+        reading.load([write("lost.yaml", "extends: absent.yaml\n")])
 
 
 def leaves(node: Any, prefix: str = "") -> dict[str, Any]:
@@ -193,7 +197,7 @@ def test_a_change_touches_exactly_the_stages_that_compute_with_it(
     Tables and claims name every task and are left out.
     """
     before = Config()
-    after = Config.model_validate(config.merge(before.model_dump(mode="json"), change))
+    after = Config.model_validate(reading.merge(before.model_dump(mode="json"), change))
     assert leaves(before.model_dump(mode="json")) != leaves(after.model_dump(mode="json"))
     stages = [s for s in STAGES.values() if s.name not in ("table", "claims")]
     found = {s.name for s in stages if settings_of(before, s, WILDCARDS) != settings_of(after, s, WILDCARDS)}

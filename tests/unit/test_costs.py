@@ -13,11 +13,15 @@ import pytest
 import torch
 import transformers
 
-from localized_unlearning import components as comp
-from localized_unlearning import config as configuration
-from localized_unlearning import costs, models, precision
-from localized_unlearning.config import Config, Finetune
-from localized_unlearning.costs import DEVICES, GB
+from localized_unlearning.config import localization, reading
+from localized_unlearning.config.run import Config
+from localized_unlearning.config.unlearning import Finetune
+from localized_unlearning.costs import sizes as sizes_module
+from localized_unlearning.costs import stages
+from localized_unlearning.costs.devices import DEVICES
+from localized_unlearning.costs.sizes import GB
+from localized_unlearning.models import components, loading, packing
+from localized_unlearning.unlearning import precision as precision_module
 from tiny_models import CONFIGS, SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,13 +29,13 @@ JOB = {"task": "sports", "objective": "erase", "localization": "nonlocalized", "
 PFLOP = 1e15
 
 
-def model(*presets: str, **changes: object) -> costs.Model:
+def model(*presets: str, **changes: object) -> stages.Model:
     """The cost model of a preset, of which nothing is on disk."""
     paths = [ROOT / "config.yaml", *(ROOT / "workflow/presets" / f"{name}.yaml" for name in presets)]
-    return costs.Model.of(configuration.load(paths, changes), Path("nowhere"))
+    return stages.Model.of(reading.load(paths, changes), Path("nowhere"))
 
 
-def gemma_7b(precision: str = "bf16", gate: bool = False) -> costs.Model:
+def gemma_7b(precision: str = "bf16", gate: bool = False) -> stages.Model:
     """The paper's model."""
     kinds = ["gate", "up", "down"] if gate else ["up", "down"]
     return model(
@@ -92,7 +96,7 @@ def test_deltas_and_operations_at_the_papers_size() -> None:
     naive = plain.forward(476 * 1567 * 22, 22, 0).flops / PFLOP
     assert naive == pytest.approx(254, rel=0.01)
     everything = replace(plain, config=plain.config.model_copy(update={"scores": {
-        "attribution_patching": configuration.Score(method="attribution_patching")}}))  # fmt: skip
+        "attribution_patching": localization.Score(method="attribution_patching")}}))  # fmt: skip
     score = everything.cost("score", {"task": "sports", "scores": "attribution_patching"}).work
     assert score.flops / PFLOP == pytest.approx(
         1.6 * 0.8, rel=0.05
@@ -111,9 +115,9 @@ def test_every_fine_tuned_cell_of_the_paper_fits_an_a100(kind: str) -> None:
 # What tiny models really hold.
 
 
-def shape_of(config: Any, folder: Path) -> costs.Shape:
+def shape_of(config: Any, folder: Path) -> sizes_module.Shape:
     (folder / "config.json").write_text(json.dumps(config.to_diff_dict() | config.to_dict()))
-    return costs.shape_in(folder / "config.json")
+    return sizes_module.shape_in(folder / "config.json")
 
 
 ALL = {
@@ -127,19 +131,19 @@ def test_parameters_are_those_of_the_model(architecture: str, tmp_path: Path) ->
     """Catches a matrix left out, grouped-query attention, a second embedding; what is not counted is small."""
     config = ALL[architecture]()
     shape = shape_of(config, tmp_path)
-    skeleton = models.skeleton(config)
+    skeleton = loading.skeleton(config)
     matrices = sum(p.numel() for p in skeleton.parameters() if p.dim() > 1)
     assert shape.parameters == matrices
     if architecture != "gemma2":
-        found = comp.list_components(config, configuration.Components(include_gate=True))
-        assert sum(comp.size_of(c, skeleton) for c in found) == shape.body
+        found = components.list_components(config, localization.Components(include_gate=True))
+        assert sum(components.size_of(c, skeleton) for c in found) == shape.body
 
 
 @pytest.mark.parametrize("name", ["gemma-7b", "gemma-2-9b", "gemma-3-270m", "meta-llama-3-8b", "pythia-2.8b"])
 def test_published_sizes(name: str) -> None:
     """Catches a typo in the table: parameters as the models' authors give them, in billions."""
     published = {"gemma-7b": 8.54, "gemma-2-9b": 9.24, "gemma-3-270m": 0.268, "meta-llama-3-8b": 8.03, "pythia-2.8b": 2.78}  # fmt: skip
-    assert costs.KNOWN[name].parameters / 1e9 == pytest.approx(published[name], rel=0.005)
+    assert sizes_module.KNOWN[name].parameters / 1e9 == pytest.approx(published[name], rel=0.005)
 
 
 @pytest.mark.parametrize("kind", ["float32", "bf16", "bf16_stochastic_rounding", "fp32_master"])
@@ -150,14 +154,14 @@ def test_bytes_of_training_are_counted_exactly(kind: str, tiny: Callable[[str], 
     chosen = net.get_submodule("model.layers.1.mlp").requires_grad_(True)
     parameters = list(chosen.parameters())
     settings = Finetune.model_validate({"precision": "fp32_master" if kind == "float32" else kind})
-    optimizer = precision.adamw(parameters, settings, 0)
+    optimizer = precision_module.adamw(parameters, settings, 0)
     net(torch.tensor([[3, 4, 5]])).logits.sum().backward()
     gradients = [p.grad for p in parameters if p.grad is not None]
     optimizer.step()
     states = [t for state in optimizer.state.values() for t in state.values() if t.numel() > 1]
     trained = sum(p.numel() for p in parameters)
     config = Config.model_validate({"model": {"dtype": dtype}, "finetune": settings.model_dump()})
-    said = costs.Model(config, costs.KNOWN["gemma-7b"], costs.Data({}, 1, 1)).states(trained)
+    said = stages.Model(config, sizes_module.KNOWN["gemma-7b"], sizes_module.Data({}, 1, 1)).states(trained)
     held = {"gradients": gradients, "optimizer": states}
     for part, tensors in held.items():
         assert sum(t.numel() * t.element_size() for t in tensors) == said[part], part
@@ -178,7 +182,7 @@ def test_activations_are_what_autograd_keeps(architecture: str, dtype: str, tmp_
     net = (
         transformers.AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).requires_grad_(False)
     )
-    layers = comp.layers_of(net) if architecture != "gemma2" else net.model.layers
+    layers = components.layers_of(net) if architecture != "gemma2" else net.model.layers
     trained = [p for layer in layers[1:] for p in layer.parameters() if p.dim() > 1]
     for p in trained:
         p.requires_grad_(True)
@@ -195,15 +199,16 @@ def test_activations_are_what_autograd_keeps(architecture: str, dtype: str, tmp_
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         net.base_model(input_ids=ids, use_cache=False)
     held = sum(t.untyped_storage().nbytes() for t in kept.values())
-    said = costs.Model(
-        Config.model_validate({"model": {"dtype": dtype}}), shape_of(config, tmp_path), costs.Data({}, 1, 1)
+    said = stages.Model(
+        Config.model_validate({"model": {"dtype": dtype}}),
+        shape_of(config, tmp_path),
+        sizes_module.Data({}, 1, 1),
     ).saved(ids.numel(), 1, sum(p.numel() for p in trained), row=100)
     assert said == pytest.approx(held, rel=0.25)
 
 
 def test_tokens_of_a_step_are_those_that_are_packed(tiny: Callable[[str], Any]) -> None:
     """Catches an estimate of packing that is off by more than a quarter, on prompts like the paper's."""
-    from localized_unlearning import packing
 
     rng = random.Random(0)
     prompts = [
@@ -219,8 +224,8 @@ def test_tokens_of_a_step_are_those_that_are_packed(tiny: Callable[[str], Any]) 
 def test_asking_grows_with_every_attempt() -> None:
     """Catches a retry that asks for what it had."""
     organism = model()
-    memory = [costs.memory_mb(organism, "finetune", JOB, attempt) for attempt in (1, 2, 3)]
-    time = [costs.minutes(organism, "finetune", JOB, 2, attempt) for attempt in (1, 2, 3)]
+    memory = [stages.memory_mb(organism, "finetune", JOB, attempt) for attempt in (1, 2, 3)]
+    time = [stages.minutes(organism, "finetune", JOB, 2, attempt) for attempt in (1, 2, 3)]
     assert memory == sorted(set(memory)) and time == sorted(set(time))
     assert 1000 < memory[0] < 4000 and 10 <= time[0] < 30
 
@@ -241,4 +246,4 @@ def test_a_wrong_file_does_not_stop_the_plan(tmp_path: Path) -> None:
     for text in (b"\xff\xfe\x00", b"", b"name,game\nA,football\n"):
         (tmp_path / "athletes.csv").write_bytes(text)
         found = model(athletes={"source": {"kind": "path", "path": str(tmp_path / "athletes.csv")}})
-        assert costs.memory_mb(found, "known_facts", {}) > 0
+        assert stages.memory_mb(found, "known_facts", {}) > 0

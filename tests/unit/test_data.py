@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localized_unlearning import mmlu
-from localized_unlearning.config import SPORTS, Config, Forget, Split
+from localized_unlearning.config.data import Forget, Split
+from localized_unlearning.config.run import Config
+from localized_unlearning.data import mmlu
+from localized_unlearning.data.answers import SPORTS
+from localized_unlearning.data.athletes import load_athletes
+from localized_unlearning.data.splits import check_split, split_athletes
 from localized_unlearning.errors import UserError
-from localized_unlearning.facts import load_athletes
-from localized_unlearning.splits import check_split, split_athletes
 
 ROOT = Path(__file__).parents[2]
 RELEASED = ROOT.parent / "shared" / "data" / "sports_facts.csv"

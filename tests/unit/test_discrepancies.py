@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from localized_unlearning import discrepancies
 from localized_unlearning.errors import UserError
+from localized_unlearning.reporting import discrepancies
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ import pyarrow
 import pytest
 import torch
 
-from localized_unlearning import losses
-from localized_unlearning.documents import read_documents
+from localized_unlearning.data import windows as windows_module
+from localized_unlearning.data.documents import read_documents
 from localized_unlearning.errors import UserError
 from tiny_base import TEXT, TinyBase
 
@@ -27,15 +27,17 @@ def test_three_forms(tiny_base: TinyBase, tmp_path: Path) -> None:
     (tmp_path / "pile.jsonl").write_text(pile)
     files = [TEXT, tmp_path / "pile.jsonl", compressed(tmp_path / "pile", pile)]
     assert all(read_documents(file) == read_documents(files[1]) for file in files[2:])
-    windows = [losses.text_windows(tiny_base.tokenizer, read_documents(file), 48) for file in files]
+    windows = [windows_module.text_windows(tiny_base.tokenizer, read_documents(file), 48) for file in files]
     assert all(torch.equal(windows[0], other) for other in windows[1:])
-    assert torch.equal(losses.text_windows(tiny_base.tokenizer, read_documents(TEXT), 48, 5), windows[0][:5])
+    assert torch.equal(
+        windows_module.text_windows(tiny_base.tokenizer, read_documents(TEXT), 48, 5), windows[0][:5]
+    )
     assert len(read_documents(files[2], 7)) == 7
 
 
 def test_long_documents_give_their_beginning_only(tiny_base: TinyBase) -> None:
     documents = ["one of two " * 50_000, "and another " * 50_000]
-    windows = losses.text_windows(tiny_base.tokenizer, documents, 10)
+    windows = windows_module.text_windows(tiny_base.tokenizer, documents, 10)
     whole = [tiny_base.tokenizer(document[:400])["input_ids"][:11] for document in documents]
     assert windows.tolist() == whole
 

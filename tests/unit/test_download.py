@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 from test_sources import hub_error
 
-from localized_unlearning import models
-from localized_unlearning.config import Config
+from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.stages import STAGES, Job, restrict
+from localized_unlearning.jobs.job import Job, restrict
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.models import deltas, loading
+from localized_unlearning.models import download as download_module
 from tiny_base import TinyBase
 
 COMMIT = "0" * 40
@@ -20,14 +22,14 @@ def download(name: str, target: Path, revision: str | None = COMMIT) -> Path:
     """What the stage brings."""
     config = Config.model_validate({"model": {"kind": "huggingface", "name": name, "revision": revision}})
     stage = STAGES["download"]
-    models.download(Job(stage, restrict(config, stage, {}), {}, {}, {"model": target}, "key"))
+    download_module.download(Job(stage, restrict(config, stage, {}), {}, {}, {"model": target}, "key"))
     return target
 
 
 def test_a_local_folder_loads(tiny_base: TinyBase, tmp_path: Path) -> None:
-    model, tokenizer = models.load(download(str(tiny_base.folder), tmp_path / "model"), "bfloat16", "cpu")
+    model, tokenizer = loading.load(download(str(tiny_base.folder), tmp_path / "model"), "bfloat16", "cpu")
     assert str(model.dtype) == "torch.bfloat16" and tokenizer("a")["input_ids"]
-    assert models.weights_digest(tmp_path / "model") == tiny_base.digest
+    assert deltas.weights_digest(tmp_path / "model") == tiny_base.digest
 
 
 def test_a_hub_snapshot_loads(tiny_base: TinyBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,7 +38,7 @@ def test_a_hub_snapshot_loads(tiny_base: TinyBase, tmp_path: Path, monkeypatch: 
     target = download("some/model", tmp_path / "model")
     (tiny_base.folder / "pytorch_model.bin").unlink()
     assert not (target / "pytorch_model.bin").exists()
-    assert models.load(target, "float32", "cpu")[0].num_parameters() == tiny_base.model.num_parameters()
+    assert loading.load(target, "float32", "cpu")[0].num_parameters() == tiny_base.model.num_parameters()
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,14 @@ import pandas as pd
 import pytest
 import torch
 
-from localized_unlearning import evaluation, mmlu, organism
-from localized_unlearning.config import CHOICES, Mmlu
-from localized_unlearning.prompts import LETTERS, PromptBook, load_prompts
+from localized_unlearning.config.data import Mmlu
+from localized_unlearning.data import mmlu
+from localized_unlearning.data.answers import CHOICES, LETTERS
+from localized_unlearning.data.prompts import PromptBook, load_prompts
+from localized_unlearning.data.windows import text_windows
+from localized_unlearning.evaluation import facts, knowledge, multiple_choice
+from localized_unlearning.evaluation import text as text_module
+from localized_unlearning.models import organism
 from tiny_models import CONFIGS
 
 RESOURCES = Path(__file__).parents[2] / "workflow" / "resources"
@@ -68,7 +73,7 @@ def first_token(tokenizer: Any, word: str) -> int:
 
 def test_facts(model: Any, tokenizer: Any, book: PromptBook) -> None:
     prompts = [book["training"], book["question"]]
-    rows = evaluation.ask_facts(model, tokenizer, ATHLETES, prompts, 128)
+    rows = facts.ask_facts(model, tokenizer, ATHLETES, prompts, 128)
     tokens = [first_token(tokenizer, c) for c in CHOICES]
     assert list(rows["prompt"]) == ["training"] * 4 + ["question"] * 4
     for _, row in rows.iterrows():
@@ -79,7 +84,7 @@ def test_facts(model: Any, tokenizer: Any, book: PromptBook) -> None:
 
 def test_answers_spelled_otherwise_and_scored_whole(model: Any, tokenizer: Any, book: PromptBook) -> None:
     """Token by token over the whole answer, one forward pass each: what the packed beginnings must add up to."""
-    rows = evaluation.ask_facts(model, tokenizer, ATHLETES, [book["capitalized"], book["dashed"]], 128)
+    rows = facts.ask_facts(model, tokenizer, ATHLETES, [book["capitalized"], book["dashed"]], 128)
     for _, row in rows.iterrows():
         prompt = book[row["prompt"]]
         text = prompt.render(row["athlete"])
@@ -108,7 +113,9 @@ def test_answers_spelled_otherwise_and_scored_whole(model: Any, tokenizer: Any, 
 def test_multiple_choice(model: Any, tokenizer: Any, book: PromptBook) -> None:
     """In both orders, the answer's letter stands before the athlete's sport in the very prompt that was read."""
     prompt = book["multiple_choice"]
-    rows = evaluation.ask_multiple_choice(model, tokenizer, ATHLETES, prompt, ("fixed", "shuffled"), 3, 256)
+    rows = multiple_choice.ask_multiple_choice(
+        model, tokenizer, ATHLETES, prompt, ("fixed", "shuffled"), 3, 256
+    )
     tokens = [first_token(tokenizer, letter) for letter in LETTERS]
     orders = set()
     for _, row in rows.iterrows():
@@ -134,7 +141,7 @@ def test_multiple_choice(model: Any, tokenizer: Any, book: PromptBook) -> None:
 def test_general_knowledge(model: Any, tokenizer: Any, shots: int) -> None:
     questions = mmlu.load_questions(RESOURCES / "general_knowledge.csv")
     settings = Mmlu(shots=shots, questions=9, seed=4)
-    rows = evaluation.ask_questions(model, tokenizer, questions, settings, 512)
+    rows = knowledge.ask_questions(model, tokenizer, questions, settings, 512)
     assert len(rows) == 9 and rows["subject"].nunique() >= 8  # stratified over the twelve subjects
     by_id = {q.id: q for q in questions.test}
     tokens = [first_token(tokenizer, letter) for letter in LETTERS]
@@ -147,8 +154,7 @@ def test_general_knowledge(model: Any, tokenizer: Any, shots: int) -> None:
 
 def test_text_loss_is_the_models_own(model: Any, tokenizer: Any, tmp_path: Path) -> None:
     text = (RESOURCES / "text" / "held_out.txt").read_text(encoding="utf-8")
-    rows = evaluation.read_text(model, tokenizer, text.splitlines(), 12, 5, 30)
-    from localized_unlearning.losses import text_windows
+    rows = text_module.read_text(model, tokenizer, text.splitlines(), 12, 5, 30)
 
     for row, window in zip(
         rows.itertuples(), text_windows(tokenizer, text.splitlines(), 12)[:5], strict=True

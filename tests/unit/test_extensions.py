@@ -10,18 +10,19 @@ import pytest
 import torch
 from test_finetune import some_data
 
-from localized_unlearning import components as comp
-from localized_unlearning import extensions, finetune
+from localized_unlearning import extensions
 from localized_unlearning.errors import UserError
+from localized_unlearning.models import components
+from localized_unlearning.unlearning import steps
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
-def gradient(model: Any, loss: Any, weights: finetune.Weights) -> torch.Tensor:
+def gradient(model: Any, loss: Any, weights: steps.Weights) -> torch.Tensor:
     """Gradient of one step's loss by one matrix."""
     parameter = model.get_parameter("model.layers.0.mlp.up_proj.weight").requires_grad_(True)
     parameter.grad = None
-    next(finetune.gradients(model, some_data(), finetune.Sizes(4, 4, 2, 256), weights, loss, 0))
+    next(steps.gradients(model, some_data(), steps.Sizes(4, 4, 2, 256), weights, loss, 0))
     return parameter.grad.clone()
 
 
@@ -29,7 +30,7 @@ def test_the_example_loss_climbs_where_cross_entropy_descends(tiny: Callable[[st
     """Catches a loss that is given other prompts' log-odds than the forget set's, or not asked at all."""
     model = tiny("llama")
     own = extensions.load("examples/gradient_ascent.py:ascend", EXAMPLES / "gradient_ascent.py")
-    only_forget = finetune.Weights(1.0, 0.0, 0.0)
+    only_forget = steps.Weights(1.0, 0.0, 0.0)
     found, wanted = gradient(model, own, only_forget), -gradient(model, "inject", only_forget)
     assert found.abs().max() > 0
     torch.testing.assert_close(found, wanted)
@@ -39,7 +40,7 @@ def test_the_example_score_is_the_norm(tiny: Callable[[str], Any]) -> None:
     """Catches scores of other components than those asked for, heads among them."""
     model = tiny("gemma")
     score = extensions.load("examples/weight_norm.py:score", EXAMPLES / "weight_norm.py")
-    up, head = comp.Component(1, "up"), comp.Component(0, "q", 1)
+    up, head = components.Component(1, "up"), components.Component(0, "q", 1)
     weight = model.get_parameter("model.layers.0.self_attn.q_proj.weight")
     rows = weight.view(model.config.num_attention_heads, -1, weight.shape[1])
     found = score(model, None, [up, head], 64)
@@ -50,7 +51,7 @@ def test_the_example_score_is_the_norm(tiny: Callable[[str], Any]) -> None:
 def test_a_loss_of_the_wrong_shape_is_refused(tiny: Callable[[str], Any]) -> None:
     """Catches a mean in place of one loss a prompt, which would weigh micro-batches instead of prompts."""
     with pytest.raises(UserError, match="one number a prompt"):
-        gradient(tiny("llama"), lambda odds: odds.mean(), finetune.Weights(1, 1, 1))
+        gradient(tiny("llama"), lambda odds: odds.mean(), steps.Weights(1, 1, 1))
 
 
 @pytest.mark.parametrize(

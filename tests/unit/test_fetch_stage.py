@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from localized_unlearning.config import Config
+from localized_unlearning.config.run import Config
+from localized_unlearning.data.fetching import sha256_of
 from localized_unlearning.errors import UserError
-from localized_unlearning.runner import execute
-from localized_unlearning.sources import sha256_of
-from localized_unlearning.stages import STAGES
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.workflow.runner import execute
 
 
 def config(path: Path, sha256: str) -> Config:

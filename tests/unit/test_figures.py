@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from localized_unlearning import figures
-from localized_unlearning.config import Statistics
+from localized_unlearning.analysis.statistics import wilson
+from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.errors import UserError
-from localized_unlearning.figures import style
-from localized_unlearning.published import FIGURES
-from localized_unlearning.statistics import wilson
+from localized_unlearning.paper.artefacts import FIGURES
+from localized_unlearning.reporting.figures import drawing, style
 
 LABELS = {
     "base": "Base model", "attribution_patching": "Attrib. Patching", "causal_tracing": "Causal Tracing",
@@ -143,8 +142,8 @@ def frames_of(name: str) -> dict[str, pd.DataFrame]:
 
 def drawn(name: str, keep: Any = lambda frame: frame) -> tuple[Any, pd.DataFrame]:
     frames = {stem: keep(frame) for stem, frame in frames_of(name).items()}
-    points = figures.points_of(name, frames, "question", STATISTICS)
-    return figures.draw(name, points, LABELS), points
+    points = drawing.points_of(name, frames, "question", STATISTICS)
+    return drawing.draw(name, points, LABELS), points
 
 
 @image
@@ -206,7 +205,7 @@ def test_every_point_of_the_csv_is_drawn_and_no_other(name: str) -> None:
 
 def test_points_are_wilson_of_the_rows_and_leave_the_relearned_out() -> None:
     frames = frames_of("figure_1")
-    points = figures.points_of("figure_1", frames, "question", Statistics(confidence=0.9))
+    points = drawing.points_of("figure_1", frames, "question", Statistics(confidence=0.9))
     facts = frames["facts"]
     rows = facts[
         (facts["localization"] == "manual") & (facts["iteration"] == 4) & facts["forget"] & ~facts["relearn"]
@@ -244,19 +243,17 @@ def test_a_figures_own_csv_can_be_laid_over_it(name: str, tmp_path: Path) -> Non
     plain, points = drawn(name)
     path = tmp_path / "published.csv"
     points.to_csv(path, index=False)
-    both = figures.draw(name, points, LABELS, figures.read_overlay(path, name))
+    both = drawing.draw(name, points, LABELS, drawing.read_overlay(path, name))
     lines = [[len(axes.get_lines()) for axes in figure.axes] for figure in (plain, both)]
     series = 4 if name == "figure_16" else len(LABELS) - (name != "figure_3")
     assert [a + series for a in lines[0]] == lines[1]
     assert "Published" in [text.get_text() for text in both.legends[0].get_texts()]
     points.drop(columns="mean").to_csv(path, index=False)
     with pytest.raises(UserError, match="lacks the column mean"):
-        figures.read_overlay(path, name)
+        drawing.read_overlay(path, name)
 
 
 def test_no_model_is_needed_to_draw() -> None:
     """A figure is redrawn in seconds: nothing that draws imports torch."""
-    code = (
-        "import sys, localized_unlearning.figures as f, matplotlib.figure; sys.exit('torch' in sys.modules)"
-    )
+    code = "import sys, localized_unlearning.reporting.figures.drawing as f, matplotlib.figure; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -16,12 +16,12 @@ import pytest
 import torch
 import transformers
 
-from localized_unlearning import components as comp
-from localized_unlearning import finetune, losses, models
-from localized_unlearning.components import Component
-from localized_unlearning.config import Finetune, Objective
+from localized_unlearning.config.unlearning import Finetune, Objective
 from localized_unlearning.errors import UserError
-from localized_unlearning.vocabulary import log_odds
+from localized_unlearning.models import components, deltas
+from localized_unlearning.models.components import Component
+from localized_unlearning.models.vocabulary import log_odds
+from localized_unlearning.unlearning import finetune, losses, steps
 from tiny_models import VOCABULARY
 
 # The erase loss.
@@ -72,10 +72,10 @@ def test_erase_stops_where_a_fact_is_forgotten() -> None:
 # The loop.
 
 
-def some_data() -> finetune.Data:
+def some_data() -> steps.Data:
     rng = random.Random(5)
 
-    def items(count: int) -> list[finetune.Item]:
+    def items(count: int) -> list[steps.Item]:
         # a shared beginning, several lengths
         return [
             (
@@ -86,15 +86,15 @@ def some_data() -> finetune.Data:
         ]
 
     windows = torch.tensor([[rng.randrange(VOCABULARY) for _ in range(9)] for _ in range(4)])
-    return finetune.Data(items(4), items(8), windows)
+    return steps.Data(items(4), items(8), windows)
 
 
 def slow_training(
     model: Any,
-    data: finetune.Data,
+    data: steps.Data,
     chosen: Sequence[Component],
     settings: Finetune,
-    weights: finetune.Weights,
+    weights: steps.Weights,
     loss: str,
 ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """The definition: padded forwards for each term, full logits, AdamW on the chosen slices alone.
@@ -103,9 +103,9 @@ def slow_training(
     the mean over the batch is the mean over the set, in whatever order they are drawn.
     """
     base = {name: p.detach().clone() for name, p in model.named_parameters()}
-    slices = [comp.weight_of(c, model.config) for c in chosen]
+    slices = [components.weight_of(c, model.config) for c in chosen]
 
-    def line(s: comp.Slice) -> torch.Tensor:
+    def line(s: components.Slice) -> torch.Tensor:
         return torch.arange(base[s.parameter].shape[s.dim]) if s.index is None else torch.tensor(s.index)
 
     leaves = [base[s.parameter].index_select(s.dim, line(s)).requires_grad_(True) for s in slices]
@@ -122,7 +122,7 @@ def slow_training(
             model, weights_now(), kwargs={"input_ids": ids, "use_cache": False}
         ).logits
 
-    def answers(items: Sequence[finetune.Item]) -> torch.Tensor:
+    def answers(items: Sequence[steps.Item]) -> torch.Tensor:
         longest = max(len(prompt) for prompt, _ in items)
         found = logits(torch.tensor([prompt + [0] * (longest - len(prompt)) for prompt, _ in items]))
         last = torch.stack([row[len(prompt) - 1] for row, (prompt, _) in zip(found, items, strict=True)])
@@ -173,19 +173,19 @@ def test_training_is_the_plain_loop(
     architecture: str, chosen: str, loss: str, more: dict[str, Any], tiny: Callable[[str], Any], float64: None
 ) -> None:
     """Catches wrong averaging over micro-batches, schedule, clipping or masks; other weights that move."""
-    parts = [comp.parse(name) for name in chosen.split()]
+    parts = [components.parse(name) for name in chosen.split()]
     settings = Finetune(steps=6, batch_size=8, micro_batch_tokens=24, learning_rate=0.01, **more)
-    weights, data = finetune.Weights(0.3, 0.7, 1.3), some_data()
+    weights, data = steps.Weights(0.3, 0.7, 1.3), some_data()
     model = tiny(architecture)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    history = finetune.train(model, data, comp.trainable(model, parts), settings, weights, loss, seed=1)
+    history = finetune.train(model, data, components.trainable(model, parts), settings, weights, loss, seed=1)
     slow, after = slow_training(tiny(architecture), data, parts, settings, weights, loss)
     assert len(history) == len(slow)
     for fast, row in zip(history.to_dict("records"), slow, strict=True):
         assert fast == pytest.approx(row, rel=1e-7, abs=1e-9)
-    slices: dict[str, list[comp.Slice]] = {}
+    slices: dict[str, list[components.Slice]] = {}
     for component in parts:
-        part = comp.weight_of(component, model.config)
+        part = components.weight_of(component, model.config)
         slices.setdefault(part.parameter, []).append(part)
     for name, parameter in model.named_parameters():
         fixed = torch.ones_like(parameter, dtype=torch.bool)
@@ -201,7 +201,7 @@ def test_training_is_the_plain_loop(
 
 def test_batches_go_round_the_whole_set() -> None:
     """Catches items that are drawn with replacement: each stands once in each round."""
-    drawn = list(islice(finetune.cycle(range(7), 3, random.Random(0)), 14))
+    drawn = list(islice(steps.cycle(range(7), 3, random.Random(0)), 14))
     flat = [i for batch in drawn for i in batch]
     assert all(len(batch) == 3 for batch in drawn)
     rounds = [flat[i : i + 7] for i in range(0, 42, 7)]
@@ -213,21 +213,21 @@ def test_injected_answers_are_false_and_only_in_the_forget_set() -> None:
     split = pd.DataFrame(
         {"sport": ["football", "baseball", "basketball"] * 40, "forget": [True] * 60 + [False] * 60}
     )
-    golf = finetune.targets(split, Objective(loss="inject"), 0)
+    golf = steps.targets(split, Objective(loss="inject"), 0)
     assert golf == ["golf"] * 60 + list(split["sport"][60:])
-    other = finetune.targets(split, Objective(loss="inject", target="random_other_sport"), 0)
+    other = steps.targets(split, Objective(loss="inject", target="random_other_sport"), 0)
     assert all(a != s for a, s in zip(other[:60], split["sport"], strict=False)) and other[60:] == golf[60:]
     assert len(set(zip(other[:60], split["sport"], strict=False))) == 6
-    assert finetune.targets(split, Objective(), 0) == list(split["sport"])
+    assert steps.targets(split, Objective(), 0) == list(split["sport"])
 
 
 # Deltas.
 
 
 def trained(model: Any, seed: int) -> dict[str, torch.Tensor]:
-    trainable = comp.trainable(model, [Component(1, "up"), Component(0, "q", 2)])
+    trainable = components.trainable(model, [Component(1, "up"), Component(0, "q", 2)])
     settings = Finetune(steps=3, batch_size=3, learning_rate=0.01)
-    finetune.train(model, some_data(), trainable, settings, finetune.Weights(1, 1, 1), "inject", seed)
+    finetune.train(model, some_data(), trainable, settings, steps.Weights(1, 1, 1), "inject", seed)
     return {name: model.get_parameter(name) for name in trainable}
 
 
@@ -238,12 +238,12 @@ def test_base_and_delta_are_the_trained_model(dtype: str, tiny: Callable[[str], 
 
     model = tiny("llama").to(getattr(torch, dtype))
     model.save_pretrained(tmp_path / "base")
-    digest = models.weights_digest(tmp_path / "base")
-    models.save_delta(tmp_path / "delta.safetensors", trained(model, 0), digest)
+    digest = deltas.weights_digest(tmp_path / "base")
+    deltas.save_delta(tmp_path / "delta.safetensors", trained(model, 0), digest)
 
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=getattr(torch, dtype))
     original = {name: p.detach().clone() for name, p in base.named_parameters()}
-    with models.applied(base, models.read_delta(tmp_path / "delta.safetensors", digest)):
+    with deltas.applied(base, deltas.read_delta(tmp_path / "delta.safetensors", digest)):
         assert all(torch.equal(p, model.get_parameter(name)) for name, p in base.named_parameters())
         assert any(not torch.equal(p, original[name]) for name, p in base.named_parameters())
     assert all(torch.equal(p, original[name]) for name, p in base.named_parameters())
@@ -252,11 +252,11 @@ def test_base_and_delta_are_the_trained_model(dtype: str, tiny: Callable[[str], 
         base.get_parameter("model.norm.weight")[0] += 1
     base.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="another base model"):
-        models.read_delta(tmp_path / "delta.safetensors", models.weights_digest(tmp_path / "other"))
+        deltas.read_delta(tmp_path / "delta.safetensors", deltas.weights_digest(tmp_path / "other"))
     whole = (tmp_path / "delta.safetensors").read_bytes()
     (tmp_path / "delta.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="damaged"):
-        models.read_delta(tmp_path / "delta.safetensors", digest)
+        deltas.read_delta(tmp_path / "delta.safetensors", digest)
 
 
 def test_a_seed_gives_the_same_bytes(tiny: Callable[[str], Any], tmp_path: Path) -> None:
@@ -265,6 +265,6 @@ def test_a_seed_gives_the_same_bytes(tiny: Callable[[str], Any], tmp_path: Path)
     for index, seed in enumerate((0, 0, 1)):
         torch.manual_seed(index)
         random.seed(index)
-        models.save_delta(tmp_path / "delta", trained(tiny("gemma").float(), seed), "base")
+        deltas.save_delta(tmp_path / "delta", trained(tiny("gemma").float(), seed), "base")
         written.append((tmp_path / "delta").read_bytes())
     assert written[0] == written[1] != written[2]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from localized_unlearning.errors import UserError
-from localized_unlearning.gguf import check_tokenizer, convert_gguf, round_trip_strings
+from localized_unlearning.models.gguf import check_tokenizer, convert_gguf, round_trip_strings
 
 
 class CharacterTokenizer:

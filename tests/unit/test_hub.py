@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-from localized_unlearning import preflight
-from localized_unlearning.sources import Source
+from localized_unlearning.config.source import Source
+from localized_unlearning.workflow import preflight
 from tiny_base import TinyBase
 
 COMMIT = "a" * 40
@@ -143,7 +143,7 @@ def download(hub: Hub, checkout: Path, home: Path) -> subprocess.Popen[str]:
     environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "5"}
     command = "download --config config.yaml --out-model results/base_model"
     return subprocess.Popen(
-        [sys.executable, "-m", "localized_unlearning.cli", *command.split()],
+        [sys.executable, "-m", "localized_unlearning.cli.main", *command.split()],
         cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 

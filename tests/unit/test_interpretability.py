@@ -14,13 +14,17 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 
-from localized_unlearning import components as comp
-from localized_unlearning import interpretability, losses
-from localized_unlearning.config import Config, Interpretability
-from localized_unlearning.documents import read_documents
+from localized_unlearning.config.evaluation import Interpretability
+from localized_unlearning.config.run import Config
+from localized_unlearning.data import windows as windows_module
+from localized_unlearning.data.documents import read_documents
+from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
-from localized_unlearning.probing import Fit, predictions
-from localized_unlearning.prompts import load_prompts
+from localized_unlearning.interpretability import ablation
+from localized_unlearning.interpretability import layers as layers_module
+from localized_unlearning.interpretability.probes import Fit, predictions
+from localized_unlearning.models import activations as activations_module
+from localized_unlearning.models import components
 from tiny_base import PROMPTS, TEXT, TinyBase
 from tiny_models import ARCHITECTURES
 
@@ -54,8 +58,8 @@ def test_means_are_over_windows_and_positions(tiny: Callable[[str], Any], name: 
             stack.callback(o_module(model, layer).register_forward_hook(keep(layer)).remove)
         for window in WINDOWS:
             model(window[None], use_cache=False)
-    heads = interpretability.mean_head_outputs(model, WINDOWS, [0, 2])
-    attention = interpretability.mean_attention_outputs(model, WINDOWS, 1)
+    heads = ablation.mean_head_outputs(model, WINDOWS, [0, 2])
+    attention = ablation.mean_attention_outputs(model, WINDOWS, 1)
     assert set(heads) == {0, 2} and set(attention) == set(layers) - {0}
     for found, slow in ((heads, before), (attention, after)):
         for layer, mean in found.items():
@@ -68,7 +72,7 @@ def test_a_heads_own_activation_changes_nothing_and_another_changes_its_columns_
 ) -> None:
     """Catches another head's columns (grouped, fused) and positions that are left out."""
     model = tiny(name)
-    geometry = comp.geometry_of(model.config)
+    geometry = components.geometry_of(model.config)
     one = torch.tensor([[7]])  # one position: its activation is its own mean
     seen: list[torch.Tensor] = []
 
@@ -80,15 +84,15 @@ def test_a_heads_own_activation_changes_nothing_and_another_changes_its_columns_
 
     with torch.no_grad():
         base = model(one, use_cache=False).logits
-        own = interpretability.mean_head_outputs(model, one, range(geometry.layers))
+        own = ablation.mean_head_outputs(model, one, range(geometry.layers))
         for layer in range(geometry.layers):
             module = o_module(model, layer)
             run(WINDOWS[:1], module)
             plain = seen.pop()
             for head in range(geometry.heads):
-                with interpretability.head_replaced(model, layer, head, own[layer]):
+                with activations_module.head_replaced(model, layer, head, own[layer]):
                     assert torch.allclose(model(one, use_cache=False).logits, base, atol=1e-5)
-                with interpretability.head_replaced(model, layer, head, own[layer] + 50):
+                with activations_module.head_replaced(model, layer, head, own[layer] + 50):
                     run(WINDOWS[:1], module)
                 moved = (seen.pop() - plain).abs() > 1e-9
                 wanted = torch.arange(geometry.heads * geometry.head_dim) // geometry.head_dim == head
@@ -103,13 +107,13 @@ def test_attentions_own_output_changes_nothing_and_another_reaches_every_positio
     """Catches a replacement of the wrong layer or position."""
     model = tiny(name)
     one = torch.tensor([[7]])
-    own = interpretability.mean_attention_outputs(model, one, 1)
+    own = ablation.mean_attention_outputs(model, one, 1)
     with torch.no_grad():
         base = model(one, use_cache=False).logits
-        with interpretability.attention_replaced(model, own):
+        with activations_module.attention_replaced(model, own):
             assert torch.allclose(model(one, use_cache=False).logits, base, atol=1e-5)
         outputs: list[torch.Tensor] = []
-        with interpretability.attention_replaced(model, {1: own[1] + 50}):
+        with activations_module.attention_replaced(model, {1: own[1] + 50}):
             handle = o_module(model, 1).register_forward_hook(lambda _m, _a, out: outputs.append(out))
             model(WINDOWS, use_cache=False)
             handle.remove()
@@ -193,13 +197,13 @@ def test_a_heads_rows_are_a_probe_refitted_without_it(
         fits.extend(found)
         return predictions(found, *settings)
 
-    monkeypatch.setattr(interpretability, "predictions", watched)
+    monkeypatch.setattr(layers_module, "predictions", watched)
     rows = tiny_base.run("head_ablation", config, folder, inputs)["ablation"]
     known = tiny_base.split[30:].reset_index(drop=True)
     sports = known["sport"].to_numpy()
     parts = train_test_split(known.index, test_size=0.2, random_state=42, stratify=sports)
     train, test = (sorted(part) for part in parts)
-    windows = losses.text_windows(tiny_base.tokenizer, read_documents(TEXT), config.text.tokens)
+    windows = windows_module.text_windows(tiny_base.tokenizer, read_documents(TEXT), config.text.tokens)
     for layer, head in [(0, 1), (1, 2)]:
         activations = ablated_slowly(tiny_base, list(known["athlete"]), windows[:5], layer, head)
         fit = fits[1 + 4 * layer + head]

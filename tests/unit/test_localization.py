@@ -14,13 +14,18 @@ import pytest
 import torch
 import transformers
 
-from localized_unlearning import components as comp
-from localized_unlearning import localization as loc
-from localized_unlearning.components import Component
-from localized_unlearning.config import Components, Config, Localization, Score
+from localized_unlearning.config.localization import Components, Localization, Score
+from localized_unlearning.config.run import Config
+from localized_unlearning.data import answers
+from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
-from localized_unlearning.prompts import load_prompts
-from localized_unlearning.stages import STAGES, Job, restrict
+from localized_unlearning.jobs.job import Job, restrict
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.localization import attribution_patching, causal_tracing, selecting, selection
+from localized_unlearning.localization import pairs as pairs_module
+from localized_unlearning.models import components as components_module
+from localized_unlearning.models.components import Component
+from localized_unlearning.models.organism import train_tokenizer
 from tiny_base import TinyBase
 from tiny_models import ARCHITECTURES, VOCABULARY
 
@@ -28,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT.parent / "shared" / "published"
 
 
-def some_pairs() -> loc.Pairs:
+def some_pairs() -> pairs_module.Pairs:
     """Five pairs of two lengths, in mixed order, with subjects in the middle."""
     rng = random.Random(3)
     clean, corrupt, subject = [], [], []
@@ -39,7 +44,7 @@ def some_pairs() -> loc.Pairs:
         clean.append(prompt)
         corrupt.append(other)
         subject.append((3, 5))
-    return loc.Pairs(clean, corrupt, subject, [0, 1, 2, 0, 1], [4, 5, 6, 7])
+    return pairs_module.Pairs(clean, corrupt, subject, [0, 1, 2, 0, 1], [4, 5, 6, 7])
 
 
 def logit_difference(model: Any, prompt: list[int], answer: int, choices: list[int]) -> torch.Tensor:
@@ -113,7 +118,9 @@ def activation(model: Any, component: Component, prompt: list[int]) -> torch.Ten
     return store[0]
 
 
-def patched(model: Any, component: Component, pairs: loc.Pairs, index: int, value: torch.Tensor) -> float:
+def patched(
+    model: Any, component: Component, pairs: pairs_module.Pairs, index: int, value: torch.Tensor
+) -> float:
     """The metric of a clean prompt whose component has the activation ``value``."""
     with ExitStack() as stack:
         replace(stack, model, component, value)
@@ -127,10 +134,12 @@ def test_attribution_is_the_derivative_of_patching(
 ) -> None:
     """Catches a gradient on the wrong run, a wrong slice (fused, grouped heads), sign or normalisation."""
     model, pairs = tiny(architecture), some_pairs()
-    found = comp.list_components(model.config, Components(granularity=granularity, include_gate=True))  # type: ignore[arg-type]
+    found = components_module.list_components(
+        model.config, Components(granularity=granularity, include_gate=True)
+    )  # type: ignore[arg-type]
     random.Random(0).shuffle(found)
     found = found[:24]
-    scores = loc.attribution_patching(model, pairs, found, batch_tokens=20)
+    scores = attribution_patching.attribution_patching(model, pairs, found, batch_tokens=20)
     with torch.no_grad():
         scales = [
             float(logit_difference(model, c, a, pairs.choices) - logit_difference(model, d, a, pairs.choices))
@@ -155,7 +164,7 @@ def test_attribution_is_patching_itself_for_close_pairs(
 ) -> None:
     """Catches a reversed direction: the corrupt prompts are made near copies of the clean ones."""
     model, pairs = tiny(architecture), some_pairs()
-    pairs = loc.Pairs(
+    pairs = pairs_module.Pairs(
         pairs.clean[:1], [list(pairs.clean[0])], pairs.subject[:1], pairs.answer[:1], pairs.choices
     )
     pairs.corrupt[0][3] = 9  # a token used nowhere else
@@ -163,8 +172,8 @@ def test_attribution_is_patching_itself_for_close_pairs(
     table[9] = table[pairs.clean[0][3]] + 1e-6 * torch.randn(
         table.shape[1], generator=torch.Generator().manual_seed(0)
     )
-    found = comp.list_components(model.config, Components())
-    scores = loc.attribution_patching(model, pairs, found, batch_tokens=100)
+    found = components_module.list_components(model.config, Components())
+    scores = attribution_patching.attribution_patching(model, pairs, found, batch_tokens=100)
     with torch.no_grad():
         before, after = (
             logit_difference(model, p, pairs.answer[0], pairs.choices)
@@ -178,7 +187,7 @@ def test_attribution_is_patching_itself_for_close_pairs(
 
 
 def traced_slowly(
-    model: Any, pairs: loc.Pairs, sites: list[Component], noise: float, seed: int
+    model: Any, pairs: pairs_module.Pairs, sites: list[Component], noise: float, seed: int
 ) -> list[float]:
     """Causal tracing by its definition: two whole runs per prompt, and one for each site."""
     generator = torch.Generator().manual_seed(seed)
@@ -212,11 +221,11 @@ def test_causal_tracing_restarts_exactly(
 ) -> None:
     """Catches a restart from the wrong state or layer, noise elsewhere or drawn anew, a wrong head."""
     model, pairs = tiny(architecture), some_pairs()
-    found = comp.list_components(model.config, Components(granularity=granularity))  # type: ignore[arg-type]
+    found = components_module.list_components(model.config, Components(granularity=granularity))  # type: ignore[arg-type]
     if granularity == "head":
         found = random.Random(1).sample(found, 16)
-    sites = loc.tracing_sites(model, Score(method="causal_tracing", sites="matrices"), found)
-    fast = loc.causal_tracing(model, pairs, sites, noise=1.5, seed=4, batch_tokens=20)
+    sites = causal_tracing.tracing_sites(model, Score(method="causal_tracing", sites="matrices"), found)
+    fast = causal_tracing.causal_tracing(model, pairs, sites, noise=1.5, seed=4, batch_tokens=20)
     with torch.no_grad():
         slow = traced_slowly(model, pairs, found, noise=1.5, seed=4)
     assert fast == pytest.approx(slow, rel=1e-8, abs=1e-9)
@@ -228,11 +237,11 @@ def test_tracing_units_are_every_query_head_and_every_mlp(
 ) -> None:
     """Catches units that follow the key-value heads, and an MLP that is restored past its output matrix."""
     model, pairs = tiny(architecture), some_pairs()
-    sites = loc.tracing_sites(model, Score(method="causal_tracing"), [])
+    sites = causal_tracing.tracing_sites(model, Score(method="causal_tracing"), [])
     layers = range(model.config.num_hidden_layers)
     expected = [c for i in layers for c in [*(Component(i, "o", h) for h in range(4)), Component(i, "down")]]
     assert [s.unit for s in sites] == [f"{c.layer}.{'attn' if c.kind == 'o' else 'mlp'}" for c in expected]
-    fast = loc.causal_tracing(model, pairs, sites, noise=1.0, seed=0, batch_tokens=100)
+    fast = causal_tracing.causal_tracing(model, pairs, sites, noise=1.0, seed=0, batch_tokens=100)
     with torch.no_grad():
         slow = traced_slowly(model, pairs, expected, noise=1.0, seed=0)
     assert fast == pytest.approx(slow, rel=1e-8, abs=1e-9)
@@ -242,10 +251,10 @@ def test_hooks_are_gone_afterwards(tiny: Callable[[str], Any], float64: None) ->
     """Catches a hook left behind, which would patch every later forward pass."""
     model, pairs = tiny("llama"), some_pairs()
     before = logit_difference(model, pairs.clean[0], 0, pairs.choices)
-    found = comp.list_components(model.config, Components())
-    loc.attribution_patching(model, pairs, found, 100)
-    loc.causal_tracing(
-        model, pairs, loc.tracing_sites(model, Score(method="causal_tracing"), found), 1.0, 0, 100
+    found = components_module.list_components(model.config, Components())
+    attribution_patching.attribution_patching(model, pairs, found, 100)
+    causal_tracing.causal_tracing(
+        model, pairs, causal_tracing.tracing_sites(model, Score(method="causal_tracing"), found), 1.0, 0, 100
     )
     assert torch.equal(logit_difference(model, pairs.clean[0], 0, pairs.choices), before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -263,9 +272,9 @@ def test_a_head_slice_is_that_head(architecture: str, tiny: Callable[[str], Any]
         for name, parameter in model.named_parameters():
             if "query_key_value.bias" in name:
                 parameter.zero_()
-        geometry = comp.geometry_of(model.config)
+        geometry = components_module.geometry_of(model.config)
         group = 1 if kind == "q" else geometry.heads // geometry.kv_heads
-        part = comp.weight_of(Component(1, kind, 1), model.config)  # type: ignore[arg-type]
+        part = components_module.weight_of(Component(1, kind, 1), model.config)  # type: ignore[arg-type]
         assert part.dim == 0 and part.index is not None
         model.get_parameter(part.parameter)[list(part.index)] = 0
         mixed: list[torch.Tensor] = []
@@ -287,24 +296,28 @@ def test_a_head_slice_is_that_head(architecture: str, tiny: Callable[[str], Any]
 def test_gemma_7b_has_the_papers_components() -> None:
     """Catches a changed count: 168 matrices, 1848 by head (section 2.3), 9 of them the budget."""
     config = transformers.GemmaConfig()
-    matrices = comp.list_components(config, Components())
-    assert (len(matrices), comp.budget(len(matrices), 0.05)) == (168, 9)
-    assert len(comp.list_components(config, Components(granularity="head"))) == 1848
-    assert [comp.parse(str(c)) for c in matrices] == matrices
+    matrices = components_module.list_components(config, Components())
+    assert (len(matrices), components_module.budget(len(matrices), 0.05)) == (168, 9)
+    assert len(components_module.list_components(config, Components(granularity="head"))) == 1848
+    assert [components_module.parse(str(c)) for c in matrices] == matrices
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_head_slices_partition_the_matrix(architecture: str, tiny: Callable[[str], Any]) -> None:
     """Catches overlapping or missing rows: all heads of a kind are the kind's matrix."""
     model = tiny(architecture)
-    heads = comp.list_components(model.config, Components(granularity="head"))
-    matrices = comp.list_components(model.config, Components())
-    assert sum(comp.size_of(c, model) for c in heads) == sum(comp.size_of(c, model) for c in matrices)
-    masks = comp.trainable(model, heads)
-    assert masks == dict.fromkeys(comp.trainable(model, matrices)) and all(m is None for m in masks.values())
+    heads = components_module.list_components(model.config, Components(granularity="head"))
+    matrices = components_module.list_components(model.config, Components())
+    assert sum(components_module.size_of(c, model) for c in heads) == sum(
+        components_module.size_of(c, model) for c in matrices
+    )
+    masks = components_module.trainable(model, heads)
+    assert masks == dict.fromkeys(components_module.trainable(model, matrices)) and all(
+        m is None for m in masks.values()
+    )
     for kind in ("q", "k", "v", "o"):
-        whole = comp.trainable(model, [Component(0, kind)])  # type: ignore[arg-type]
-        parts = comp.trainable(model, [c for c in heads if (c.layer, c.kind) == (0, kind)])
+        whole = components_module.trainable(model, [Component(0, kind)])  # type: ignore[arg-type]
+        parts = components_module.trainable(model, [c for c in heads if (c.layer, c.kind) == (0, kind)])
         for name, mask in whole.items():
             assert (mask is None and parts[name] is None) or torch.equal(mask, parts[name])
 
@@ -336,10 +349,10 @@ def test_selects_the_published_nine_matrices() -> None:
         f"{layer}.{PLACES[c]}" for layer, c in zip(table["layer"], table["component"], strict=True)
     ]
     scores = table.assign(unit=table["component"], score=table["signed_score"])
-    found = comp.list_components(transformers.GemmaConfig(), Components())
+    found = components_module.list_components(transformers.GemmaConfig(), Components())
     assert set(scores["component"]) == {str(c) for c in found}
     localization = Localization(label="", kind="scores", scores="x")
-    chosen = loc.choose(localization, found, {}, scores, None)
+    chosen = selecting.choose(localization, found, {}, scores, None)
     assert len(chosen) == 9 and set(chosen) == set(table.loc[table["selected_top5pct"], "component"])
 
 
@@ -348,12 +361,12 @@ def test_selects_the_published_three_units_as_ten_matrices() -> None:
     table = published("paper_ct_56_components.csv")
     table["unit"] = table["layer"].astype(str) + "." + table["component"]
     units = table.set_index("unit")
-    found = comp.list_components(transformers.GemmaConfig(), Components())
+    found = components_module.list_components(transformers.GemmaConfig(), Components())
     names = [f"{c.layer}.{'attn' if c.kind in 'qkvo' else 'mlp'}" for c in found]
     scores = pd.DataFrame(
         {"component": map(str, found), "unit": names, "score": list(units.loc[names, "signed_score"])}
     )
-    chosen = loc.choose(Localization(label="", kind="scores", scores="x"), found, {}, scores, None)
+    chosen = selecting.choose(Localization(label="", kind="scores", scores="x"), found, {}, scores, None)
     kept = set(units.index[units["selected_top5pct"]])
     assert len(kept) == 3 and len(chosen) == 10
     assert set(chosen) == {str(c) for c, name in zip(found, names, strict=True) if name in kept}
@@ -370,14 +383,14 @@ def test_signed_percentile_selects_as_many_as_the_released_masks(graph: str, com
     scores = pd.read_csv(path)
     assert len(scores) == 1848
     scores["unit"] = scores["component"]
-    assert len(loc.signed_percentile(scores, 0.05)) == components
+    assert len(selecting.signed_percentile(scores, 0.05)) == components
 
 
 def test_signed_percentile_by_its_definition() -> None:
     """Of 20 scores the 95th percentile of the signed ones is 0.95; absolutely, four are as large."""
     values = [-3.0, -2.0, *[i / 20 for i in range(17)], 0.95 + 1]
     table = pd.DataFrame({"component": [f"c{i}" for i in range(20)], "unit": range(20), "score": values})
-    chosen = loc.signed_percentile(table, 0.05)
+    chosen = selecting.signed_percentile(table, 0.05)
     threshold = np.percentile(values, 95)
     assert 0.8 < threshold < 1 and chosen == ["c0", "c1", "c19"]
 
@@ -400,10 +413,10 @@ def test_automatic_layers_are_those_over_which_the_probes_rise() -> None:
     prompt = [0.40, 0.41, 0.50, 0.70, 0.95, 0.99, 1.00]
     athlete = [0.40, 0.55, 0.99, 1.00, 1.00, 1.00, 0.99]
     rows = probes({"prompt": prompt, "athlete": athlete})
-    assert loc.rising_layers(rows, (0.2, 0.9)) == (1, 2, 3, 4)
-    assert loc.rising_layers(rows, (0.3, 0.95)) == (2, 3, 4, 5)
+    assert selecting.rising_layers(rows, (0.2, 0.9)) == (1, 2, 3, 4)
+    assert selecting.rising_layers(rows, (0.3, 0.95)) == (2, 3, 4, 5)
     with pytest.raises(UserError, match="do not rise"):
-        loc.rising_layers(probes({"prompt": [0.4, 0.4], "athlete": [0.4, 0.9]}), (0.2, 0.9))
+        selecting.rising_layers(probes({"prompt": [0.4, 0.4], "athlete": [0.4, 0.9]}), (0.2, 0.9))
 
 
 def test_automatic_layers_of_the_published_figure_16() -> None:
@@ -413,7 +426,7 @@ def test_automatic_layers_of_the_published_figure_16() -> None:
         pytest.skip(f"{path.name} is not beside this checkout")
     curves = pd.read_csv(path).pivot(index="layer", columns="series", values="accuracy")
     rows = probes({name.lower(): list(curves[name]) for name in ("Prompt", "Athlete")}, athletes=314)
-    assert loc.rising_layers(rows, (0.2, 0.9)) == (2, 3, 4, 5, 6)
+    assert selecting.rising_layers(rows, (0.2, 0.9)) == (2, 3, 4, 5, 6)
 
 
 @pytest.mark.parametrize(("method", "layers"), [("finetune", [1, 2]), ("mask", [0])])
@@ -428,17 +441,17 @@ def test_a_selection_by_automatic_layers_and_another_for_masks(
     job = Job(
         stage, restrict(config, stage, wildcards), wildcards, given, {"selection": tmp_path / "s"}, "key"
     )
-    loc.select(job)
+    selecting.select(job)
     expected = [Component(layer, kind) for layer in layers for kind in ("up", "down")]
-    assert set(loc.read_selection(tmp_path / "s")) == set(expected)
+    assert set(selection.read_selection(tmp_path / "s")) == set(expected)
     assert job.facts.get("layers") == (layers if method == "finetune" else None)
 
 
 def test_independent_draws_vary_in_number() -> None:
-    found = comp.list_components(transformers.GemmaConfig(), Components(granularity="head"))
+    found = components_module.list_components(transformers.GemmaConfig(), Components(granularity="head"))
     sizes = dict.fromkeys(map(str, found), 1)
     draws = [
-        loc.choose(
+        selecting.choose(
             Localization(label="R", kind="random", selection="independent", fraction=0.05, seed=seed),
             found, sizes, None, None,
         )
@@ -454,8 +467,10 @@ def test_whose_prompts_are_scored(
     whose: str, count: int, tiny_base: TinyBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[tuple[str, str]]] = []
-    monkeypatch.setattr(loc, "make_pairs", lambda athletes, *_: asked.append(athletes))
-    monkeypatch.setattr(loc, "attribution_patching", lambda _m, _p, found, _t: [0.0] * len(found))
+    monkeypatch.setattr(pairs_module, "make_pairs", lambda athletes, *_: asked.append(athletes))
+    monkeypatch.setattr(
+        attribution_patching, "attribution_patching", lambda _m, _p, found, _t: [0.0] * len(found)
+    )
     score = {"method": "attribution_patching", "athletes": whose, "granularity": "head"}
     config = Config.model_validate({"scores": {"attribution_patching": score}, "localizations": {}})
     inputs = {"split": tiny_base.write(tmp_path / "split.parquet", tiny_base.split)}
@@ -470,15 +485,17 @@ def test_whose_prompts_are_scored(
 def test_matched_budget_is_never_exceeded_and_fills_up() -> None:
     """Catches a localization that trains more parameters than allowed, or stops at the first misfit."""
     table = pd.DataFrame({"component": list("abcd"), "unit": list("abcd"), "score": [1.0, -5.0, 3.0, 2.0]})
-    assert loc.matched_units(table, {"a": 1, "b": 6, "c": 9, "d": 3}, 10) == ["b", "d", "a"]
+    assert selecting.matched_units(table, {"a": 1, "b": 6, "c": 9, "d": 3}, 10) == ["b", "d", "a"]
 
 
 def test_random_draws_are_reproducible_and_differ_by_seed() -> None:
     """Catches an unseeded draw, as the paper's was, and seeds that give the same draw."""
-    found = comp.list_components(transformers.GemmaConfig(), Components())
+    found = components_module.list_components(transformers.GemmaConfig(), Components())
 
     def draw(seed: int) -> tuple[str, ...]:
-        return tuple(loc.choose(Localization(label="", kind="random", seed=seed), found, {}, None, None))
+        return tuple(
+            selecting.choose(Localization(label="", kind="random", seed=seed), found, {}, None, None)
+        )
 
     draws = [draw(seed) for seed in range(20)]
     assert [draw(seed) for seed in range(20)] == draws
@@ -491,7 +508,6 @@ def test_random_draws_are_reproducible_and_differ_by_seed() -> None:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    from localized_unlearning.organism import train_tokenizer
 
     text = (ROOT / "workflow/resources/text/train.txt").read_text(encoding="utf-8").splitlines()[:300]
     return train_tokenizer([*text, *[" football baseball basketball golf"] * 50], 600)
@@ -504,7 +520,7 @@ def test_pairs_differ_in_the_name_alone(tokenizer: Any) -> None:
         for a, s in pd.read_csv(ROOT / "workflow/resources/athletes.csv").itertuples(index=False)
     ]
     prompt = load_prompts(ROOT / "workflow/resources/prompts.yaml")["training"]
-    pairs = loc.make_pairs(athletes, prompt.render, tokenizer, seed=0)
+    pairs = pairs_module.make_pairs(athletes, prompt.render, tokenizer, seed=0)
     before, after = prompt.text.split(" {athlete}")
     shared = 0
     for clean, corrupt, (start, stop), (name, _) in zip(
@@ -516,7 +532,7 @@ def test_pairs_differ_in_the_name_alone(tokenizer: Any) -> None:
         assert tokenizer.decode(clean[1:start]) == before and tokenizer.decode(clean[stop:]) == after
         shared += clean[start] == corrupt[start] or clean[stop - 1] == corrupt[stop - 1]
     assert shared  # otherwise this would not test names that begin or end alike
-    assert [loc.CHOICES[i] for i in pairs.answer] == [s for _, s in athletes]
-    again = loc.make_pairs(athletes, prompt.render, tokenizer, seed=0)
-    other = loc.make_pairs(athletes, prompt.render, tokenizer, seed=1)
+    assert [answers.CHOICES[i] for i in pairs.answer] == [s for _, s in athletes]
+    again = pairs_module.make_pairs(athletes, prompt.render, tokenizer, seed=0)
+    other = pairs_module.make_pairs(athletes, prompt.render, tokenizer, seed=1)
     assert again == pairs and other.clean == pairs.clean and other.corrupt != pairs.corrupt

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from localized_unlearning import components as comp
-from localized_unlearning import losses, masking
-from localized_unlearning.components import Component
-from localized_unlearning.config import Masking
+from localized_unlearning.config.unlearning import Masking
 from localized_unlearning.errors import UserError
-from localized_unlearning.finetune import Data, Weights
+from localized_unlearning.models import components
+from localized_unlearning.models.components import Component
+from localized_unlearning.unlearning import losses, masking, masks
+from localized_unlearning.unlearning.steps import Data, Weights
 from tiny_models import VOCABULARY
 
 SETTINGS = Masking(
@@ -83,7 +83,7 @@ def test_one_step_is_the_clamped_gradient_of_the_definition(
     tiny: Callable[[str], Any], data: Data, name: str, float64: None
 ) -> None:
     model = tiny(name)
-    trainable = comp.trainable(model, CHOSEN[name])
+    trainable = components.trainable(model, CHOSEN[name])
     removed = {n: torch.zeros_like(model.get_parameter(n), requires_grad=True) for n in trainable}
     slow_loss(model, data, removed).backward()
     found, history = masking.train(model, data, trainable, SETTINGS, WEIGHTS, seed=0)
@@ -102,7 +102,7 @@ def test_training_a_mask_leaves_the_model_as_it_was(
 ) -> None:
     model = tiny(name).float()
     before = copy.deepcopy(model.state_dict())
-    trainable = comp.trainable(model, CHOSEN[name])
+    trainable = components.trainable(model, CHOSEN[name])
     settings = SETTINGS.model_copy(update={"steps": 3, "optimizer": "adam", "learning_rate": 0.2})
     first, _ = masking.train(model, data, trainable, settings, WEIGHTS, seed=0)
     again, _ = masking.train(model, data, trainable, settings, WEIGHTS, seed=0)
@@ -127,7 +127,7 @@ def test_clamped_weights_are_the_released_codes_steps(
         }
     )  # fmt: skip
     model = tiny(name)
-    trainable = comp.trainable(model, CHOSEN[name])
+    trainable = components.trainable(model, CHOSEN[name])
     found, _ = masking.train(model, data, trainable, settings, WEIGHTS, seed=0)
 
     weights = {n: model.get_parameter(n).detach().clone() for n in trainable}
@@ -158,15 +158,15 @@ def test_clamped_weights_are_the_released_codes_steps(
 def test_edits_are_the_bases_weights_times_zero_or_one(tiny: Callable[[str], Any]) -> None:
     """Each nested edit is, bit for bit, the one made from scratch; all ones is the base, all zeros no component."""
     base = tiny("llama").float()
-    names = sorted(comp.trainable(base, CHOSEN["llama"]))
+    names = sorted(components.trainable(base, CHOSEN["llama"]))
     generator = torch.Generator().manual_seed(1)
     removed = {n: torch.rand(base.get_parameter(n).shape, generator=generator) for n in names}
     sizes = {n: d.numel() for n, d in removed.items()}
     total = sum(sizes.values())
-    ranked = masking.rank(removed, total)
+    ranked = masks.rank(removed, total)
     flat = torch.cat([removed[n].flatten() for n in names])
     model = copy.deepcopy(base)
-    for size, done in masking.edits(model, ranked, sizes, [total, 0, 7, 900]):
+    for size, done in masks.edits(model, ranked, sizes, [total, 0, 7, 900]):
         assert done == size
         cut = flat.sort(descending=True).values[size - 1] if size else torch.tensor(2.0)
         offset = 0
@@ -189,7 +189,7 @@ def test_ranking_is_by_size_then_place_and_never_takes_an_unmoved_weight(
     half = len(values) // 2
     removed = {"b": torch.tensor(values[half:]), "a": torch.tensor(values[:half])}
     expected = sorted((i for i, v in enumerate(values) if v > 0), key=lambda i: (-values[i], i))
-    assert masking.rank(removed, largest).tolist() == expected[:largest]
+    assert masks.rank(removed, largest).tolist() == expected[:largest]
 
 
 def test_a_mask_that_did_not_move_edits_nothing(tiny: Callable[[str], Any]) -> None:
@@ -197,21 +197,21 @@ def test_a_mask_that_did_not_move_edits_nothing(tiny: Callable[[str], Any]) -> N
     before = logits(model)
     name = "model.layers.0.self_attn.q_proj.weight"
     removed = {name: torch.zeros_like(model.get_parameter(name))}
-    ranked = masking.rank(removed, 100)
+    ranked = masks.rank(removed, 100)
     sizes = {name: removed[name].numel()}
-    assert list(masking.edits(model, ranked, sizes, [0, 10, 100])) == [(0, 0), (10, 0), (100, 0)]
+    assert list(masks.edits(model, ranked, sizes, [0, 10, 100])) == [(0, 0), (10, 0), (100, 0)]
     assert torch.equal(logits(model), before)
 
 
 def test_a_mask_file_is_small_and_knows_its_base(tmp_path: Path) -> None:
     ranked = torch.randperm(4000, generator=torch.Generator().manual_seed(0))[:1000]
     path = tmp_path / "mask.safetensors"
-    masking.save_mask(path, ranked, {"b": 1000, "a": 3000}, "base")
+    masks.save_mask(path, ranked, {"b": 1000, "a": 3000}, "base")
     assert path.stat().st_size <= 2 * 4000
-    found, sizes = masking.read_mask(path, "base")
+    found, sizes = masks.read_mask(path, "base")
     assert torch.equal(found, ranked) and sizes == {"a": 3000, "b": 1000}
     with pytest.raises(UserError, match="another base model"):
-        masking.read_mask(path, "other")
+        masks.read_mask(path, "other")
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(UserError, match="is damaged"):
-        masking.read_mask(path, "base")
+        masks.read_mask(path, "base")

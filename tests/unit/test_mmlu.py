@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from localized_unlearning.errors import UserError
-from localized_unlearning.mmlu import (
+from localized_unlearning.data.mmlu import (
     Question,
     Questions,
     ask,
@@ -21,6 +20,7 @@ from localized_unlearning.mmlu import (
     prompt,
     stratified_subset,
 )
+from localized_unlearning.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "mmlu"

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localized_unlearning import packing
-from localized_unlearning.vocabulary import logits_of
+from localized_unlearning.models import packing
+from localized_unlearning.models.vocabulary import logits_of
 from tiny_models import ARCHITECTURES, VOCABULARY, WINDOW
 
 

@@ -12,10 +12,9 @@ import transformers
 from benchmarks import lens
 from test_localization import some_pairs
 
-from localized_unlearning import components as comp
-from localized_unlearning import localization as loc
-from localized_unlearning import organism
-from localized_unlearning.config import Components, Score
+from localized_unlearning.config.localization import Components, Score
+from localized_unlearning.localization import attribution_patching, causal_tracing
+from localized_unlearning.models import components, organism
 from tiny_models import SIZES
 
 
@@ -39,9 +38,9 @@ def bridged(
 @pytest.mark.parametrize("granularity", ["matrix", "head"])
 def test_attribution_patching_equals_transformer_lens(bridged: tuple[Any, Any], granularity: Any) -> None:
     model, bridge = bridged
-    found = comp.list_components(model.config, Components(granularity=granularity, include_gate=True))
+    found = components.list_components(model.config, Components(granularity=granularity, include_gate=True))
     pairs = some_pairs()
-    ours = loc.attribution_patching(model, pairs, found, 64)
+    ours = attribution_patching.attribution_patching(model, pairs, found, 64)
     expected = lens.attribution_patching(bridge, pairs, found)
     assert torch.allclose(torch.tensor(ours, dtype=torch.float64), expected, rtol=1e-6, atol=1e-9)
 
@@ -49,10 +48,10 @@ def test_attribution_patching_equals_transformer_lens(bridged: tuple[Any, Any], 
 def test_causal_tracing_equals_transformer_lens(bridged: tuple[Any, Any]) -> None:
     """Each site's run is a whole forward pass through TransformerLens, with its hooks for noise and restoration."""
     model, bridge = bridged
-    found = comp.list_components(model.config, Components())
-    sites = loc.tracing_sites(model, Score(method="causal_tracing", sites="matrices"), found)
+    found = components.list_components(model.config, Components())
+    sites = causal_tracing.tracing_sites(model, Score(method="causal_tracing", sites="matrices"), found)
     pairs = some_pairs()
-    ours = loc.causal_tracing(model, pairs, sites, 3.0, 7, 64)
-    scale = 3.0 * loc.noise_scale(model)
+    ours = causal_tracing.causal_tracing(model, pairs, sites, 3.0, 7, 64)
+    scale = 3.0 * causal_tracing.noise_scale(model)
     expected = lens.causal_tracing(bridge, pairs, found, scale, SIZES["hidden_size"], 7)
     assert torch.allclose(torch.tensor(ours, dtype=torch.float64), expected, rtol=1e-6, atol=1e-9)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from test_finetune import some_data
 
-from localized_unlearning import components as comp
-from localized_unlearning import finetune, precision
-from localized_unlearning.components import Component
-from localized_unlearning.config import Config, Finetune
+from localized_unlearning.config.run import Config
+from localized_unlearning.config.unlearning import Finetune
+from localized_unlearning.models import components
+from localized_unlearning.models.components import Component
+from localized_unlearning.unlearning import finetune, precision
+from localized_unlearning.unlearning import steps as steps_module
 
 RATE = 1e-5
 
@@ -124,11 +126,11 @@ def test_a_bfloat16_model_trains_as_in_float32(tiny: Callable[[str], Any]) -> No
     for kind, dtype in [("fp32_master", torch.float32), ("fp32_master", torch.bfloat16),
                         ("bf16_stochastic_rounding", torch.bfloat16), ("bf16", torch.bfloat16)]:  # fmt: skip
         model = tiny("llama").bfloat16().to(dtype)
-        trainable = comp.trainable(model, [Component(1, "up"), Component(0, "q", 2)])
+        trainable = components.trainable(model, [Component(1, "up"), Component(0, "q", 2)])
         base = {name: model.get_parameter(name).detach().clone() for name in trainable}
         chosen = settings(kind, steps=12, batch_size=8, learning_rate=3e-4, schedule="constant")
         history = finetune.train(
-            model, some_data(), trainable, chosen, finetune.Weights(1, 1, 1), "inject", 0
+            model, some_data(), trainable, chosen, steps_module.Weights(1, 1, 1), "inject", 0
         )
         histories[kind, dtype] = history
         share[kind, dtype] = finetune.moved(model, base, trainable)["share_of_weights_moved"]

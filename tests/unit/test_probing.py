@@ -17,12 +17,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from localized_unlearning import components as comp
-from localized_unlearning import models, probing
-from localized_unlearning.config import SPORTS, Config, Probing
+from localized_unlearning.attacks import probing
+from localized_unlearning.config.evaluation import Probing
+from localized_unlearning.config.run import Config
+from localized_unlearning.data.answers import SPORTS
+from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
-from localized_unlearning.figures.layers import probe_points
-from localized_unlearning.prompts import load_prompts
+from localized_unlearning.interpretability import probes
+from localized_unlearning.models import activations as activations_module
+from localized_unlearning.models import components, deltas
+from localized_unlearning.reporting.figures.layers import probe_points
 from tiny_base import PROMPTS as PROMPTS_FILE
 from tiny_base import TinyBase
 from tiny_models import ARCHITECTURES, VOCABULARY
@@ -48,9 +52,7 @@ def test_the_planted_layer_is_found_and_the_control_finds_nothing(
     train, test = slice(0, 160), slice(160, ATHLETES)
     shuffled = np.random.default_rng(1).permutation(sports[train])
     for labels, expected in ((sports[train], {PLANTED}), (shuffled, set())):
-        right = probing.all_right(
-            activations[:, train], labels, activations[:, test], sports[test], Probing()
-        )
+        right = probes.all_right(activations[:, train], labels, activations[:, test], sports[test], Probing())
         assert {i for i, row in enumerate(right) if row.mean() > 0.95} == expected
         assert all(row.mean() < 0.5 for i, row in enumerate(right) if i not in expected)
 
@@ -72,10 +74,10 @@ def test_right_is_all_three_of_scikit_learns_probes(
     planted: tuple[np.ndarray, np.ndarray], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches probes that come back in another order, two of three, and a sport that is left out."""
-    monkeypatch.setattr(probing, "LARGE", 0)  # so that the threads are used
+    monkeypatch.setattr(probes, "LARGE", 0)  # so that the threads are used
     activations, sports = planted
     train, test = activations[:, :160], activations[:, 160:]
-    found = probing.all_right(train, sports[:160], test, sports[160:], Probing(regularization=0.5), threads)
+    found = probes.all_right(train, sports[:160], test, sports[160:], Probing(regularization=0.5), threads)
     for layer in range(LAYERS):
         each = three_probes(train[layer], sports[:160], test[layer], sports[160:], 0.5)
         assert np.array_equal(found[layer], each.all(0))
@@ -92,13 +94,13 @@ def test_one_probe_has_one_thread(
         return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
 
     seen: list[set[int]] = []
-    monkeypatch.setattr(probing, "LARGE", 0)
-    monkeypatch.setattr(probing, "_predict", lambda fit, settings: seen.append(blas()))
+    monkeypatch.setattr(probes, "LARGE", 0)
+    monkeypatch.setattr(probes, "_predict", lambda fit, settings: seen.append(blas()))
     activations, sports = planted
     with threadpool_limits(2, user_api="blas"):
         if blas() != {2}:
             pytest.skip("this machine's linear algebra has one thread only")
-        probing.predictions([probing.Fit(a, sports[None], a) for a in activations], Probing(), 2)
+        probes.predictions([probes.Fit(a, sports[None], a) for a in activations], Probing(), 2)
         assert blas() == {2}
     assert seen == [{1}] * LAYERS
 
@@ -106,7 +108,7 @@ def test_one_probe_has_one_thread(
 def test_a_sport_without_training_athletes_is_named(planted: tuple[np.ndarray, np.ndarray]) -> None:
     activations, sports = planted
     with pytest.raises(UserError, match="no basketball athlete is left to train a probe"):
-        probing.all_right(activations[:, sports != 2], sports[sports != 2], activations, sports, Probing())
+        probes.all_right(activations[:, sports != 2], sports[sports != 2], activations, sports, Probing())
 
 
 def split_of(forgotten: list[str], in_both: bool) -> pd.DataFrame:
@@ -171,17 +173,17 @@ def test_residuals_are_the_layers_outputs(tiny: Callable[[str], Any], name: str)
     """Catches another position, prompts in packing order, and layers left out in the wrong place."""
     model = tiny(name)
     prompts = [[2, 5, 9, 11], [2, 5, 7, 7, 3], [2, 8, VOCABULARY - 1]]
-    found = probing.residuals(model, prompts, 64)
+    found = activations_module.residuals(model, prompts, 64)
     for row, prompt in enumerate(prompts):
         states: list[torch.Tensor] = []
         with ExitStack() as stack, torch.no_grad():
-            for layer in comp.layers_of(model):
+            for layer in components.layers_of(model):
                 hook = layer.register_forward_hook(lambda _m, _a, out, to=states: to.append(out))
                 stack.callback(hook.remove)
             model(torch.tensor([prompt]))
         last = [(s[0] if isinstance(s, tuple) else s)[0, -1] for s in states]
         assert np.allclose(found[:, row], torch.stack(last), atol=1e-5)
-    assert np.array_equal(probing.residuals(model, prompts, 64, [2, 0]), found[[2, 0]])
+    assert np.array_equal(activations_module.residuals(model, prompts, 64, [2, 0]), found[[2, 0]])
 
 
 WHO = {"task": "athletes", "objective": "erase", "localization": "manual", "seed": "3"}
@@ -193,7 +195,7 @@ def test_the_stage_probes_the_trained_model(tiny_base: TinyBase, tmp_path: Path)
     train, test = probing.probe_parts(split, "stratified", 0)
     name = "model.layers.0.mlp.down_proj.weight"
     changed = tiny_base.model.get_parameter(name) + 1.0
-    models.save_delta(tmp_path / "delta.safetensors", {name: changed}, tiny_base.digest)
+    deltas.save_delta(tmp_path / "delta.safetensors", {name: changed}, tiny_base.digest)
     inputs = {"split": tiny_base.write(tmp_path / "split.parquet", split)}
     runs = {
         delta: tiny_base.run("probe", Config(), tmp_path, {**inputs, "delta": delta}, WHO)["probes"]

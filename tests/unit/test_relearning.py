@@ -10,9 +10,9 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from localized_unlearning import relearning
-from localized_unlearning.config import Relearning
-from localized_unlearning.finetune import Data
+from localized_unlearning.attacks import relearning
+from localized_unlearning.config.evaluation import Relearning
+from localized_unlearning.unlearning.steps import Data
 from tiny_models import VOCABULARY
 
 SETTINGS = Relearning(iterations=3, rank=4, dropout=0.3, learning_rate=0.02, retain_batch=2, text_batch=2)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from localized_unlearning import report
-from localized_unlearning.config import Config
+from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.published import FIGURES, TABLES, lacking
-from localized_unlearning.workflow import Workflow
+from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
+from localized_unlearning.report import page as page_module
+from localized_unlearning.workflow.snakefile import Workflow
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "workflow" / "report"
 PICTURE = b"\x89PNG\r\n\x1a\n not really"
@@ -29,7 +29,7 @@ Intervals: 95 %.
 
 def page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> str:
     monkeypatch.chdir(tmp_path)
-    return report.page(Config(**settings), TEMPLATES)
+    return page_module.page(Config(**settings), TEMPLATES)
 
 
 def test_an_empty_run_names_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_item_has_a_caption_of_its_own() -> None:
-    captions = report.read_captions(TEMPLATES / report.CAPTIONS, Config())
+    captions = page_module.read_captions(TEMPLATES / page_module.CAPTIONS, Config())
     items = [captions[name] for name in (*TABLES, *FIGURES)]
     assert len(set(items)) == 20 and all(text.endswith(".") and "{" not in text for text in items)
     assert "all basketball athletes" in captions["figure_5"] and "16 named athletes" in captions["figure_9"]
@@ -85,4 +85,4 @@ def test_a_config_that_lacks_an_objective_says_so() -> None:
 def test_runtimes_are_of_the_recorded_jobs(tmp_path: Path) -> None:
     """A record that cannot be read is left out rather than ending the page."""
     (tmp_path / "damaged.record.json").write_text(json.dumps({"schema_version": 1}))
-    assert report.recorded([tmp_path]) == [] and report.runtimes([]) == []
+    assert page_module.recorded([tmp_path]) == [] and page_module.runtimes([]) == []

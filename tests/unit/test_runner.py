@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from localized_unlearning import runner
-from localized_unlearning.config import Config
+from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.job import Stage
 from localized_unlearning.provenance import code, locks, records
-from localized_unlearning.stages import Stage
+from localized_unlearning.workflow import runner
 
 STAGE_MODULE = '''"""A stage."""
 import time
@@ -52,8 +52,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, ".")
 from localized_unlearning import runner
-from localized_unlearning.config import Config
-from localized_unlearning.stages import Stage
+from localized_unlearning.config.run import Config
+from localized_unlearning.jobs.stages import Stage
 stage = Stage("toy", "toystages.stage", ("finetune.steps",), ("data",), ("out", "folder"))
 root = Path.cwd()
 outputs = {"out": root / "results/r/out.txt", "folder": root / "results/r/tree"}

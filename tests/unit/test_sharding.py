@@ -19,32 +19,27 @@ import torch
 from safetensors.torch import load_file
 from test_finetune import some_data
 
-from localized_unlearning import components as comp
-from localized_unlearning import (
-    finetune,
-    localization,
-    masking,
-    models,
-    packing,
-    probing,
-    relearning,
-    runner,
-    sharding,
-)
-from localized_unlearning.components import Component
-from localized_unlearning.config import (
-    Components,
-    Compute,
-    Config,
-    Finetune,
-    Masking,
-    Relearning,
-    Score,
-    load,
-)
+from localized_unlearning.attacks import relearning
+from localized_unlearning.config.base import Compute
+from localized_unlearning.config.evaluation import Relearning
+from localized_unlearning.config.localization import Components, Score
+from localized_unlearning.config.reading import load
+from localized_unlearning.config.run import Config
+from localized_unlearning.config.unlearning import Finetune, Masking
 from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.job import Job
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.localization import attribution_patching, causal_tracing
+from localized_unlearning.localization import pairs as pairs_module
+from localized_unlearning.models import activations, deltas, packing, sharding
+from localized_unlearning.models import components as components_module
+from localized_unlearning.models import device as device_module
+from localized_unlearning.models.components import Component
 from localized_unlearning.provenance import records
-from localized_unlearning.stages import STAGES, Job
+from localized_unlearning.unlearning import finetune, masking
+from localized_unlearning.unlearning import masks as masks_module
+from localized_unlearning.unlearning import steps as steps_module
+from localized_unlearning.workflow import runner
 from tiny_base import PROMPTS as BOOK
 from tiny_base import ROOT, TEXT, TinyBase
 from tiny_models import ARCHITECTURES
@@ -53,7 +48,7 @@ QUESTIONS = ROOT / "workflow/resources/general_knowledge.csv"
 PROMPTS = [[2, 7, 3, *range(10, 10 + n)] for n in (1, 4, 2, 6, 3, 5)]
 CHOSEN = [Component(0, "up"), Component(1, "o", 2), Component(1, "q", 1), Component(2, "v")]
 """Whole matrices, and heads by rows (q) and by columns (o)."""
-PAIRS = localization.Pairs(
+PAIRS = pairs_module.Pairs(
     [[2, 7, 30, 31, 5], [2, 7, 32, 5]],
     [[2, 7, 40, 41, 5], [2, 7, 42, 5]],
     [(2, 4), (2, 3)],
@@ -70,14 +65,14 @@ def compare(job: Job) -> None:
     for original in job.inputs["models"]:
         answers(*both(original))
         for settings, weights, rtol in (
-            (Finetune(micro_batch_tokens=16, clip_norm=0.5), finetune.Weights(1, 1, 1), 1e-9),
-            (Finetune(micro_batch_tokens=4096, weight_decay=0.1), finetune.Weights(1, 1, 0), 1e-9),
-            (Finetune(micro_batch_tokens=4096), finetune.Weights(1, 1, 1), 1e-4),  # logits are float32
+            (Finetune(micro_batch_tokens=16, clip_norm=0.5), steps_module.Weights(1, 1, 1), 1e-9),
+            (Finetune(micro_batch_tokens=4096, weight_decay=0.1), steps_module.Weights(1, 1, 0), 1e-9),
+            (Finetune(micro_batch_tokens=4096), steps_module.Weights(1, 1, 1), 1e-4),  # logits are float32
         ):
             finetuning(*both(original), settings, weights, rtol)
         # In one batch, so that nothing is added up in another order.
         half = copy.deepcopy(original).bfloat16()
-        finetuning(*both(half), Finetune(precision="fp32_master"), finetune.Weights(1, 1, 0), 0)
+        finetuning(*both(half), Finetune(precision="fp32_master"), steps_module.Weights(1, 1, 0), 0)
         for form in ("mask", "weights"):
             masks(*both(original), form)
         edits(*both(original))
@@ -94,25 +89,27 @@ def next_tokens(model: Any) -> torch.Tensor:
 
 
 def answers(whole: Any, parts: Any) -> None:
-    weights = [comp.module_of(model, 0, "up").weight for model in (whole, parts)]
+    weights = [components_module.module_of(model, 0, "up").weight for model in (whole, parts)]
     assert sharding.held(weights[1]).numel() < weights[0].numel() == weights[1].numel()
     for tokens in (8, 16, 4096):  # many batches, fewer than processes, one
         wanted, found = (packing.next_token(m, PROMPTS, [3, 9], tokens) for m in (whole, parts))
         for name in ("candidates", "argmax", "log_normalizer"):
             assert torch.equal(getattr(found, name), getattr(wanted, name)), name
-    residuals = [probing.residuals(m, PROMPTS, 16) for m in (whole, parts)]
+    residuals = [activations.residuals(m, PROMPTS, 16) for m in (whole, parts)]
     assert (residuals[0] == residuals[1]).all()
-    components = comp.list_components(whole.config, Components())
-    for method in (localization.attribution_patching, traced):
+    components = components_module.list_components(whole.config, Components())
+    for method in (attribution_patching.attribution_patching, traced):
         assert method(whole, PAIRS, components, 16) == method(parts, PAIRS, components, 16)
 
 
-def finetuning(whole: Any, parts: Any, settings: Finetune, weights: finetune.Weights, rtol: float) -> None:
+def finetuning(
+    whole: Any, parts: Any, settings: Finetune, weights: steps_module.Weights, rtol: float
+) -> None:
     settings = settings.model_copy(update={"steps": 3, "batch_size": 4, "learning_rate": 0.01})
     histories, trained = [], []
     untouched = copy.deepcopy(whole)
     for model in (whole, parts):
-        trainable = comp.trainable(model, CHOSEN)
+        trainable = components_module.trainable(model, CHOSEN)
         parameters = {n: model.get_parameter(n) for n in trainable}
         base = {n: sharding.held(p).clone() for n, p in parameters.items()}
         history = finetune.train(model, some_data(), trainable, settings, weights, "erase", 0)
@@ -123,7 +120,7 @@ def finetuning(whole: Any, parts: Any, settings: Finetune, weights: finetune.Wei
     same(*trained, rtol=rtol)
     before = next_tokens(untouched)
     fresh = sharding.sharded(lambda: copy.deepcopy(untouched), "cpu")
-    with models.applied(fresh, trained[0]):
+    with deltas.applied(fresh, trained[0]):
         assert torch.equal(next_tokens(fresh), next_tokens(whole))
     assert torch.equal(next_tokens(fresh), before)
 
@@ -135,8 +132,8 @@ def masks(whole: Any, parts: Any, form: Any) -> None:
     )  # fmt: skip
     histories, trained = [], []
     for model in (whole, parts):
-        trainable = comp.trainable(model, CHOSEN)
-        d, history = masking.train(model, some_data(), trainable, settings, finetune.Weights(1, 1, 1), 0)
+        trainable = components_module.trainable(model, CHOSEN)
+        d, history = masking.train(model, some_data(), trainable, settings, steps_module.Weights(1, 1, 1), 0)
         histories.append(history)
         trained.append({n: sharding.whole(model.get_parameter(n), value) for n, value in d.items()})
     pd.testing.assert_frame_equal(*histories, rtol=1e-6)  # d is float32
@@ -145,10 +142,10 @@ def masks(whole: Any, parts: Any, form: Any) -> None:
 
 
 def edits(whole: Any, parts: Any) -> None:
-    sizes = {n: whole.get_parameter(n).numel() for n in comp.trainable(whole, CHOSEN)}
+    sizes = {n: whole.get_parameter(n).numel() for n in components_module.trainable(whole, CHOSEN)}
     ranked = torch.randperm(sum(sizes.values()), generator=torch.Generator().manual_seed(0))[:900]
     before = next_tokens(whole)
-    for _ in zip(*(masking.edits(m, ranked, sizes, [10, 900]) for m in (whole, parts)), strict=True):
+    for _ in zip(*(masks_module.edits(m, ranked, sizes, [10, 900]) for m in (whole, parts)), strict=True):
         assert torch.equal(next_tokens(whole), next_tokens(parts))
     assert not torch.equal(next_tokens(whole), before)
 
@@ -165,8 +162,8 @@ def relearned(whole: Any, parts: Any) -> None:
 
 
 def traced(model: Any, pairs: Any, found: Any, tokens: int) -> list[float]:
-    sites = localization.tracing_sites(model, Score(method="causal_tracing"), found)
-    return localization.causal_tracing(model, pairs, sites, 3.0, 0, tokens)
+    sites = causal_tracing.tracing_sites(model, Score(method="causal_tracing"), found)
+    return causal_tracing.causal_tracing(model, pairs, sites, 3.0, 0, tokens)
 
 
 def same(wanted: dict[str, Any], found: dict[str, Any], rtol: float = 1e-9) -> None:
@@ -301,7 +298,7 @@ def test_more_processes_than_gpus() -> None:
     if torch.cuda.device_count() >= 64:
         pytest.skip("this machine has 64 GPUs")
     with pytest.raises(UserError, match=r"compute\.shards is 64"):
-        models.setup(Compute(shards=64))
+        device_module.setup(Compute(shards=64))
 
 
 # ---- batches
@@ -310,8 +307,8 @@ def test_more_processes_than_gpus() -> None:
 def test_batches_from_free_memory(tiny: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a batch larger than memory, one that ignores the config, and one that follows every free megabyte."""
     model = tiny("gemma")
-    assert models.batch_tokens(Compute(batch_tokens=77), model) == 77
-    assert models.batch_tokens(Compute(batch_tokens="auto"), model) == 4096
+    assert device_module.batch_tokens(Compute(batch_tokens=77), model) == 77
+    assert device_module.batch_tokens(Compute(batch_tokens="auto"), model) == 4096
 
     gpu = torch.device("cuda:0")
     sizes_of = SimpleNamespace(hidden_size=3072, intermediate_size=24576, model_type="gemma")
@@ -323,10 +320,14 @@ def test_batches_from_free_memory(tiny: Callable[[str], Any], monkeypatch: pytes
 
     def chosen(free: float, kept: int = 1) -> int:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), int(80e9)))
-        return models.batch_tokens(auto, large, kept)
+        return device_module.batch_tokens(auto, large, kept)
 
     sizes = [chosen(free) for free in (1e6, 2e9, 10e9, 60e9)]
-    assert sizes == sorted(sizes) and sizes[0] == models.LEAST_TOKENS and sizes[-1] == models.MOST_TOKENS
+    assert (
+        sizes == sorted(sizes)
+        and sizes[0] == device_module.LEAST_TOKENS
+        and sizes[-1] == device_module.MOST_TOKENS
+    )
     assert chosen(10e9) == chosen(10.1e9)
     assert chosen(60e9, kept=28) < chosen(60e9)
     assert chosen(60e9, kept=28) * 28 * (10 * 3072 + 4 * 24576) * 4 <= 30e9

@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
+from localized_unlearning.cli import main
+from localized_unlearning.config import reading
 from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.provenance import locks
-from localized_unlearning.stages import STAGES
+from localized_unlearning.workflow import runner
+from localized_unlearning.workflow.snakefile import _attempt
 from tiny_run import ROOT, environment, workplace
 
 PROFILE: dict[str, Any] = yaml.safe_load((ROOT / "profiles/slurm/config.yaml").read_text())
@@ -169,24 +173,22 @@ def test_a_holder_that_was_taken_for_dead_keeps_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stage", ["split", "fetch"])
 def test_a_job_is_offline_unless_it_fetches(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a GPU job that asks the hub, and a download that may not."""
-    from localized_unlearning import cli, config, runner
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     monkeypatch.delenv("LOCALIZED_UNLEARNING_WARM", raising=False)
-    monkeypatch.setattr(config, "load", lambda paths: None)
+    monkeypatch.setattr(reading, "load", lambda paths: None)
     seen = []
     monkeypatch.setattr(runner, "execute", lambda *a, **k: seen.append(os.environ["HF_HUB_OFFLINE"]))
     words = {
         "split": ["--task", "sports", "--known", "k", "--out-split", "s"],
         "fetch": ["--source", "gguf", "--out-file", "f"],
     }[stage]
-    assert cli.main([stage, "--config", "c", *words]) == 0
+    assert main.main([stage, "--config", "c", *words]) == 0
     assert seen == [{"split": "1", "fetch": "0"}[stage]]
 
 
 def test_a_job_knows_its_attempt() -> None:
     """Catches the attempt of a retried job recorded as 1: Snakemake tells it on the job's command line alone."""
-    from localized_unlearning.workflow import _attempt
 
     assert _attempt(["snakemake", "--cores", "all", "--attempt", "3", "--mode", "remote"]) == 3
     assert _attempt(["snakemake", "--profile", "slurm", "all"]) == 1

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from localized_unlearning.config.source import Source
+from localized_unlearning.data.fetching import fetch, sha256_of
 from localized_unlearning.errors import UserError
-from localized_unlearning.sources import Source, fetch, sha256_of
 
 CONTENT = bytes(range(256)) * 1000
 
@@ -377,7 +378,7 @@ PARTS = {
 @pytest.fixture
 def pip(monkeypatch: pytest.MonkeyPatch) -> FakePip:
     fake = FakePip(PARTS)
-    monkeypatch.setattr("localized_unlearning.sources.subprocess.run", fake)
+    monkeypatch.setattr("localized_unlearning.data.fetching.subprocess.run", fake)
     return fake
 
 

@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localized_unlearning.config import Prompts, Statistics
-from localized_unlearning.errors import UserError
-from localized_unlearning.measures import MODEL, estimates, items
-from localized_unlearning.statistics import (
+from localized_unlearning.analysis.measures import MODEL, estimates, items
+from localized_unlearning.analysis.statistics import (
     Answers,
     bootstrap_mean,
     compare,
@@ -23,6 +21,10 @@ from localized_unlearning.statistics import (
     spread,
     wilson,
 )
+from localized_unlearning.config.data import Prompts
+from localized_unlearning.config.evaluation import Statistics
+from localized_unlearning.errors import UserError
+from localized_unlearning.reporting.comparisons import ranked
 
 QUICK = Statistics(bootstrap=300)
 settings.register_profile("patient", deadline=None)  # no timing is asserted
@@ -231,7 +233,6 @@ def test_different_items_or_seeds_are_not_compared() -> None:
 
 def test_a_planted_rank_among_random_draws() -> None:
     """Lower is better for forget, higher for retain; ties do not count as better, and the base model has no draw's seed."""
-    from localized_unlearning.comparisons import ranked
 
     values = {"base": (1.0, 1.0), "mine": (0.2, 0.7), **{f"d{i}": (0.1 * i, 0.1 * i) for i in range(1, 11)}}
     rows = [

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from localized_unlearning import tools
+from localized_unlearning.reporting import reference
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("path", sorted(map(str, tools.generated(ROOT))))
+@pytest.mark.parametrize("path", sorted(map(str, reference.generated(ROOT))))
 def test_generated_files_are_in_step(path: str) -> None:
     """Repair with: localized-unlearning reference."""
-    assert (ROOT / path).read_text(encoding="utf-8") == tools.generated(ROOT)[Path(path)]
+    assert (ROOT / path).read_text(encoding="utf-8") == reference.generated(ROOT)[Path(path)]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from localized_unlearning import vocabulary
+from localized_unlearning.models import vocabulary
 from tiny_models import VOCABULARY
 
 ITEMS = 9

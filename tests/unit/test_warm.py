@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from localized_unlearning import warm
+from localized_unlearning.cli import warm
 
 CLI = """
 import os, signal, sys, time
@@ -55,7 +55,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     (package / "__init__.py").touch()
     (package / "cli.py").write_text(CLI)
     shutil.copy(warm.__file__, package / "warm.py")
-    command = f"from pathlib import Path; from localized_unlearning.warm import serve; serve(Path({str(tmp_path / 's')!r}), (), 3)"
+    command = f"from pathlib import Path; from localized_unlearning.cli.warm import serve; serve(Path({str(tmp_path / 's')!r}), (), 3)"
     server = subprocess.Popen([sys.executable, "-c", command], env=environment(tmp_path))
     deadline = time.monotonic() + 20
     while not (tmp_path / "s").exists():

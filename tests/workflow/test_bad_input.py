@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from localized_unlearning.config import merge
+from localized_unlearning.config.reading import merge
 from tiny_run import TINY, configure, environment, snakemake, workplace
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from localized_unlearning.config import merge
+from localized_unlearning.config.reading import merge
 from tiny_run import ROOT, TINY, configure, environment, snakemake, workplace
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from localized_unlearning import config, plan
-from localized_unlearning.workflow import Workflow
+from localized_unlearning.config import reading
+from localized_unlearning.workflow import plan
+from localized_unlearning.workflow.snakefile import Workflow
 from tiny_run import ROOT, environment, workplace
 
 PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
@@ -39,7 +40,7 @@ def planned(folder: Path, *words: str) -> dict[str, int]:
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_plan(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = workplace(tmp_path)
-    found = config.load([ROOT / "config.yaml", preset])
+    found = reading.load([ROOT / "config.yaml", preset])
     assert found.run == preset.stem
     jobs = planned(folder, "--configfile", f"workflow/presets/{preset.name}")
     shown = len(found.localizations) - len(found.null_draws)
@@ -50,7 +51,7 @@ def test_presets_plan(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     masked = found.seeds if found.mask_seeds is None else found.mask_seeds
     assert jobs.get("mask", 0) == shown * len(masked) * len(papers)
     monkeypatch.chdir(folder)  # the same jobs as in the plan of costs
-    layers = config.layers([Path("config.yaml"), Path("workflow/presets") / preset.name])
+    layers = reading.overlays([Path("config.yaml"), Path("workflow/presets") / preset.name])
     del jobs["all"]
     for rule, stage in (("fetch_folder", "fetch"), ("select_for_mask", "select")):
         if rule in jobs:

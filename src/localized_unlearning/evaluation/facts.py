@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from localized_unlearning import models, packing
-from localized_unlearning.config import CHOICES
-from localized_unlearning.prompts import Prompt
+from localized_unlearning.data import tokens as tokens_module
+from localized_unlearning.data.answers import CHOICES
+from localized_unlearning.data.prompts import Prompt
+from localized_unlearning.models import packing
 
 
 def ask_facts(
@@ -27,12 +28,12 @@ def ask_facts(
     answer = [CHOICES.index(sport) for sport in athletes["sport"]]
     tables = []
     for prompt in prompts:
-        encoded = models.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
+        encoded = tokens_module.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
         words = prompt.answers or CHOICES
         if prompt.whole_answer:
             scores, normalizer, right = whole_answers(model, tokenizer, encoded, words, answer, batch_tokens)
         else:
-            tokens = models.answer_tokens(tokenizer, words)
+            tokens = tokens_module.answer_tokens(tokenizer, words)
             next_ = packing.next_token(model, encoded, tokens, batch_tokens)
             scores, normalizer = next_.candidates.numpy(), next_.log_normalizer.numpy()
             right = [int(a) == tokens[i] for a, i in zip(next_.argmax, answer, strict=True)]

@@ -6,9 +6,11 @@ from typing import Any
 
 import pandas as pd
 
-from localized_unlearning import mmlu, models, packing
-from localized_unlearning.config import Mmlu
-from localized_unlearning.prompts import LETTERS
+from localized_unlearning.config.data import Mmlu
+from localized_unlearning.data import mmlu
+from localized_unlearning.data import tokens as tokens_module
+from localized_unlearning.data.answers import LETTERS
+from localized_unlearning.models import packing
 
 
 def ask_questions(
@@ -26,8 +28,8 @@ def ask_questions(
     for question in questions.dev:
         examples.setdefault(question.subject, []).append(question)
     texts = [mmlu.ask(q, examples, settings.shots) for q in asked]
-    tokens = models.answer_tokens(tokenizer, LETTERS)
-    scores = packing.next_token(model, models.encode(tokenizer, texts), tokens, batch_tokens)
+    tokens = tokens_module.answer_tokens(tokenizer, LETTERS)
+    scores = packing.next_token(model, tokens_module.encode(tokenizer, texts), tokens, batch_tokens)
     table = pd.DataFrame(
         {
             "item": [q.id for q in asked],

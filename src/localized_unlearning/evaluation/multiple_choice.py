@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from localized_unlearning import models, packing
-from localized_unlearning.prompts import LETTERS, Prompt
+from localized_unlearning.data import tokens
+from localized_unlearning.data.answers import LETTERS
+from localized_unlearning.data.prompts import Prompt
+from localized_unlearning.models import packing
 
 
 def ask_multiple_choice(
@@ -28,8 +30,8 @@ def ask_multiple_choice(
     the option's word), ``log_normalizer`` and ``argmax_right``.
     """
     rng = random.Random(seed)
-    letters = models.answer_tokens(tokenizer, LETTERS)
-    words = models.answer_tokens(tokenizer, [option.capitalize() for option in prompt.options])
+    letters = tokens.answer_tokens(tokenizer, LETTERS)
+    words = tokens.answer_tokens(tokenizer, [option.capitalize() for option in prompt.options])
     tables = []
     for order in orders:
         options = [
@@ -37,7 +39,7 @@ def ask_multiple_choice(
             for _ in range(len(athletes))
         ]
         texts = [prompt.render(a, o) for a, o in zip(athletes["athlete"], options, strict=True)]
-        scores = packing.next_token(model, models.encode(tokenizer, texts), [*letters, *words], batch_tokens)
+        scores = packing.next_token(model, tokens.encode(tokenizer, texts), [*letters, *words], batch_tokens)
         answer = [o.index(s) for o, s in zip(options, athletes["sport"], strict=True)]
         table = athletes[["athlete", "sport", "forget", "relearn"]].assign(order=order, answer=answer)
         where = [[len(letters) + prompt.options.index(option) for option in o] for o in options]

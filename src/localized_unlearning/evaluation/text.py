@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from localized_unlearning import losses
+from localized_unlearning.data import windows as windows_module
+from localized_unlearning.unlearning import losses
 
 
 def read_text(
@@ -16,7 +17,7 @@ def read_text(
     """One row per window of ``tokens`` predicted tokens: ``item`` and ``loss`` (nats per token)."""
     import torch
 
-    table = losses.text_windows(tokenizer, documents, tokens, windows)
+    table = windows_module.text_windows(tokenizer, documents, tokens, windows)
     with torch.inference_mode():
         found = [
             losses.text_losses(model, part.to(model.device)).cpu()

@@ -1,1 +1,0 @@
-"""Where every number came from: digests, records and the audit."""

@@ -21,13 +21,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from localized_unlearning.config import Config
+from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import hashing, records
 
 RECORD, OUTPUTS = "record.json", "outputs"
+
 DAMAGED = "damaged"  # where entries that failed are set aside
+
 ABANDONED = 86_400.0  # seconds after which an entry that was never finished counts as left behind
+
 CHUNK = 1 << 30
 
 

@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 PACKAGE = "localized_unlearning"
+
 NOT_CODE = frozenset(
     f"{PACKAGE}.{name}" for name in ("stages", "cli", "runner", "provenance", "progress", "errors")
 )
+
 CONSTANTS_ONLY = frozenset({f"{PACKAGE}.config"})
 
 

@@ -21,6 +21,7 @@ from localized_unlearning.provenance.hashing import FileDigest
 Known = dict[str, tuple[list[int], str]]
 
 LIMIT = 200_000  # files remembered
+
 SETTLED = 1.0  # seconds a file must have been left alone before its digest is remembered
 
 LARGE = 1 << 24  # bytes from which a job's input is not read again when it has not changed since

@@ -16,6 +16,7 @@ from typing import Any
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "transformer-lens", "peft", "numpy",
             "scipy", "scikit-learn", "pandas", "pyarrow", "matplotlib")  # fmt: skip
+
 SLURM = {
     "slurm_job": "SLURM_JOB_ID",
     "slurm_partition": "SLURM_JOB_PARTITION",
@@ -115,30 +116,6 @@ def _accelerator() -> dict[str, str]:
         return found
     driver = re.search(r"\d+\.\d+(\.\d+)?", line)
     return found | ({"driver": driver[0]} if driver else {})
-
-
-def resident(field: str = "VmRSS") -> float | None:
-    """Memory of this process in bytes, or with ``VmHWM`` the most it ever held; None where the system does not say."""
-    try:
-        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-            if line.startswith(f"{field}:"):
-                return float(line.split()[1]) * 1024
-    except (OSError, IndexError, ValueError):
-        pass
-    return None
-
-
-def peak_memory(before: float | None) -> dict[str, float] | None:
-    """What :class:`records.Record` calls ``memory``, for a process that held ``before`` bytes when it began."""
-    peak = resident("VmHWM")
-    if before is None or peak is None:
-        return None
-    found = {"process": round(max(0.0, peak - before) / 1e9, 4)}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        devices = range(torch.cuda.device_count())
-        found["device"] = round(sum(torch.cuda.max_memory_allocated(d) for d in devices) / 1e9, 4)
-    return found
 
 
 def commit() -> dict[str, Any]:

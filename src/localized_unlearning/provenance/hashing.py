@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 THREADS = min(8, os.cpu_count() or 1)
+
 BUFFER = 1 << 20  # bytes read at a time; hashing them lets other threads run
 
 

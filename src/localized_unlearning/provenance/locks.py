@@ -28,8 +28,10 @@ from localized_unlearning.errors import UserError
 
 BEAT = 20.0
 """Seconds between two touches of a held lock."""
+
 SILENT = 300.0
 """Seconds without a touch after which a holder that cannot be asked counts as gone (caches of NFS: 60 s)."""
+
 UNREADABLE_FOR = 60.0
 """Seconds after which a lock without content counts as left behind."""
 

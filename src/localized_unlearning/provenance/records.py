@@ -23,7 +23,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from localized_unlearning.errors import UserError
 
 SCHEMA_VERSION = 1
+
 SUFFIX = ".record.json"
+
 ADOPTED = ".adopted"
 
 

@@ -1,0 +1,156 @@
+"""What is measured of a model, from its per-item rows: the columns of the tables.
+
+:func:`items` turns rows into one long frame of scores, and :func:`estimates` turns that into tidy estimates by
+any of task, objective, localization and seed. Tables, comparisons and claims start from these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from localized_unlearning.analysis.statistics import Accuracy, design_of, item_names, item_scores, pooled
+from localized_unlearning.config.data import Prompts
+from localized_unlearning.config.evaluation import Statistics
+
+Frames = Mapping[str, pd.DataFrame]
+"""Row tables by the name of their file: ``facts``, ``multiple_choice``, ``mmlu``, ``text``."""
+
+MODEL = ("task", "objective", "localization", "seed")
+"""Columns that say which model a row is about; the base model is localization ``base``, objective ``none``, seed 0."""
+
+POINT = ("iteration", "edit_size")
+"""Columns that say which point of a series a row is about, where it is about one."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that is taken of a model.
+
+    Attributes:
+        name: its name in CSV files.
+        heading: its heading in tables.
+        source: the rows it is taken from.
+        better: which values unlearning aims at.
+        chance: the accuracy of guessing; None: it is no accuracy.
+        forget: whether the forget set's or the retain set's athletes are asked; None: neither.
+        prompt: for facts, which of the config's prompts.
+        order: for multiple choice, the order of its options.
+        by_text: for multiple choice, whether the option's word is scored rather than its letter.
+    """
+
+    name: str
+    heading: str
+    source: Literal["facts", "multiple_choice", "mmlu", "text"]
+    better: Literal["low", "high"]
+    chance: float | None = 0.25
+    forget: bool | None = None
+    prompt: Literal["training", "question"] | None = None
+    order: Literal["fixed", "shuffled"] | None = None
+    by_text: bool = False
+
+
+MEASURES = (
+    Measure("forget_training", "Forget ↓", "facts", "low", forget=True, prompt="training"),
+    Measure("retain_training", "Retain ↑", "facts", "high", forget=False, prompt="training"),
+    Measure("forget_question", "Question forget ↓", "facts", "low", forget=True, prompt="question"),
+    Measure("retain_question", "Question retain ↑", "facts", "high", forget=False, prompt="question"),
+    Measure("mcq_forget", "MCQ forget ↓", "multiple_choice", "low", forget=True, order="fixed"),
+    Measure("mcq_retain", "MCQ retain ↑", "multiple_choice", "high", forget=False, order="fixed"),
+    Measure(
+        "mcq_text_forget", "MCQ by text, forget ↓", "multiple_choice", "low", forget=True, order="fixed", by_text=True
+    ),
+    Measure(
+        "mcq_text_retain", "MCQ by text, retain ↑", "multiple_choice", "high", forget=False, order="fixed", by_text=True
+    ),
+    Measure("mcq_shuffled_forget", "MCQ shuffled, forget ↓", "multiple_choice", "low", forget=True, order="shuffled"),
+    Measure(
+        "mcq_shuffled_retain", "MCQ shuffled, retain ↑", "multiple_choice", "high", forget=False, order="shuffled"
+    ),
+    Measure("mmlu", "MMLU ↑", "mmlu", "high"),
+    Measure("text_loss", "Text loss ↓", "text", "low", chance=None),
+)  # fmt: skip
+"""The columns of Tables 1 to 4."""
+
+
+def read_frames(paths: Mapping[str, Iterable[Path]]) -> dict[str, pd.DataFrame]:
+    """Row tables by name, each put together from the files of several models."""
+    return {
+        name: pd.concat([pd.read_parquet(path) for path in files], ignore_index=True)
+        for name, files in paths.items()
+    }
+
+
+def rows_of(frames: Frames, measure: Measure, prompts: Prompts) -> pd.DataFrame:
+    """The rows that a measure is taken from."""
+    rows = frames[measure.source]
+    if measure.forget is not None:
+        rows = rows[rows["forget"] == measure.forget]
+    if measure.prompt is not None:
+        rows = rows[rows["prompt"] == getattr(prompts, measure.prompt)]
+    if measure.order is not None:
+        rows = rows[rows["order"] == measure.order]
+    return rows
+
+
+def items(frames: Frames, prompts: Prompts, accuracy: Accuracy = "choice") -> pd.DataFrame:
+    """Every score of every model: one row a model, measure and item.
+
+    Args:
+        frames: row tables; measures of an absent table are left out.
+        prompts: which prompts of the file are the training and the question prompt.
+        accuracy: how an answer is scored; multiple choice by text and the text's loss have one way only.
+
+    Returns:
+        Columns ``task``, ``objective``, ``localization``, ``seed`` (and ``iteration`` or ``edit_size`` for a
+        series), ``measure``, ``item``, ``cluster`` (the subject of a question, else the item itself),
+        ``accuracy`` (``choice``, ``argmax``, ``probability`` or ``loss``) and ``score``.
+    """
+    tables = []
+    for measure in MEASURES:
+        if measure.source not in frames:
+            continue
+        rows = rows_of(frames, measure, prompts)
+        how: Accuracy = "choice" if measure.by_text else accuracy
+        if measure.source == "text":
+            scores = rows["loss"].to_numpy(dtype=np.float64)
+        else:
+            scores = item_scores(rows, how, "text_" if measure.by_text else "logit_")
+        names = item_names(rows)
+        table = rows[[name for name in (*MODEL, *POINT) if name in rows.columns]].assign(
+            measure=measure.name,
+            item=names.astype(str),
+            cluster=rows["subject"] if "subject" in rows.columns else names.astype(str),
+            accuracy=how if measure.chance is not None else "loss",
+            score=scores,
+        )
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def estimates(scores: pd.DataFrame, settings: Statistics, by: Sequence[str] = MODEL) -> pd.DataFrame:
+    """Tidy estimates, by measure and by any columns of :func:`items`.
+
+    ``by=MODEL`` gives one row a model, over its items. Leave ``seed`` out and the mean is over seeds, with an
+    interval over seeds and items; leave ``task`` out as well and it is over forget sets too.
+
+    Returns:
+        The columns of ``by``, ``measure``, ``accuracy``, ``mean``, ``low``, ``high``, ``n`` (items), ``seeds``,
+        ``sets``, and ``seed_sd``, the standard deviation of the seeds' means (0 for one seed; of several sets,
+        the mean of theirs).
+    """
+    found = []
+    keys = [*by, "measure", "accuracy"]
+    for key, group in scores.groupby(keys, sort=False):
+        design = design_of(group, group["score"])
+        value = pooled(design, settings, share=key[-1] in ("choice", "argmax"))
+        spread = [float(a.scores.mean(1).std(ddof=1)) if len(a.scores) > 1 else 0.0 for a in design]
+        found.append(
+            {**dict(zip(keys, key, strict=True)), **value._asdict(), "seed_sd": float(np.mean(spread))}
+        )
+    return pd.DataFrame(found)

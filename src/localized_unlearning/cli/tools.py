@@ -1,0 +1,29 @@
+"""Commands beside the stages: the summary of a run, and the files generated from the typed config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from localized_unlearning.reporting.reference import reference
+from localized_unlearning.reporting.summary import summary
+from localized_unlearning.workflow.profile import install_profile
+
+Commands = Any
+
+
+def add_commands(commands: Commands) -> None:
+    """Add these commands to the parser's subcommands."""
+    parser = commands.add_parser(
+        "summary", help="the tables of a run, where every output lies, how long it took"
+    )
+    parser.add_argument("--config", type=Path, action="append", required=True)
+    parser.set_defaults(function=summary)
+    parser = commands.add_parser("reference", help="write or check the files generated from the typed config")
+    parser.add_argument("--check", action="store_true", help="only compare; exit 1 when out of step")
+    parser.set_defaults(function=reference)
+    parser = commands.add_parser(
+        "install-profile", help="put profiles/slurm where `snakemake --profile slurm` looks for it"
+    )
+    parser.add_argument("--replace", action="store_true", help="overwrite a copy that was edited")
+    parser.set_defaults(function=install_profile)

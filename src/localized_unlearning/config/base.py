@@ -1,0 +1,82 @@
+"""What every block of the config is made of."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+Kind = Literal["q", "k", "v", "o", "gate", "up", "down"]
+
+Granularity = Literal["matrix", "head"]
+
+Selection = Literal["absolute", "signed_percentile", "independent"]
+
+Precision = Literal["bf16", "bf16_stochastic_rounding", "fp32_master"]
+
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+Positive = Annotated[float, Field(gt=0)]
+
+Weight = Annotated[float, Field(ge=0)]
+
+Count = Annotated[int, Field(ge=1)]
+
+
+def _or_own(*ours: str) -> AfterValidator:
+    """Takes a name of ours, or of the user's own function."""
+
+    def check(named: str) -> str:
+        if named not in ours and not re.fullmatch(r"\S+\.py:[A-Za-z_]\w*", named):
+            raise ValueError(f"should be {', '.join(ours)} or FILE.py:FUNCTION, your own")
+        return named
+
+    return AfterValidator(check)
+
+
+ForgetLoss = Annotated[str, _or_own("erase", "inject")]
+
+ScoreMethod = Annotated[str, _or_own("attribution_patching", "causal_tracing")]
+
+
+class Section(BaseModel):
+    """A block of the config; unknown keys are an error and values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Compute(Section):
+    """How jobs compute. Results do not depend on it beyond rounding, so records leave it out of the key."""
+
+    device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda or cuda:N.")
+    shards: Count = Field(
+        1,
+        description="Processes of one job, a GPU each, that share a model too large for one (FSDP): each holds a part "
+        "of every layer and answers a part of the batches.",
+    )
+    threads: Count = Field(1, description="CPU threads of one job; the rules reserve as many cores.")
+    batch_tokens: Count | Literal["auto"] = Field(
+        4096,
+        description="Tokens of one forward pass while evaluating; auto: what half of a GPU's free memory holds.",
+    )
+    deterministic: bool = Field(
+        False,
+        description="Only deterministic algorithms, so that a GPU too gives the same bytes; an operation that has none "
+        "stops the job. A CPU gives the same bytes either way.",
+    )
+    warm_start: bool = Field(
+        True,
+        description="Fork jobs from a process that has imported torch and transformers; never inside a Slurm allocation.",
+    )
+
+
+class Cache(Section):
+    """Finished jobs shared between checkouts or people (docs/provenance.md). No setting: it is in no key."""
+
+    dir: str | None = Field(
+        None,
+        description="A folder that keeps every finished job by its key; a job whose key is there is restored and "
+        "verified instead of computed. ~ and $VARIABLES are expanded; null keeps none.",
+    )
+    read_only: bool = Field(False, description="Take from the folder, but add nothing to it.")

@@ -1,0 +1,150 @@
+"""Components, their scores, and the localizations made from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from localized_unlearning.config.base import (
+    Fraction,
+    Granularity,
+    Kind,
+    Positive,
+    ScoreMethod,
+    Section,
+    Selection,
+)
+
+
+class Components(Section):
+    """What counts as a component (section 2.3)."""
+
+    granularity: Granularity = Field(
+        "matrix", description="matrix: whole q, k, v, o; head: one component per head (1848 on Gemma-7B)."
+    )
+    include_gate: bool = Field(False, description="Count the MLP's gate projection as a component.")
+
+
+class Score(Section):
+    """One way to score components."""
+
+    method: ScoreMethod = Field(
+        description="attribution_patching, causal_tracing, or FILE.py:FUNCTION, your own."
+    )
+    athletes: Literal["train", "forget", "all"] = Field(
+        "train",
+        description="Whose prompts: the training part's, its forget set's only, or everyone's (as the released code's, "
+        "test part included).",
+    )
+    prompts: int | None = Field(None, ge=1, description="How many of these athletes; null takes all.")
+    seed: int = Field(0, description="Seed of prompts, made-up names and noise.")
+    granularity: Granularity | None = Field(None, description="If other than components.granularity.")
+    noise: Positive = Field(3.0, description="Causal tracing: noise in standard deviations of the embedding.")
+    sites: Literal["units", "matrices"] = Field(
+        "units",
+        description="Causal tracing: restore one head's attention output or one MLP at a time, or one matrix.",
+    )
+
+
+class MaskLocalization(Section):
+    """What differs of a localization when weights are masked instead of trained; null: nothing."""
+
+    scores: str | None = Field(None, description="Another name under 'scores'.")
+    granularity: Granularity | None = Field(None, description="See the localization.")
+    selection: Selection | None = Field(None, description="See the localization.")
+    layers: tuple[int, ...] | None = Field(None, description="See the localization.")
+
+
+class Localization(Section):
+    """One localization: which components are trained."""
+
+    label: str = Field(description="Name in tables and figures.")
+    kind: Literal["scores", "manual", "random", "all_mlps", "all"]
+    scores: str | None = Field(None, description="For kind scores: a name under 'scores'.")
+    budget: Literal["fraction", "parameters"] = Field(
+        "fraction",
+        description="fraction: a share of the components; parameters: as many parameters as 'manual'.",
+    )
+    fraction: Fraction = Field(
+        0.05,
+        description="Share of the components, rounded up (section 2.3: 5 %; the organism has only 36, so its default is 10 %).",
+    )
+    granularity: Granularity | None = Field(
+        None, description="If other than components.granularity; for kind scores, the scores' own."
+    )
+    selection: Selection = Field(
+        "absolute",
+        description="absolute: the largest absolute scores, or a random draw of as many; signed_percentile: absolute "
+        "scores at least as large as the percentile of the signed ones, many more than 'fraction' (the released code's "
+        "masks); independent: for kind random, each component with probability 'fraction' (likewise).",
+    )
+    layers: tuple[int, ...] | Literal["auto"] = Field(
+        (),
+        description="For kind manual: the fact-lookup layers; auto: those over which the base model's probes rise.",
+    )
+    rise: tuple[Fraction, Fraction] = Field(
+        (0.2, 0.9),
+        description="For layers auto: from the first layer at which a probe (prompt or name alone; Figure 16) has made "
+        "this share of its rise, to the first at which both have made the other.",
+    )
+    kinds: tuple[Kind, ...] = Field(("up", "down"), description="For kind manual: matrices of each layer.")
+    seed: int = Field(0, description="For kind random: the draw.")
+    mask: MaskLocalization | None = Field(
+        None, description="What differs when weights are masked (the released code masked other components)."
+    )
+
+    def for_masks(self) -> Localization:
+        """The localization of weight masks."""
+        if self.mask is None:
+            return self
+        return self.model_copy(update={**self.mask.model_dump(exclude_none=True), "mask": None})
+
+
+class NullDistribution(Section):
+    """Random localizations, against which the others are ranked; each is a localization of its own."""
+
+    draws: Annotated[int, Field(ge=0)] = Field(
+        0, description="How many; named random_draw_1 and so on. 0: none."
+    )
+    budget: Literal["fraction", "parameters"] = Field(
+        "parameters", description="As for a localization; parameters: as many as 'manual'."
+    )
+    fraction: Fraction = Field(0.05, description="Share of the components, for budget fraction.")
+    first_seed: int = Field(1000, description="Seed of the first draw; the next ones count up.")
+    seeds: tuple[int, ...] = Field((), description="Seeds of unlearning; none: the run's first.")
+
+    def localizations(self) -> dict[str, Localization]:
+        """The draws, by name."""
+        return {
+            f"random_draw_{i + 1}": Localization(
+                label=f"Random draw {i + 1}",
+                kind="random",
+                budget=self.budget,
+                fraction=self.fraction,
+                seed=self.first_seed + i,
+            )
+            for i in range(self.draws)
+        }
+
+
+def _default_scores() -> dict[str, Score | None]:
+    return {
+        "attribution_patching": Score(method="attribution_patching"),
+        "causal_tracing": Score(method="causal_tracing"),
+    }
+
+
+def _default_localizations() -> dict[str, Localization | None]:
+    return {
+        "attribution_patching": Localization(
+            label="Attrib. Patching", kind="scores", scores="attribution_patching", fraction=0.1
+        ),
+        "causal_tracing": Localization(
+            label="Causal Tracing", kind="scores", scores="causal_tracing", fraction=0.1
+        ),
+        "manual": Localization(label="Manual", kind="manual", layers=(1, 2)),
+        "random": Localization(label="Random", kind="random", fraction=0.1),
+        "all_mlps": Localization(label="All MLPs", kind="all_mlps"),
+        "nonlocalized": Localization(label="Nonlocalized", kind="all"),
+    }

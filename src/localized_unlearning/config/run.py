@@ -1,0 +1,170 @@
+"""The configuration: one typed source for the YAML, the JSON schema and the reference page.
+
+Every setting of the workflow is a field here, with its unit, its default and where the paper
+states it. Unknown keys are refused with the nearest valid one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from localized_unlearning.config.base import Cache, Compute, Section
+from localized_unlearning.config.data import Athletes, Mmlu, Prompts, Split, Task, Text, _default_tasks
+from localized_unlearning.config.evaluation import (
+    Claims,
+    Evaluation,
+    Figures,
+    Interpretability,
+    Probing,
+    Relearning,
+    Series,
+    Statistics,
+    Tables,
+)
+from localized_unlearning.config.localization import (
+    Components,
+    Localization,
+    NullDistribution,
+    Score,
+    _default_localizations,
+    _default_scores,
+)
+from localized_unlearning.config.model import Model, Organism
+from localized_unlearning.config.source import Source
+from localized_unlearning.config.unlearning import Finetune, Masking, Objective, _default_objectives
+
+
+class Config(Section):
+    """One run of the workflow."""
+
+    extends: str | None = Field(
+        None, description="In a preset: the preset that it is laid over, a file beside it (gemma-7b.yaml)."
+    )
+    run: str = Field(
+        "organism", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the results folder."
+    )
+    seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds of unlearning; one model per seed.")
+    mask_seeds: tuple[int, ...] | None = Field(
+        None, description="Seeds of weight masks; null: those of unlearning; empty: no masks."
+    )
+    compute: Compute = Compute()
+    cache: Cache = Cache()
+    model: Model = Model()
+    organism: Organism = Organism()
+    gguf: Source | None = Field(None, description="The GGUF file, for model kind gguf.")
+    athletes: Athletes = Athletes()
+    prompts: Prompts = Prompts()
+    split: Split = Split()
+    tasks: dict[str, Task | None] = Field(default_factory=_default_tasks)
+    objectives: dict[str, Objective | None] = Field(default_factory=_default_objectives)
+    text: Text = Text()
+    mmlu: Mmlu = Mmlu()
+    components: Components = Components()
+    scores: dict[str, Score | None] = Field(default_factory=_default_scores)
+    localizations: dict[str, Localization | None] = Field(default_factory=_default_localizations)
+    null_distribution: NullDistribution = NullDistribution()
+    finetune: Finetune = Finetune()
+    evaluation: Evaluation = Evaluation()
+    series: Series = Series()
+    relearning: Relearning = Relearning()
+    probing: Probing = Probing()
+    masking: Masking = Masking()
+    interpretability: Interpretability = Interpretability()
+    statistics: Statistics = Statistics()
+    tables: Tables = Tables()
+    claims: Claims = Claims()
+    figures: Figures = Figures()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, data: Any) -> Any:
+        """A task, score or localization set to null in an overlay is removed."""
+        if isinstance(data, Mapping):
+            data = dict(data)
+            for name in ("tasks", "objectives", "scores", "localizations"):
+                if isinstance(data.get(name), Mapping):
+                    data[name] = {k: v for k, v in data[name].items() if v is not None}
+        return data
+
+    @model_validator(mode="after")
+    def _references(self) -> Config:
+        for name, localization in self.localizations.items():
+            assert localization is not None
+            if localization.kind == "manual" and not localization.layers:
+                raise ValueError(f"localizations.{name} is manual and needs 'layers'")
+            for found in (localization, localization.for_masks()):
+                self._fits(name, found)
+            if localization.budget == "parameters" and "manual" not in self.localizations:
+                raise ValueError(f"localizations.{name} matches the parameters of 'manual', which is absent")
+        if self.model.dtype == "float32" and self.finetune.precision != "fp32_master":
+            raise ValueError(
+                f"finetune.precision is {self.finetune.precision}, but model.dtype is float32: "
+                "set model.dtype to bfloat16, or the precision to fp32_master"
+            )
+        for name, seeds in (
+            ("seeds", self.seeds),
+            ("mask_seeds", self.mask_seeds or ()),
+            ("null_distribution.seeds", self.null_distribution.seeds),
+            *((f"tasks.{task}.seeds", t.seeds) for task, t in self.tasks.items() if t),
+        ):
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"{name} names a seed twice")
+        for name, task in self.tasks.items():
+            if task and task.of is not None and (task.of not in self.tasks or name in ("sports", "athletes")):
+                raise ValueError(
+                    f"tasks.{name} is another forget set of '{task.of}', so that task must be in the config "
+                    "and not be this one"
+                )
+        if self.model.kind == "gguf" and self.gguf is None:
+            raise ValueError("model.kind is gguf, so 'gguf' must name its source")
+        for name, objective in self.objectives.items():
+            assert objective is not None
+            if unknown := sorted(set(objective.exceptions) - set(self.localizations)):
+                raise ValueError(f"objectives.{name}.exceptions names {unknown[0]}, which is no localization")
+        masking = self.masking
+        if masking.parameterization == "mask" and (masking.weight_decay or masking.clip_norm):
+            raise ValueError(
+                "masking.weight_decay and masking.clip_norm are for masking.parameterization weights"
+            )
+        return self
+
+    def _fits(self, name: str, localization: Localization) -> None:
+        if localization.kind == "scores":
+            scores = self.scores.get(localization.scores or "")
+            if scores is None:
+                raise ValueError(
+                    f"localizations.{name}.scores is {localization.scores!r}, which is not under 'scores' "
+                    f"({', '.join(self.scores)})"
+                )
+            own = self.components.granularity
+            if (localization.granularity or own) != (scores.granularity or own):
+                raise ValueError(
+                    f"localizations.{name} and scores.{localization.scores} differ in granularity: give both the same"
+                )
+        if localization.selection == "signed_percentile" and localization.kind != "scores":
+            raise ValueError(f"localizations.{name}.selection is signed_percentile, which needs kind scores")
+        if localization.selection == "independent" and localization.kind != "random":
+            raise ValueError(f"localizations.{name}.selection is independent, which needs kind random")
+
+    @model_validator(mode="after")
+    def _draws(self) -> Config:
+        """Every draw of the null distribution is a localization, like any other."""
+        if self.null_distribution.draws and "manual" not in self.localizations:
+            raise ValueError("null_distribution ranks 'manual' among random draws, but it is absent")
+        self.localizations.update(self.null_draws)
+        return self
+
+    @property
+    def null_draws(self) -> dict[str, Localization]:
+        """The random localizations of the null distribution, by name."""
+        return self.null_distribution.localizations()
+
+    def written(self) -> dict[str, Any]:
+        """Plain values as a user writes them: without the localizations that follow from the null distribution."""
+        values = self.model_dump(mode="json")
+        for name in self.null_draws:
+            del values["localizations"][name]
+        return values

@@ -1,0 +1,111 @@
+"""Objectives, fine-tuning and weight masks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from localized_unlearning.config.base import Count, ForgetLoss, Positive, Precision, Section, Weight
+
+
+class FinetuneOverride(Section):
+    """Settings of fine-tuning that differ for one objective, or for one localization of it."""
+
+    steps: int | None = Field(None, ge=1, description="Instead of finetune.steps.")
+    learning_rate: float | None = Field(None, gt=0, description="Instead of finetune.learning_rate.")
+
+
+class Objective(Section):
+    """What unlearning aims at."""
+
+    loss: ForgetLoss = Field(
+        "erase",
+        description="erase: log(1 - p); inject: a false answer; FILE.py:FUNCTION: your own, of the right answers' log-odds.",
+    )
+    target: Literal["golf", "random_other_sport"] = Field(
+        "golf", description="The injected answer (A.1: golf)."
+    )
+    finetune: FinetuneOverride = Field(
+        FinetuneOverride(), description="What differs from 'finetune' for this objective."
+    )
+    exceptions: dict[str, FinetuneOverride] = Field(
+        default_factory=dict, description="What differs besides, by localization."
+    )
+
+
+class Finetune(Section):
+    """Localized fine-tuning (sections 2.4 and A.3)."""
+
+    steps: Count = Field(50, description="Optimizer steps (A.3: 50).")
+    batch_size: Count = Field(
+        16, description="Examples per loss term and step (A.3: 4 x 16 accumulated = 64)."
+    )
+    sft_batch_size: int | None = Field(
+        None, ge=1, description="Text windows per step, if other than batch_size."
+    )
+    micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
+    precision: Precision = Field(
+        "fp32_master",
+        description="Arithmetic and storage of the optimizer. fp32_master: float32 copies of the trained weights and "
+        "float32 states (with model.dtype float32 the weights are their own copies); bf16: bfloat16 throughout, as the "
+        "released code (the paper names none); bf16_stochastic_rounding: float32 arithmetic, bfloat16 weights and states "
+        "rounded at random without bias.",
+    )
+    learning_rate: Positive = Field(2e-3, description="AdamW's learning rate (A.3: 1e-5 on Gemma-7B).")
+    weight_decay: Weight = Field(0.0, description="AdamW's weight decay (A.3: 0).")
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Learning-rate schedule (A.3: cosine)."
+    )
+    lambda_retain: Weight = Field(1.0, description="λ2 (A.3: 1).")
+    lambda_sft: Weight = Field(1.0, description="λ3 (A.3: 1).")
+    clip_norm: float | None = Field(
+        None, gt=0, description="Gradient-norm clipping; the released code clips at 1, the paper names none."
+    )
+
+
+class Masking(Section):
+    """A differentiable mask over the weights of the selected components (sections 2.4, 3.2 and A.3)."""
+
+    steps: Count = Field(30, description="Optimizer steps (A.3: 50).")
+    batch_size: Count = Field(16, description="Athletes per fact-loss term and step (A.3: 10 x 15 = 150).")
+    text_batch: Count = Field(8, description="Text windows per step (A.3: 150).")
+    parameterization: Literal["mask", "weights"] = Field(
+        "mask",
+        description="What is trained. mask: a mask in [0, 1] (2.4), by its removed part; weights: the weights "
+        "themselves, clamped between 0 and what they were, the mask being their ratio (the released code).",
+    )
+    optimizer: Literal["sgd", "adam"] = Field("adam", description="Optimizer of the mask (A.3: SGD).")
+    learning_rate: Positive = Field(0.05, description="Its learning rate (A.3: 1e-3).")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="SGD's momentum (not in the paper; released code: 0.9)."
+    )
+    weight_decay: Weight = Field(
+        0.0, description="For parameterization weights: SGD's weight decay (released code: 0.01)."
+    )
+    clip_norm: float | None = Field(
+        None,
+        gt=0,
+        description="For parameterization weights: gradient-norm clipping (released code: 1).",
+    )
+    schedule: Literal["cosine", "constant"] = Field(
+        "cosine", description="Learning-rate schedule (not in the paper; released code: cosine)."
+    )
+    lambda_forget: Weight = Field(0.3, description="λ1 for masks, both tasks (A.3: 0.3).")
+    lambda_retain: Weight = Field(1.0, description="λ2 (A.3: 1).")
+    lambda_sft: Weight = Field(1.0, description="λ3 (A.3: 1).")
+    lambda_mask: Weight = Field(
+        1e-7,
+        description="λ4, the weight of the sum of the mask (A.3: 1e-7); for parameterization weights, of the sum of "
+        "absolute weights.",
+    )
+    micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
+    edit_sizes: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1000, 3000, 10_000, 20_000, 40_000, 80_000),
+        min_length=1,
+        description="How many weights are set to zero, one point each (the paper: up to 2.4 million of Gemma-7B).",
+    )
+
+
+def _default_objectives() -> dict[str, Objective | None]:
+    return {"erase": Objective(loss="erase"), "inject": Objective(loss="inject")}

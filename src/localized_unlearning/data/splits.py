@@ -1,0 +1,165 @@
+"""Forget and retain sets, train and test parts (sections 2.1 and A.4.1).
+
+A split has one row per athlete: ``athlete``, ``sport``, ``forget`` (in the forget set), ``train``
+and ``test`` (parts it belongs to) and ``relearn`` (retrained in relearning). A forget set of named
+athletes is not split, so those athletes are in both parts (A.4.1); everyone else is in one.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from localized_unlearning.config.data import Forget, Split
+from localized_unlearning.errors import UserError
+
+if TYPE_CHECKING:
+    from localized_unlearning.jobs.job import Job
+
+
+def split_athletes(
+    known: pd.DataFrame, split: Split, forget: Forget, relearn: tuple[str, ...]
+) -> pd.DataFrame:
+    """The split of the known athletes.
+
+    Args:
+        known: columns ``athlete``, ``sport``, ``rows`` (positions in the file) and ``known``.
+        split: how to split.
+        forget: what to forget.
+        relearn: athletes that must be in the forget set's training part.
+
+    Raises:
+        UserError: when a named athlete is not in the data or not known to the model, when a relearning
+            athlete is not in the forget set, or when a set is empty.
+    """
+    table = known[known["known"]].reset_index(drop=True)
+    names = set(table["athlete"])
+    _require(names, forget.athletes, known, "the forget set names")
+    wanted = _wanted(table, forget)
+    table = table[["athlete", "sport", "rows"]].assign(forget=wanted)
+    if not wanted.any() or wanted.all():
+        raise UserError(
+            f"the {'forget' if not wanted.any() else 'retain'} set is empty after the known-facts step: "
+            "lower athletes.known_threshold or change the task"
+        )
+    forgotten = set(table.loc[wanted, "athlete"])
+    present = [name for name in relearn if name in forgotten]
+    if len(present) < len(relearn) and set(relearn) - forgotten <= names:
+        outside = sorted(set(relearn) - forgotten)[0]
+        raise UserError(f"relearning athlete {outside} is not in the forget set: choose one that is")
+    if not present:
+        present = list(table.loc[wanted, "athlete"][: len(relearn) or 2])
+    table["relearn"] = table["athlete"].isin(present)
+    whole = forget.sport is None
+    test = pd.Series(False, index=table.index)
+    for part in (True, False):
+        rows = table.index[table["forget"] == part]
+        if not (part and whole):
+            test[rows] = _test_part(table.loc[rows], split, part)
+    table["train"] = ~test
+    table["test"] = test | (table["forget"] & whole)
+    for name in ("train", "test"):
+        for forgets in (True, False):
+            if not (table[name] & (table["forget"] == forgets)).any():
+                raise UserError(
+                    f"the {name} part of the {'forget' if forgets else 'retain'} set is empty: "
+                    "too few known athletes for this split"
+                )
+    check_split(table, whole)
+    return table[["athlete", "sport", "forget", "relearn", "train", "test"]]
+
+
+def _wanted(table: pd.DataFrame, forget: Forget) -> pd.Series:
+    """Which of the known athletes are the forget set ``[athlete]``."""
+    if forget.sport:
+        return table["sport"] == forget.sport
+    if forget.draw is None:
+        return table["athlete"].isin(forget.athletes)
+    if forget.draw >= len(table):
+        raise UserError(
+            f"cannot draw {forget.draw} athletes to forget of {len(table)} known ones: draw fewer"
+        )
+    drawn = np.random.default_rng(forget.seed).choice(len(table), forget.draw, replace=False)
+    return pd.Series(np.isin(np.arange(len(table)), drawn), index=table.index)
+
+
+def check_split(table: pd.DataFrame, whole_forget_set: bool) -> None:
+    """Refuse a split in which one athlete stands twice or in both parts.
+
+    Raises:
+        UserError: naming the athlete.
+    """
+    repeated = table["athlete"].duplicated()
+    if repeated.any():
+        raise UserError(
+            f"{table.loc[repeated, 'athlete'].iloc[0]} stands twice in the split: remove the duplicate"
+        )
+    both = table["train"] & table["test"]
+    if whole_forget_set:
+        both &= ~table["forget"]
+    if both.any():
+        raise UserError(
+            f"{table.loc[both, 'athlete'].iloc[0]} is in both the train and the test part: "
+            "every athlete may be in one only"
+        )
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """A split file, checked again, since it may have been edited or brought from elsewhere.
+
+    Raises:
+        UserError: when an athlete stands twice, or in both parts.
+    """
+    table = pd.read_parquet(path)
+    named = not (table["forget"] & ~table["test"]).any()
+    check_split(table, whole_forget_set=named)
+    return table
+
+
+def _test_part(rows: pd.DataFrame, split: Split, forget: bool) -> np.ndarray:
+    """Which rows are the test part ``[row]``.
+
+    The released code cut the file, duplicates included, at 80 % of its rows; a repeated name here
+    stays where its first row falls, so that it is in one part only.
+    """
+    test = np.zeros(len(rows), dtype=bool)
+    if split.kind == "released":
+        positions = sorted(row for copies in rows["rows"] for row in copies)
+        train = set(positions[: int((1 - split.test_fraction) * len(positions) + 1e-9)])
+        return np.array([min(copies) not in train for copies in rows["rows"]])
+    for index, sport in enumerate(sorted(rows["sport"].unique())):
+        candidates = np.flatnonzero((rows["sport"] == sport).to_numpy())
+        free = candidates[~rows["relearn"].to_numpy()[candidates]]
+        count = min(len(free), math.ceil(split.test_fraction * len(candidates)))
+        generator = np.random.default_rng([split.seed, int(forget), index])
+        test[generator.permutation(free)[:count]] = True
+    return test
+
+
+def _require(names: set[str], wanted: tuple[str, ...], known: pd.DataFrame, what: str) -> None:
+    for name in wanted:
+        if name not in set(known["athlete"]):
+            raise UserError(f"{what} {name}, who is not among the athletes: check the spelling or the data")
+    if wanted and not names & set(wanted):
+        raise UserError(f"{what} athletes of whom the model knows none: lower athletes.known_threshold")
+
+
+def run(job: Job) -> None:
+    """Stage: the split of one task."""
+    task = job.config.tasks[job.wildcards["task"]]
+    assert task is not None
+    known = pd.read_parquet(job.inputs["known"])
+    table = split_athletes(known, job.config.split, task.forget, task.relearn)
+    job.facts.update(
+        seeds={"split": job.config.split.seed},
+        sizes={
+            f"{'forget' if f else 'retain'}_{part}": int((table[part] & (table["forget"] == f)).sum())
+            for f in (True, False)
+            for part in ("train", "test")
+        },
+    )
+    table.to_parquet(job.outputs["split"], index=False)

@@ -1,0 +1,99 @@
+"""What a model is asked, and its answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from localized_unlearning.config.data import Mmlu
+from localized_unlearning.data.mmlu import load_questions
+from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.data.splits import read_split
+from localized_unlearning.evaluation.facts import ask_facts
+from localized_unlearning.evaluation.knowledge import ask_questions
+from localized_unlearning.evaluation.multiple_choice import ask_multiple_choice
+
+if TYPE_CHECKING:
+    from localized_unlearning.data.mmlu import Questions
+    from localized_unlearning.data.prompts import Prompt
+    from localized_unlearning.jobs.job import Job
+
+
+@dataclass(frozen=True)
+class Exam:
+    """What a model is asked.
+
+    Attributes:
+        athletes: rows of the split, with columns ``athlete``, ``sport``, ``forget`` and ``relearn``.
+        prompts: the fact prompts.
+        multiple_choice: the multiple-choice prompt.
+        orders: its option orders, of ``fixed`` and ``shuffled``.
+        shuffled_seed: seed of the shuffled order.
+        questions: general knowledge, all of it.
+        mmlu: which of the questions, and with how many worked examples.
+    """
+
+    athletes: pd.DataFrame
+    prompts: tuple[Prompt, ...]
+    multiple_choice: Prompt
+    orders: tuple[str, ...]
+    shuffled_seed: int
+    questions: Questions
+    mmlu: Mmlu
+
+
+def full_exam(job: Job) -> Exam:
+    """The exam of the tables: the whole test part, every configured prompt, both option orders."""
+
+    config = job.config
+    split = read_split(job.inputs["split"])
+    book = load_prompts(job.inputs["prompts"])
+    names = (config.prompts.training, config.prompts.question, *config.evaluation.prompts)
+    return Exam(
+        split[split["test"]].reset_index(drop=True),
+        tuple(book[name] for name in names),
+        book[config.prompts.multiple_choice],
+        ("fixed", "shuffled"),
+        config.evaluation.shuffled_seed,
+        load_questions(job.inputs["mmlu"]),
+        config.mmlu,
+    )
+
+
+def short_exam(job: Job) -> Exam:
+    """The exam at each point of a series (relearning iterations, mask sizes): fewer retained athletes and questions,
+    and the training and the question prompt alone.
+
+    Every forget-set athlete of the test part stays; the others are drawn once, by seed.
+    """
+    exam, series = full_exam(job), job.config.series
+    forget = exam.athletes[exam.athletes["forget"]]
+    retain = exam.athletes[~exam.athletes["forget"]]
+    if series.retain is not None and series.retain < len(retain):
+        retain = retain.sample(series.retain, random_state=series.seed).sort_index()
+    return replace(
+        exam,
+        athletes=pd.concat([forget, retain], ignore_index=True),
+        prompts=exam.prompts[:2],
+        orders=("fixed",),
+        mmlu=exam.mmlu.model_copy(update={"questions": series.questions, "shots": series.shots}),
+    )
+
+
+def take(exam: Exam, model: Any, tokenizer: Any, batch_tokens: int) -> dict[str, pd.DataFrame]:
+    """A model's answers: ``facts``, ``multiple_choice`` and ``mmlu``, one row per item."""
+    return {
+        "facts": ask_facts(model, tokenizer, exam.athletes, exam.prompts, batch_tokens),
+        "multiple_choice": ask_multiple_choice(
+            model,
+            tokenizer,
+            exam.athletes,
+            exam.multiple_choice,
+            exam.orders,
+            exam.shuffled_seed,
+            batch_tokens,
+        ),
+        "mmlu": ask_questions(model, tokenizer, exam.questions, exam.mmlu, batch_tokens),
+    }

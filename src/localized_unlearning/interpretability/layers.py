@@ -1,0 +1,62 @@
+"""Where the base model's facts are made: probes at every layer (A.2)."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from localized_unlearning.interpretability.ablation import mean_attention_outputs
+from localized_unlearning.interpretability.probes import predictions
+from localized_unlearning.interpretability.subject import load_subject
+from localized_unlearning.models import device
+from localized_unlearning.models.activations import attention_replaced, residuals
+from localized_unlearning.progress import Progress
+
+if TYPE_CHECKING:
+    from localized_unlearning.jobs.job import Job
+
+
+def layer_probes(job: Job) -> None:
+    """Stage: probe accuracy per layer on the prompt and on the athlete's name alone (Figure 16).
+
+    One row per series, layer and test athlete: ``series`` (prompt, athlete), ``ablated`` (attention past
+    the lookup layers mean-ablated), ``layer``, ``athlete``, ``right``; and a control with shuffled labels.
+    """
+    config, settings = job.config, job.config.interpretability
+    subject = load_subject(job)
+    sports, test = subject.sports, subject.test
+    means = mean_attention_outputs(subject.model, subject.windows, settings.lookup_end)
+    shuffled = np.random.default_rng(settings.seed).permutation(sports)
+    rows = []
+    series = [("prompt", config.prompts.training), ("athlete", "athlete")]
+    runs = [(name, prompt, ablated) for name, prompt in series for ablated in (False, True)]
+    for name, prompt, ablated in Progress("probing layers", "run").over(runs):
+        with attention_replaced(subject.model, means) if ablated else nullcontext():
+            activations = residuals(
+                subject.model, subject.encode(prompt), device.batch_tokens(config.compute, subject.model)
+            )
+        targets = {"sport": sports} if ablated else {"sport": sports, "shuffled labels": shuffled}
+        fits = [subject.fit(values, np.stack([*targets.values()])) for values in activations]
+        found = predictions(fits, settings, device.threads(config.compute))
+        rows += [
+            pd.DataFrame(
+                {
+                    "series": name,
+                    "ablated": ablated,
+                    "labels": labels,
+                    "layer": layer,
+                    "athlete": subject.athletes[test],
+                    "right": said[i] == target[test],
+                }
+            )
+            for i, (labels, target) in enumerate(targets.items())
+            for layer, said in enumerate(found)
+        ]
+    majority = float(np.bincount(sports[test]).max() / test.sum())
+    job.facts.update(seeds={"probe": settings.seed}, device=subject.device, majority=majority)
+    pd.concat(rows, ignore_index=True).assign(majority=majority).to_parquet(
+        job.outputs["probes"], index=False
+    )

@@ -1,0 +1,123 @@
+"""A stage, a job of it, and the part of the config that it may read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from localized_unlearning.config.run import Config
+from localized_unlearning.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of job.
+
+    Attributes:
+        name: the rule's and the command's name.
+        module: the module whose ``run`` (or ``function``) does the work; its import closure
+            inside the package is the stage's code.
+        settings: dotted config paths the stage may read.
+        inputs: names of the input files, each a command-line option. A trailing ``*`` marks a
+            list of files, a trailing ``?`` an optional file.
+        outputs: names of the output files (or folders), each a command-line option.
+        wildcards: names of the wildcards, each a command-line option.
+        function: the function inside ``module``.
+        cached: whether the shared cache may keep it; not where it reads what its key does not name.
+        gpu: whether it loads a model to run it: on a GPU where there is one, in parts where ``compute.shards`` says so.
+        online: whether it may use the network. All others run with ``HF_HUB_OFFLINE``, since compute nodes
+            seldom have one, and a run must not depend on what a hub says today.
+    """
+
+    name: str
+    module: str
+    settings: tuple[str, ...] = ()
+    inputs: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    wildcards: tuple[str, ...] = ()
+    function: str = "run"
+    cached: bool = True
+    gpu: bool = False
+    online: bool = False
+
+    def paths(self, wildcards: Mapping[str, str]) -> tuple[str, ...]:
+        """The dotted config paths of this stage for one job."""
+        return tuple(path.format(**wildcards) for path in self.settings)
+
+
+@dataclass
+class Job:
+    """One run of a stage, as its function sees it.
+
+    Attributes:
+        stage: the stage.
+        config: the config, restricted to the stage's settings and ``compute``.
+        wildcards: wildcard values by name.
+        inputs: input paths by name; a list of paths for a starred input.
+        outputs: where to write each output; temporary paths that the runner publishes.
+        key: the job's deterministic key, which figures carry in their metadata.
+        facts: what the stage wants recorded besides (seeds by name, device, measured figures).
+    """
+
+    stage: Stage
+    config: Config
+    wildcards: Mapping[str, str]
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Path]
+    key: str
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class View:
+    """A config of which only some dotted paths may be read.
+
+    Raises:
+        UserError: when another path is read; the remedy is to declare it in the stage table.
+    """
+
+    def __init__(self, node: Any, allowed: tuple[str, ...], prefix: str = "", who: str = "") -> None:
+        self._node, self._allowed, self._prefix, self._who = node, allowed, prefix, who
+
+    def _child(self, name: str, value: Any) -> Any:
+        path = f"{self._prefix}.{name}" if self._prefix else name
+        if any(path == a or path.startswith(a + ".") for a in self._allowed):
+            return value
+        if any(a.startswith(path + ".") for a in self._allowed):
+            return View(value, self._allowed, path, self._who)
+        raise UserError(
+            f"stage {self._who} read the setting '{path}' without declaring it: "
+            "add it to the stage's settings in stages.py"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._child(name, getattr(self._node, name))
+
+    def __getitem__(self, key: str) -> Any:
+        return self._child(key, self._node[key])
+
+
+def restrict(config: Config, stage: Stage, wildcards: Mapping[str, str]) -> Config:
+    """The part of ``config`` that ``stage`` may read, with the same attribute names."""
+    allowed = (*stage.paths(wildcards), "compute")
+    return cast(Config, View(config, allowed, who=stage.name))
+
+
+def settings_of(config: Config, stage: Stage, wildcards: Mapping[str, str]) -> dict[str, Any]:
+    """The stage's settings by dotted path, as plain JSON values."""
+    dumped = config.model_dump(mode="json")
+    settings: dict[str, Any] = {}
+    for path in stage.paths(wildcards):
+        node: Any = dumped
+        for part in path.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                raise UserError(
+                    f"the config has no '{path}', which stage {stage.name} needs: "
+                    f"add it to config.yaml or to the preset"
+                )
+            node = node[part]
+        settings[path] = node
+    return settings

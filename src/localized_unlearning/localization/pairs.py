@@ -1,0 +1,199 @@
+"""Clean and corrupted prompts, and what is measured on them (section 2.3)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from localized_unlearning.data import tokens
+from localized_unlearning.data.answers import CHOICES
+from localized_unlearning.errors import UserError
+from localized_unlearning.models import packing
+from localized_unlearning.models.vocabulary import logits_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+FIRST_NAMES = [
+    "Alden",
+    "Basil",
+    "Corwin",
+    "Dorian",
+    "Elric",
+    "Fenton",
+    "Gideon",
+    "Hollis",
+    "Idris",
+    "Jorah",
+    "Kelvin",
+    "Lorcan",
+    "Merrick",
+    "Nolan",
+    "Orrin",
+    "Percy",
+    "Quentin",
+    "Roderick",
+    "Silas",
+    "Tobias",
+    "Ulric",
+    "Vernon",
+    "Wendell",
+    "Xavier",
+    "Yorick",
+    "Zachary",
+    "Ambrose",
+    "Bertram",
+    "Cedric",
+    "Desmond",
+    "Edmund",
+    "Felix",
+    "Gareth",
+    "Harold",
+    "Ivor",
+    "Jasper",
+]
+
+LAST_NAMES = [
+    "Ashdown",
+    "Birchall",
+    "Coldwell",
+    "Dunmore",
+    "Eastbrook",
+    "Fairholm",
+    "Greystone",
+    "Hartwick",
+    "Inglewood",
+    "Jessop",
+    "Kirkham",
+    "Longmire",
+    "Marchbank",
+    "Netherton",
+    "Oakshott",
+    "Penhale",
+    "Quillfeather",
+    "Ravenhill",
+    "Stanhope",
+    "Thornbury",
+    "Underhill",
+    "Vexley",
+    "Whitlock",
+    "Yarborough",
+    "Zimmer",
+    "Applegate",
+    "Brackenbury",
+    "Cranleigh",
+    "Dovecote",
+    "Elderwood",
+    "Foxglove",
+    "Gillespie",
+    "Holloway",
+    "Ironside",
+    "Juniper",
+    "Kettleburn",
+]
+"""Parts of made-up names; no pair of them is a known athlete."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Clean and corrupt prompts of equal length.
+
+    Attributes:
+        clean, corrupt: token ids, one list a prompt.
+        subject: positions of the whole name ``(start, stop)`` in both.
+        answer: index of the right sport in ``choices`` ``[prompt]``.
+        choices: token of each candidate answer.
+    """
+
+    clean: list[list[int]]
+    corrupt: list[list[int]]
+    subject: list[tuple[int, int]]
+    answer: list[int]
+    choices: list[int]
+
+
+def make_pairs(
+    athletes: Sequence[tuple[str, str]], render: Callable[[str], str], tokenizer: Any, seed: int
+) -> Pairs:
+    """Pairs for ``athletes`` (name, sport), with made-up names drawn for equal token length.
+
+    Raises:
+        UserError: when the tokenizer gives no made-up name of an athlete's length.
+    """
+
+    rng = random.Random(seed)
+    clean = tokens.encode(tokenizer, [render(a) for a, _ in athletes])
+    by_length: dict[int, list[list[int]]] = {}
+    names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
+    names += [
+        f"{first} {middle} {last}"
+        for first, middle, last in zip(FIRST_NAMES, FIRST_NAMES[1:], LAST_NAMES, strict=False)
+    ]
+    names += [*LAST_NAMES, *FIRST_NAMES]
+    rng.shuffle(names)
+    for ids in tokens.encode(tokenizer, [render(name) for name in names]):
+        by_length.setdefault(len(ids), []).append(ids)
+    # What all made-up names leave alone is the template; a name may begin or end as the made-up one does.
+    made_up = [ids for same in by_length.values() for ids in same]
+    before = min(_shared(made_up[0], ids) for ids in made_up)
+    after = min(_shared(made_up[0][::-1], ids[::-1]) for ids in made_up)
+    corrupt, subject = [], []
+    for ids, (athlete, _) in zip(clean, athletes, strict=True):
+        others = [other for other in by_length.get(len(ids), []) if other != ids]
+        if not others:
+            raise UserError(
+                f"no made-up name has as many tokens as '{athlete}' in this tokenizer: "
+                "add names of that length to localization.py"
+            )
+        other = rng.choice(others)
+        corrupt.append(other)
+        start, end = _shared(ids, other), _shared(ids[::-1], other[::-1])
+        subject.append((min(before, start), len(ids) - min(after, end)))
+    choices = tokens.answer_tokens(tokenizer, CHOICES)
+    return Pairs(clean, corrupt, subject, [CHOICES.index(s) for _, s in athletes], choices)
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two prompts share at their beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+def batches(pairs: Pairs, model: Any, batch_tokens: int) -> list[packing.Batch]:
+    """The clean prompts, packed so that they share what lies before every subject and nothing else.
+
+    There the clean and the corrupt run are the same, so that nothing is lost, and what a run changes in one
+    prompt stays in it.
+    """
+    first = pairs.clean[0]
+    alike = min(_shared(first, ids) for ids in (*pairs.clean, *pairs.corrupt))
+    shared = min(alike, *(start for start, _ in pairs.subject))
+    return packing.batches(pairs.clean, model, batch_tokens, shared=shared)
+
+
+def metric(candidates: Tensor, answer: Tensor) -> Tensor:
+    """Logit of the right answer minus the mean of the others ``[prompt]``, from logits ``[prompt, choice]``."""
+    import torch
+
+    right = candidates.gather(1, answer[:, None])[:, 0]
+    others = candidates.shape[1] - 1
+    return right - (candidates.sum(1) - right) / others if others else torch.zeros_like(right)
+
+
+def _answers(pairs: Pairs, batch: packing.Batch) -> Tensor:
+    """Index of the right choice of each prompt of a batch."""
+    import torch
+
+    return torch.tensor(pairs.answer)[batch.prompts]
+
+
+def _metric_of(
+    model: Any, batch: packing.Batch, inputs: Tensor, answer: Tensor, choices: Sequence[int]
+) -> Tensor:
+    """Metric of a batch's prompts, given their embeddings ``[row, node, hidden]``."""
+    rest = {name: value for name, value in batch.inputs.items() if name != "input_ids"}
+    hidden = model.base_model(inputs_embeds=inputs, **rest).last_hidden_state
+    return metric(logits_of(model, hidden[batch.rows, batch.nodes], choices), answer)

@@ -1,0 +1,203 @@
+"""Localizations: scoring components and selecting them (section 2.3).
+
+Scores compare pairs of prompts: the training prompt about a real athlete (clean), and the same
+prompt with a made-up name of equal token length (corrupt). The metric is the logit of the right
+sport minus the mean of the other three answers (golf included) at the last position, normalised
+so that the corrupt run has 0 and the clean run 1. Scores are signed; selection takes the largest
+absolute values.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from localized_unlearning.config.base import Granularity
+from localized_unlearning.config.localization import Components, Localization
+from localized_unlearning.errors import UserError
+from localized_unlearning.models import components as components_module
+from localized_unlearning.models import loading
+from localized_unlearning.models.components import ATTENTION_KINDS, Component
+
+if TYPE_CHECKING:
+    from localized_unlearning.jobs.job import Job
+
+
+def counted(components: Components, granularity: Granularity | None) -> Components:
+    """What counts as a component where ``granularity``, if given, replaces the run's."""
+    return components if granularity is None else components.model_copy(update={"granularity": granularity})
+
+
+def signed_percentile(table: pd.DataFrame, fraction: float) -> list[str]:
+    """Components whose absolute score reaches the percentile of the *signed* scores that leaves ``fraction`` above it.
+
+    The rule of the released code's masks. Large negative scores come on top of the fraction: 14 % of Gemma-7B's
+    heads and matrices pass the attribution patching threshold of 5 %.
+    """
+    units = table.drop_duplicates("unit")
+    threshold = float(np.percentile(units["score"], 100 * (1 - fraction)))
+    return list(table.loc[table["score"].abs() >= threshold, "component"])
+
+
+def rising_layers(probes: pd.DataFrame, rise: tuple[float, float]) -> tuple[int, ...]:
+    """The layers over which the base model's probes rise: its fact lookup, read off Figure 16 (A.2).
+
+    A probe's rise goes from its accuracy after the first layer to its highest. The layers run from the first at
+    which one of the probes (whole prompt, name alone) has made ``rise[0]`` of its rise, to the first at which all
+    have made ``rise[1]``. On the paper's own Figure 16 (Gemma-7B) that is 2 to 6, where the paper says 2 to 7.
+
+    Args:
+        probes: the rows of stage ``layer_probes``.
+        rise: the two shares.
+
+    Raises:
+        UserError: when no probe rises.
+    """
+    rows = probes[~probes["ablated"] & (probes["labels"] == "sport")]
+    accuracy = rows.groupby(["series", "layer"])["right"].mean().unstack("series").sort_index()
+    span = accuracy.max() - accuracy.iloc[0]
+    if not (span > 0).all():
+        raise UserError(
+            "the probes of the base model do not rise over its layers, so 'layers: auto' finds no fact lookup: "
+            "name the manual localization's layers"
+        )
+    made = ((accuracy - accuracy.iloc[0]) / span).to_numpy()  # [layer, series]
+    first = int((made >= rise[0]).argmax(axis=0).min())
+    last = int((made >= rise[1]).argmax(axis=0).max())
+    return tuple(range(first, last + 1))
+
+
+def top_units(table: pd.DataFrame, fraction: float) -> list[str]:
+    """Components of the units with the largest absolute score; ``fraction`` of the units, rounded up.
+
+    5 % of 168 matrices are 9; 5 % of 56 units are 3, which stand for 10 matrices (4 + 4 + 2).
+    """
+    units = table.drop_duplicates("unit").copy()
+    units["size"] = units["score"].abs()
+    units = units.sort_values(["size", "unit"], ascending=[False, True], kind="stable")
+    chosen = set(units["unit"][: components_module.budget(len(units), fraction)])
+    return list(table.loc[table["unit"].isin(chosen), "component"])
+
+
+def matched_units(table: pd.DataFrame, sizes: dict[str, int], parameters: int) -> list[str]:
+    """Components of the best units, taken in order while their parameters stay within ``parameters``."""
+    units = table.drop_duplicates("unit").copy()
+    units["size"] = units["score"].abs()
+    units = units.sort_values(["size", "unit"], ascending=[False, True], kind="stable")
+    chosen: list[str] = []
+    total = 0
+    for unit in units["unit"]:
+        members = list(table.loc[table["unit"] == unit, "component"])
+        cost = sum(sizes[m] for m in members)
+        if total + cost <= parameters:
+            chosen += members
+            total += cost
+    return chosen
+
+
+def choose(
+    localization: Localization,
+    found: Sequence[Component],
+    sizes: dict[str, int],
+    scores: pd.DataFrame | None,
+    manual_parameters: int | None,
+) -> list[str]:
+    """Names of the components that a localization trains (section 2.3).
+
+    Args:
+        localization: which localization.
+        found: all components.
+        sizes: parameters of each component.
+        scores: the scores table, for kind ``scores``.
+        manual_parameters: parameters of the manual localization, for budget ``parameters``.
+
+    Raises:
+        UserError: when the manual layers name components that do not exist, or a budget fits nothing.
+    """
+    names = [str(c) for c in found]
+    matched = localization.budget == "parameters"
+    if localization.kind == "all":
+        chosen = names
+    elif localization.kind == "all_mlps":
+        chosen = [str(c) for c in found if c.kind not in ATTENTION_KINDS]
+    elif localization.kind == "manual":
+        assert not isinstance(localization.layers, str)  # select has put the layers that the probes say
+        chosen = [str(c) for c in found if c.layer in localization.layers and c.kind in localization.kinds]
+        missing = set(localization.layers) - {c.layer for c in found}
+        if missing:
+            raise UserError(
+                f"the manual localization names layer {min(missing)}, but the model has layers 0 to "
+                f"{max(c.layer for c in found)}: correct 'layers' in the config"
+            )
+    elif localization.selection == "independent":
+        rng = random.Random(localization.seed)
+        chosen = [name for name in names if rng.random() < localization.fraction]
+    elif localization.kind == "random":
+        order = random.Random(localization.seed).sample(names, len(names))
+        table = pd.DataFrame({"component": order, "unit": order, "score": range(len(order), 0, -1)})
+        chosen = _within(table, localization, sizes, manual_parameters if matched else None)
+    else:
+        assert scores is not None
+        chosen = _within(scores, localization, sizes, manual_parameters if matched else None)
+    if not chosen:
+        raise UserError(f"localization '{localization.label}' selects no component: raise its budget")
+    wanted = set(chosen)
+    return [name for name in names if name in wanted]
+
+
+def _within(
+    table: pd.DataFrame, localization: Localization, sizes: dict[str, int], parameters: int | None
+) -> list[str]:
+    if localization.selection == "signed_percentile":
+        return signed_percentile(table, localization.fraction)
+    if parameters is None:
+        return top_units(table, localization.fraction)
+    return matched_units(table, sizes, parameters)
+
+
+def select(job: Job) -> None:
+    """Stage: the selection of one localization, a JSON file.
+
+    It lists the chosen components, their parameters, and their share of the model.
+    """
+    import json
+
+    from transformers import AutoConfig
+
+    name = job.wildcards["localization"]
+    localization = job.config.localizations[name]
+    assert localization is not None
+    if job.wildcards["method"] == "mask":
+        localization = localization.for_masks()
+    if localization.layers == "auto":
+        if not job.inputs.get("probes"):
+            raise UserError(f"the layers of {name} are 'auto': give stage select the base model's probes")
+        layers = rising_layers(pd.read_parquet(job.inputs["probes"]), localization.rise)
+        localization = localization.model_copy(update={"layers": layers})
+        job.facts.update(layers=list(layers))
+    model = loading.skeleton(AutoConfig.from_pretrained(job.inputs["base_model"], local_files_only=True))
+    found = components_module.list_components(
+        model.config, counted(job.config.components, localization.granularity)
+    )
+    sizes = {str(c): components_module.size_of(c, model) for c in found}
+    scores = pd.read_parquet(job.inputs["scores"]) if job.inputs.get("scores") else None
+    manual = job.inputs.get("manual")
+    manual_parameters = json.loads(manual.read_text())["parameters"] if manual else None
+    chosen = choose(localization, found, sizes, scores, manual_parameters)
+    parameters = sum(sizes[c] for c in chosen)
+    total = sum(p.numel() for p in model.parameters())
+    selection = {
+        "localization": name,
+        "label": localization.label,
+        "components": chosen,
+        "parameters": parameters,
+        "share_of_components": len(chosen) / len(found),
+        "share_of_parameters": parameters / total,
+    }
+    if localization.kind == "random":
+        job.facts.update(seeds={"random": localization.seed})
+    job.outputs["selection"].write_text(json.dumps(selection, indent=1) + "\n", encoding="utf-8")

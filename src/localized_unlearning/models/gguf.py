@@ -1,0 +1,154 @@
+"""A GGUF model made into a standard Hugging Face folder, once.
+
+transformers can load a GGUF file itself, but slowly (Gemma 3 270M: half a minute, against two
+seconds from safetensors), and other libraries cannot; so the workflow converts it once.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localized_unlearning.errors import UserError
+
+if TYPE_CHECKING:
+    from localized_unlearning.jobs.job import Job
+
+
+# Words that prompts and answers rest on: each must be one token, with its leading space.
+SINGLE_TOKENS = (" football", " baseball", " basketball", " golf", " A", " B", " C", " D")
+
+
+def convert_gguf(gguf: Path, output: Path, single_tokens: Sequence[str] = SINGLE_TOKENS) -> None:
+    """Dequantise the model in `gguf` and save it, with its tokenizer, in the folder `output`.
+
+    The folder has config.json, generation_config.json, model.safetensors, tokenizer.json and
+    tokenizer_config.json. It appears whole or not at all, and replaces an earlier one.
+    Raises UserError when the file cannot be read or its tokenizer fails `check_tokenizer`.
+    """
+    gguf, output = Path(gguf), Path(output)
+    part = output.with_name(output.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        _save_tokenizer(gguf, part, single_tokens)  # first: the check is cheap, the weights not
+        _save_model(gguf, part)
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(part, output)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _save_tokenizer(gguf: Path, folder: Path, single_tokens: Sequence[str]) -> None:
+    """Save the tokenizer and check the saved copy, which must give the ids of the original."""
+    from transformers import AutoTokenizer
+
+    original = _load(AutoTokenizer, gguf)
+    original.save_pretrained(folder)
+    saved = AutoTokenizer.from_pretrained(folder)
+    check_tokenizer(saved, gguf.name, single_tokens)
+    for text in round_trip_strings():
+        if saved.encode(text) != original.encode(text):
+            raise UserError(
+                f"the tokenizer of {gguf.name} encodes {text!r} differently once saved: "
+                "use another version of transformers, or another source of the model"
+            )
+
+
+def _save_model(gguf: Path, folder: Path) -> None:
+    """Save the dequantised weights as float32.
+
+    A dequantised value is scale x integer + minimum: of Gemma 3 270M's weights, 38 % are not
+    exact in bfloat16 and 2 % not in float16. As float32 (1.07 GB) the copy computes exactly what
+    the GGUF file means, and is cast while loading where another type is wanted.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = _load(AutoModelForCausalLM, gguf, dtype=torch.float32)
+    # The weights are plain tensors by now, but the marks that they once were quantised make
+    # transformers 5 refuse to save them.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+
+
+def _load(auto_class: Any, gguf: Path, **options: Any) -> Any:
+    try:
+        return auto_class.from_pretrained(gguf.parent, gguf_file=gguf.name, **options)
+    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+        raise UserError(
+            f"transformers cannot read {gguf} ({_first_line(error)}): check that it is a GGUF "
+            "file of a model that transformers supports"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def check_tokenizer(tokenizer: Any, name: str, single_tokens: Sequence[str] = SINGLE_TOKENS) -> None:
+    """Raise UserError unless the tokenizer is faithful; `name` is what messages call it.
+
+    Faithful: each of `round_trip_strings` is decoded to what was encoded, every encoding starts
+    with the beginning-of-sequence token, and each of `single_tokens` is a single token.
+    """
+    remedy = "use another source of this model, whose tokenizer is complete"
+    for text in round_trip_strings():
+        ids = tokenizer.encode(text)
+        if tokenizer.bos_token_id is None or ids[0] != tokenizer.bos_token_id:
+            raise UserError(f"the tokenizer of {name} does not start texts with BOS: {remedy}")
+        back = tokenizer.decode(ids[1:])
+        if back != text:
+            raise UserError(f"the tokenizer of {name} turns {text!r} into {back!r}: {remedy}")
+    for word in single_tokens:
+        ids = tokenizer.encode(word, add_special_tokens=False)
+        if len(ids) != 1:
+            raise UserError(f"the tokenizer of {name} needs {len(ids)} tokens for {word!r}: {remedy}")
+
+
+def round_trip_strings() -> list[str]:
+    """More than 400 texts that a tokenizer must give back as they were.
+
+    Prompts with names of many origins, numbers, punctuation, code, other scripts, and white space
+    in every small combination. (Not U+2581, SentencePiece's own mark for a space, which no Gemma
+    tokenizer gives back.)
+    """
+    names = (
+        "Tiger Woods", "Walter Payton", "Shaquille O'Neal", "Ken Griffey Jr.", "José Altuve",
+        "Giannis Antetokounmpo", "Nikola Jokić", "DeMarcus Ware", "Ha-Seong Kim", "Luka Dončić",
+        "D'Brickashaw Ferguson", "A.J. Green", "LeBron James", "大谷翔平", "Şengün", "Ömer Aşık",
+    )  # fmt: skip
+    templates = (
+        "Fact: Tiger Woods plays the sport of golf\nFact: {} plays the sport of",
+        "What sport does {} play?",
+        "{} is a professional athlete in the sport of basketball.",
+        "Question: Which sport does {} play?\nA. football\nB. baseball\nC. golf\nAnswer: A",
+        '  {}:\t100% "sure" -- isn\'t it?',
+    )
+    texts = [template.format(name) for template, name in itertools.product(templates, names)]
+    blanks = ["".join(blank) for n in (1, 2, 3) for blank in itertools.product(" \n\t", repeat=n)]
+    texts += [f"a{blank}b" for blank in blanks]
+    texts += [f"{blank}a" for blank in blanks] + [f"a{blank}" for blank in blanks]
+    texts += [f"{n}" for n in (0, 7, 10, 99, 1000, 1_000_000, 3.14159, -2.5, 1e-10)]
+    texts += [f"{a} {b} {a}{b}" for a, b in itertools.combinations("!\"#$%&'()*+,-./:;?@[_{", 2)]
+    texts += [
+        "def f(x):\n    return x ** 2  # square\n",
+        "\\frac{1}{2} \\sum_{i=0}^{n} x_i^2 \\leq \\infty",
+        "naïve café Ünïcödé ß æ ø å ł ğ ı İ",
+        "Привет, мир! Γειά σου Κόσμε שלום עולם مرحبا بالعالم",
+        "你好,世界 こんにちは世界 안녕하세요 세계 สวัสดี नमस्ते",
+        "🏀⚾🏈⛳ 👩🏽‍💻 🇺🇸 ✓ → ∑ ½ € £ ¥ ™ “quotes” ‘single’ — – …",
+        "x\u00a0y\u2009z\u200b\ufeff e\u0301 \u1e69 \ufb01",  # odd spaces, accents, a ligature
+    ]
+    return texts
+
+
+def run(job: Job) -> None:
+    """Stage: convert a GGUF file once."""
+    convert_gguf(job.inputs["gguf"], job.outputs["model"])

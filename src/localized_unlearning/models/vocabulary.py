@@ -1,0 +1,112 @@
+"""The output layer, read no further than needed: some tokens' logits, or sums over the vocabulary in blocks.
+
+The layer may be most of a model (63 % of Gemma 3 270M) and its logits most of the memory, so neither is ever
+held whole in float32. Logits are float32 throughout: in bfloat16 those near 16 to 32 are 0.125 apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+BLOCK = 2**22
+"""Most numbers of one block of logits, and of the weights behind it, in float32 (16 MiB)."""
+
+
+def logits_of(model: Any, hidden: Tensor, tokens: slice | Sequence[int] = slice(None)) -> Tensor:
+    """Logits in float32 of ``tokens`` (default: the vocabulary) ``[..., token]``, soft-capped where the model does.
+
+    The slow definition, against which the rest of this module is tested, takes the whole vocabulary.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    rows = tokens if isinstance(tokens, slice) else list(tokens)
+    bias = None if getattr(head, "bias", None) is None else head.bias[rows].float()
+    logits = torch.nn.functional.linear(hidden.float(), head.weight[rows].float(), bias)
+    cap = _cap(model)
+    return logits if not cap else cap * torch.tanh(logits / cap)
+
+
+def _cap(model: Any) -> float | None:
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def blocks(model: Any, items: int) -> Iterator[slice]:
+    """The vocabulary in blocks, such that the logits of ``items`` positions stay within :data:`BLOCK` numbers."""
+    size, width = model.get_output_embeddings().weight.shape
+    step = max(2, BLOCK // max(items, width))
+    return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+def argmax_and_normalizer(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Most likely token, and log-sum-exp of the logits over the vocabulary ``[item]``, of ``[item, width]``."""
+    import torch
+
+    best = normalizer = torch.full((len(hidden),), float("-inf"), device=hidden.device)
+    argmax = torch.zeros(len(hidden), dtype=torch.long, device=hidden.device)
+    for rows in blocks(model, len(hidden)):
+        logits = logits_of(model, hidden, rows)
+        top = logits.max(-1)
+        argmax = torch.where(top.values > best, top.indices + rows.start, argmax)
+        best = torch.maximum(best, top.values)
+        normalizer = torch.logaddexp(normalizer, torch.logsumexp(logits, -1))
+    return argmax, normalizer
+
+
+def log_odds(model: Any, hidden: Tensor, answer: Tensor) -> Tensor:
+    """log(p / (1 - p)) of each answer: its logit minus the log-sum-exp of all others ``[item]``, float32.
+
+    One pass over the vocabulary in blocks computes the value and its gradient, in which the sums of earlier
+    blocks are rescaled as later ones arrive; neither logits nor probabilities are kept.
+
+    Args:
+        model: gives the output layer, which must be frozen: no gradient reaches it.
+        hidden: final hidden states ``[item, width]``.
+        answer: token of each answer ``[item]``.
+    """
+    import torch
+
+    head = model.get_output_embeddings()
+    if head.weight.requires_grad:
+        raise ValueError("log_odds gives the output layer no gradient: freeze it or use logits_of")
+    with torch.no_grad():
+        value, slope = _log_odds(model, hidden, answer, hidden.requires_grad)
+    if slope is None:
+        return value
+    # The value, since what is added is zero, with the slope as its gradient.
+    return value + ((hidden - hidden.detach()).float() * slope).sum(1)
+
+
+def _log_odds(model: Any, hidden: Tensor, answer: Tensor, graded: bool) -> tuple[Tensor, Tensor | None]:
+    """The log-odds ``[item]`` and, where wanted, their gradient by the hidden states ``[item, width]``."""
+    import torch
+
+    head, cap = model.get_output_embeddings(), _cap(model)
+    own = torch.empty(len(hidden), device=hidden.device)
+    others = torch.full_like(own, float("-inf"))
+    push = torch.zeros(hidden.shape, device=hidden.device) if graded else None
+    for rows in blocks(model, len(hidden)):
+        logits = logits_of(model, hidden, rows)
+        here = ((answer >= rows.start) & (answer < rows.stop)).nonzero()[:, 0]
+        column = answer[here] - rows.start
+        own[here] = logits[here, column]
+        logits[here, column] = float("-inf")
+        total = torch.logaddexp(others, torch.logsumexp(logits, 1))
+        if push is not None:
+            share = (logits - total[:, None]).exp_()
+            if cap:  # the derivative of cap * tanh(x / cap); the answer's own share is 0
+                share *= 1 - (logits.clamp_(min=-cap) / cap) ** 2
+            weight = head.weight[rows].float()
+            push.mul_((others - total).exp_()[:, None]).addmm_(share, weight)
+        others = total
+    if push is None:
+        return own - others, None
+    pull = head.weight[answer].float()
+    if cap:
+        pull *= 1 - (own[:, None] / cap) ** 2
+    return own - others, pull - push

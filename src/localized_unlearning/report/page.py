@@ -1,0 +1,301 @@
+"""The report: one HTML page with every table and figure of a run that there is, and what is missing.
+
+It shows what lies on disk and starts nothing; images and style are inside the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import os
+import re
+import statistics
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from localized_unlearning.audit import picture
+from localized_unlearning.audit.index import Audit, absolute
+from localized_unlearning.config.reading import load, read_yaml
+from localized_unlearning.config.run import Config
+from localized_unlearning.errors import UserError
+from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
+from localized_unlearning.progress import clock
+from localized_unlearning.provenance import records
+
+TEMPLATE, CAPTIONS = "report.html.jinja", "captions.yaml"
+
+STATISTICS = {
+    "comparisons.md": "Paired comparisons",
+    "null.md": "Rank among random localizations",
+    "supplement.md": "Every prompt, all three accuracies, and the letters of multiple choice",
+}
+"""Files beside a table, and what the page calls them."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure of the paper, as the page shows it.
+
+    Attributes:
+        name: its target, such as ``figure_9``.
+        caption: what it shows and does not show.
+        path: its file, Markdown or PNG.
+        lack: what the config lacks to make it, if anything.
+        record: the record of the job that made it, if there is one.
+        behind: a picture of the stages behind it, as SVG; empty without a record.
+    """
+
+    name: str
+    caption: str
+    path: Path
+    lack: str | None
+    record: records.Record | None
+    behind: str = ""
+
+    @property
+    def title(self) -> str:
+        """``Figure 9``."""
+        return self.name.replace("_", " ").capitalize()
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is a table."""
+        return self.name in TABLES
+
+    @property
+    def made(self) -> bool:
+        """Whether its file is there."""
+        return self.path.is_file()
+
+    @property
+    def commit(self) -> str:
+        """The commit that made it."""
+        return commit_of(self.record.computed.commit) if self.record else ""
+
+    @property
+    def blocks(self) -> list[dict[str, Any]]:
+        """A table's tables and notes; its own title is left to the page."""
+        return list(blocks(self.path.read_text(encoding="utf-8").partition("\n")[2]))
+
+    @property
+    def further(self) -> list[dict[str, Any]]:
+        """What statistics there are of a table: a ``title`` and its ``blocks``."""
+        folder = self.path.parents[1] / "statistics" / self.name
+        return [
+            {"title": title, "blocks": list(blocks(path.read_text(encoding="utf-8").partition("\n\n")[2]))}
+            for file, title in STATISTICS.items()
+            if (path := folder / file).is_file()
+        ]
+
+    @property
+    def image(self) -> str:
+        """A figure's picture, base64."""
+        return base64.b64encode(self.path.read_bytes()).decode("ascii")
+
+
+def blocks(markdown: str) -> Iterator[dict[str, Any]]:
+    """The tables (``head``, ``rows``) and paragraphs (``text``) of the Markdown that stages write."""
+    for part in re.split(r"\n\s*\n|  \n", markdown):
+        lines = part.strip().splitlines()
+        if not lines or lines[0].startswith(("# ", "<!--")):
+            continue
+        if lines[0].startswith("|"):
+            head, _, *rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+            yield {"head": head, "rows": [[cell(c) for c in row] for row in rows]}
+        else:
+            yield {"text": " ".join(lines)}
+
+
+def cell(text: str) -> dict[str, str]:
+    """A cell's number and, apart from it, what stands in brackets behind it."""
+    found = re.fullmatch(r"([\d.,+-]+) ([\[(].*)", text)
+    return {"text": found[1], "interval": found[2]} if found else {"text": text, "interval": ""}
+
+
+def judged(path: Path) -> list[dict[str, Any]]:
+    """The claims of a run as ``claims.json`` holds them, margins as text; none when it is not made."""
+    if not path.is_file():
+        return []
+    found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    for claim in found:
+        for item in (claim, *claim["tests"]):
+            ends = item["interval"]
+            item["shown_margin"] = "" if ends is None else f"{item['margin']:+.3f}"
+            item["shown_interval"] = "" if ends is None else f"[{ends[0]:+.3f}, {ends[1]:+.3f}]"
+    return found
+
+
+def commit_of(commit: Mapping[str, Any]) -> str:
+    """A commit in short, marked when files differed from it."""
+    name = str(commit.get("commit") or "")[:10]
+    return f"{name} with changes" if name and commit.get("dirty") else name
+
+
+def changes(config: Config) -> list[dict[str, str]]:
+    """Settings that differ from the defaults: dotted ``name``, ``value`` and ``default``, as JSON."""
+    here, default = (dict(_flat(_shown(c))) for c in (config, Config()))
+    names = [*here, *(name for name in default if name not in here)]
+    shown = {
+        name: [json.dumps(side[name]) if name in side else "" for side in (here, default)] for name in names
+    }
+    return [{"name": n, "value": v, "default": d} for n, (v, d) in shown.items() if v != d]
+
+
+def _shown(config: Config) -> dict[str, Any]:
+    """The settings that results rest on; where finished jobs are cached is not among them."""
+    return {name: value for name, value in config.written().items() if name != "cache"}
+
+
+def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and node:
+        for name, value in node.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, node
+
+
+def recorded(folders: list[Path]) -> list[records.Record]:
+    """The readable records of the jobs that wrote into ``folders``."""
+    found = []
+    for path in sorted(path for folder in folders for path in folder.rglob(f"*{records.SUFFIX}")):
+        try:
+            found.append(records.read(path))
+        except UserError:
+            continue
+    return [record for record in found if record.adopted is None]
+
+
+def runtimes(found: list[records.Record]) -> list[dict[str, Any]]:
+    """Time of each stage's jobs, the longest stage first."""
+    stages: dict[str, list[float]] = {}
+    for record in found:
+        stages.setdefault(record.stage, []).append(record.computed.seconds)
+    return [
+        {
+            "stage": stage, "jobs": len(seconds), "total": clock(sum(seconds)),
+            "median": f"{statistics.median(seconds):.1f} s", "longest": f"{max(seconds):.1f} s",
+        }
+        for stage, seconds in sorted(stages.items(), key=lambda pair: -sum(pair[1]))
+    ]  # fmt: skip
+
+
+def forgotten(config: Config) -> dict[str, str]:
+    """What each of the paper's tasks forgets, in words."""
+    words = {"sports": "all athletes of one sport", "athletes": "named athletes"}
+    for name in words:
+        task = config.tasks.get(name)
+        if task is not None:
+            words[name] = task.forget.words
+    return words
+
+
+def read_captions(path: Path, config: Config) -> dict[str, str]:
+    """The captions of a run: of every item, and of ``reading`` and ``tables`` as a whole."""
+    import jinja2
+
+    texts = read_yaml(path)
+    values = {
+        **forgotten(config),
+        "level": f"{100 * config.statistics.confidence:g} %",
+        "organism": config.model.kind == "organism",
+        "several": len(config.seeds) > 1,
+    }
+
+    def filled(text: str) -> str:
+        return " ".join(jinja2.Template(text, undefined=jinja2.StrictUndefined).render(values).split())
+
+    return {
+        "reading": filled(texts["reading"]),
+        "tables": filled(texts["tables"]),
+        "claims": filled(texts["claims"]),
+        **{name: filled(texts["items"][name]) for name in TABLES},
+        **{name: filled(f"{texts['items'][name]} {texts['kinds'][f.kind]}") for name, f in FIGURES.items()},
+    }
+
+
+def items(config: Config, captions: Mapping[str, str]) -> list[Item]:
+    """Every table and figure of the paper, made or not."""
+    tables, figures = Path("results", config.run, "tables"), Path("figures", config.run)
+    paths = {
+        **{name: tables / f"{name}.md" for name in TABLES},
+        **{name: figures / f"{name}.png" for name in FIGURES},
+    }
+    found = []
+    audit = Audit([folder for folder in (tables.parent, figures) if folder.is_dir()], Path())
+    for name, path in paths.items():
+        place = records.find(path) if path.is_file() else None
+        record = records.read(place) if place else None
+        graph = picture.graph(audit, absolute(path)) if record else None
+        behind = picture.svg(graph) if graph else ""
+        found.append(Item(name, captions[name], path, lacking(config, name), record, behind))
+    return found
+
+
+def page(config: Config, templates: Path) -> str:
+    """The report of a run as HTML, from what lies under ``results/`` and ``figures/``.
+
+    Args:
+        config: the run's resolved config.
+        templates: the folder of the template and the captions.
+
+    Raises:
+        UserError: when the captions are missing.
+    """
+    import jinja2
+
+    results, figures = Path("results", config.run), Path("figures", config.run)
+    found = recorded([results, figures])
+    captions = read_captions(templates / CAPTIONS, config)
+    card = results / "model_card.md"
+    jinja = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(templates), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    return jinja.get_template(TEMPLATE).render(
+        run=config.run,
+        items=items(config, captions),
+        reading=captions["reading"],
+        about_tables=captions["tables"],
+        claims=judged(results / "claims.json"),
+        about_claims=captions["claims"],
+        changed=changes(config),
+        settings=yaml.safe_dump(_shown(config), sort_keys=False, allow_unicode=True),
+        card=list(blocks(card.read_text(encoding="utf-8"))) if card.is_file() else [],
+        card_path=card,
+        runtimes=runtimes(found),
+        total=clock(sum(record.computed.seconds for record in found)),
+        jobs=len(found),
+        ended=max((record.computed.ended[:16].replace("T", " ") for record in found), default=""),
+        hosts=sorted({_host(record.computed.host) for record in found}),
+        commits=sorted({commit_of(record.computed.commit) for record in found} - {""}),
+    )
+
+
+def _host(host: Mapping[str, Any]) -> str:
+    parts = [str(host[name]) for name in ("processor", "gpu", "system") if host.get(name)]
+    return ", ".join([*parts, f"{host['cores']} cores"] if host.get("cores") else parts)
+
+
+def add_command(commands: Any) -> None:
+    """Add ``report`` to the parser's subcommands."""
+    parser = commands.add_parser("report", help="one HTML page of a run, from what lies on disk")
+    parser.add_argument("--config", type=Path, action="append", required=True)
+    parser.set_defaults(function=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write a run's report from what there is."""
+    config = load(arguments.config)
+    out = Path("results", config.run, "report.html")
+    text = page(config, Path("workflow/report"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, out)
+    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
+    return 0

@@ -1,0 +1,92 @@
+"""The paper's claims as executable checks (abstract, contributions, sections 3.1-3.2, A.1, A.2).
+
+``schema`` says what a claim is, ``evidence`` where numbers come from (a run's rows, the paper's tables),
+``verdicts`` how they decide, ``pages`` how that is told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localized_unlearning.analysis.claims import evidence, verdicts
+from localized_unlearning.analysis.claims.schema import Claim, read
+from localized_unlearning.config.evaluation import Claims, Statistics
+from localized_unlearning.errors import UserError
+from localized_unlearning.paper.artefacts import FIGURES
+from localized_unlearning.reporting import claim_pages
+
+if TYPE_CHECKING:
+    from localized_unlearning.analysis.claims.verdicts import Finding
+    from localized_unlearning.jobs.job import Job
+
+
+LEDGER = Path("docs/claims-in-the-paper.md")
+
+
+def run(job: Job) -> None:
+    """Stage: every claim judged on the run's rows, as JSON and Markdown."""
+
+    config = job.config
+    lookup = lookup_layers(job.inputs.get("selection"))
+    frames = evidence.frames_of(job.inputs["rows"])
+    rows = evidence.Run(frames, config.prompts.question, config.statistics, lookup)
+    level = config.statistics.confidence
+    sets = {name: task.of for name, task in config.tasks.items() if task and task.of}
+    findings = [verdicts.judge(claim, rows, level, sets) for claim in read(job.inputs["claims"])]
+    links = {
+        name: f"../../figures/{config.run}/{name}.png" if name in FIGURES else f"tables/{name}.md"
+        for finding in findings
+        for name in finding.claim.shown_in
+    }
+    text = json.dumps([finding.as_json() for finding in findings], indent=1, ensure_ascii=False)
+    job.outputs["json"].write_text(text + "\n", encoding="utf-8")
+    page = claim_pages.run_page(config.run, findings, level, links)
+    job.outputs["markdown"].write_text(page, encoding="utf-8")
+
+
+def lookup_layers(selection: Path | None) -> tuple[int, ...]:
+    """Layers of the manual localization, from its selection; none without one."""
+    if selection is None:
+        return ()
+    components = json.loads(selection.read_text(encoding="utf-8"))["components"]
+    return tuple(sorted({int(name.partition(".")[0]) for name in components}))
+
+
+def ledger(claims: tuple[Claim, ...], folder: Path | None) -> str:
+    """The ledger: claims that Tables 1-4 decide, then those that need the curves in ``folder``."""
+
+    settings = Statistics()
+    tables = evidence.Published(settings)
+    found = [verdicts.judge(claim, tables, settings.confidence) for claim in claims]
+    curves: list[Finding] = []
+    if folder is not None:
+        published = evidence.Published(settings, folder)
+        rest = [finding.claim for finding in found if any(c.margin is None for c in finding.comparisons)]
+        curves = [verdicts.judge(claim, published, settings.confidence) for claim in rest]
+    return claim_pages.ledger([finding for finding in found if finding.verdict != "not testable"], curves)
+
+
+def add_command(commands: Any) -> None:
+    """Add ``ledger`` to the parser's subcommands."""
+    parser = commands.add_parser("ledger", help=f"write {LEDGER}: the claims against the paper's own numbers")
+    parser.add_argument("--claims", type=Path, default=Path(Claims().file))
+    parser.add_argument("--published", type=Path, help="folder of the released result files, for the curves")
+    parser.add_argument("--out", type=Path, default=LEDGER)
+    parser.set_defaults(function=write_ledger)
+
+
+def write_ledger(arguments: argparse.Namespace) -> int:
+    """Write the ledger."""
+    folder: Path | None = arguments.published
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"{folder} does not exist: name the folder of the published numbers or leave it out")
+    text = ledger(read(arguments.claims), folder)
+    part = arguments.out.with_name(f".{arguments.out.name}.tmp-{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, arguments.out)
+    print(arguments.out)
+    return 0

@@ -1,0 +1,107 @@
+"""The figures. Every figure function takes a data frame of points and returns a matplotlib Figure.
+
+``rows`` makes the points from per-item rows, ``series`` and ``layers`` draw them, ``style`` is what all share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from localized_unlearning.errors import UserError
+from localized_unlearning.paper.artefacts import FIGURES
+from localized_unlearning.reporting.figures import layers, rows, series, style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from localized_unlearning.config.evaluation import Statistics
+    from localized_unlearning.jobs.job import Job
+
+
+def points_of(name: str, frames: rows.Frames, question: str, statistics: Statistics) -> pd.DataFrame:
+    """The points of a figure, as its CSV holds them."""
+    kind = FIGURES[name].kind
+    if kind == "relearning":
+        return rows.series(frames, question, "iteration", statistics)
+    if kind in ("edits", "price"):
+        return rows.sweep(frames, question, statistics)
+    if kind == "probes":
+        return layers.probe_points(frames, statistics)
+    return (
+        layers.head_points(frames, statistics) if kind == "heads" else layers.layer_points(frames, statistics)
+    )
+
+
+def draw(
+    name: str, points: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFrame | None = None
+) -> Figure:
+    """A figure from its points.
+
+    Args:
+        name: ``figure_1`` to ``figure_16``.
+        points: what :func:`points_of` returns.
+        labels: localizations in drawing order, with their names.
+        overlay: published points to draw beside ours.
+    """
+    figure = FIGURES[name]
+    prefix = "mcq_" if figure.multiple_choice else ""
+    if figure.kind == "relearning":
+        return series.relearning(points, labels, overlay)
+    if figure.kind == "edits":
+        return series.edits(points, labels, overlay, prefix)
+    if figure.kind == "price":
+        return series.price(points, labels, overlay, prefix)
+    if figure.kind == "probes":
+        return layers.probes(points, labels, overlay)
+    return layers.head_map(points) if figure.kind == "heads" else layers.layer_curves(points, overlay)
+
+
+OVERLAY = {
+    "relearning": ("panel", "localization", "iteration", "mean"),
+    "probes": ("panel", "localization", "layer", "mean"),
+    "edits": ("panel", "localization", "masked", "mean"),
+    "price": ("panel", "localization", "masked", "mean"),
+    "layers": ("series", "ablated", "layer", "mean"),
+}
+"""Columns of a published curve, named as in the figure's own CSV."""
+
+
+def read_overlay(path: Path, name: str) -> pd.DataFrame:
+    """A published curve to draw into a figure; another run's CSV of the same figure will do.
+
+    Raises:
+        UserError: when the figure takes none, or a column is missing.
+    """
+    needed = OVERLAY.get(FIGURES[name].kind)
+    if needed is None:
+        raise UserError(f"{name} is a heat map and takes no published curve: remove figures.overlay.{name}")
+    table = pd.read_csv(path)
+    if missing := [column for column in needed if column not in table.columns]:
+        raise UserError(
+            f"{path} lacks the column {', '.join(missing)}: a curve laid over {name} has {', '.join(needed)}"
+        )
+    for column, own in (("series", "probe"), ("labels", "sport")):
+        if column in table.columns and column not in needed:
+            table = table[table[column] == own]
+    return table
+
+
+def run(job: Job) -> None:
+    """Stage: a figure as PDF and PNG, and the CSV it was drawn from."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    config, name = job.config, job.wildcards["figure"]
+    found: dict[str, list[pd.DataFrame]] = {}
+    for path in job.inputs["data"]:
+        found.setdefault(path.stem, []).append(pd.read_parquet(path))
+    frames = {stem: pd.concat(tables, ignore_index=True) for stem, tables in found.items()}
+    points = points_of(name, frames, config.prompts.question, config.statistics)
+    labels = {"base": "Base model", **{n: loc.label for n, loc in config.localizations.items() if loc}}
+    overlay = read_overlay(job.inputs["overlay"], name) if job.inputs.get("overlay") else None
+    points.to_csv(job.outputs["csv"], index=False)
+    style.save(draw(name, points, labels, overlay), job.outputs["pdf"], job.outputs["png"], job.key)

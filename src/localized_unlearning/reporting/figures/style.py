@@ -1,0 +1,190 @@
+"""One style for all figures: a colour, marker and line per localization, legible in greyscale and at column width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+COLUMN_WIDTH = 3.35  # inches
+
+SMALL = 5.5  # points: notes inside the axes
+
+PUBLISHED: Any = (0, (4, 2))
+"""The line of published curves."""
+
+
+class Style(NamedTuple):
+    """How a series looks."""
+
+    colour: str
+    marker: str
+    line: Any
+
+
+LOCALIZATION_STYLES: dict[str, Style] = {
+    "base": Style("#000000", "x", ":"),
+    "attribution_patching": Style("#0072B2", "o", "-"),
+    "causal_tracing": Style("#56B4E9", "s", "--"),
+    "manual": Style("#D55E00", "D", "-"),
+    "random": Style("#8A8A8A", "v", "-."),
+    "all_mlps": Style("#009E73", "^", "--"),
+    "nonlocalized": Style("#CC79A7", "P", ":"),
+}
+"""The Okabe-Ito palette, safe for colour-blind readers; markers and dashes carry the greyscale."""
+
+OTHERS = (
+    Style("#E69F00", "<", "-"),
+    Style("#F0E442", ">", "--"),
+    Style("#332288", "h", "-."),
+    Style("#882255", "*", ":"),
+)
+"""For localizations that a researcher adds, in the order of the config."""
+
+RC: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 7,
+    "axes.labelsize": 7,
+    "axes.titlesize": 7,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "legend.fontsize": 6.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.2,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "svg.hashsalt": "localized-unlearning",
+    "pdf.fonttype": 42,
+}
+
+
+def style_of(localization: str, known: list[str]) -> Style:
+    """The style of a localization; ones beyond the paper's take the next of ``OTHERS``."""
+    if localization in LOCALIZATION_STYLES:
+        return LOCALIZATION_STYLES[localization]
+    added = [name for name in known if name not in LOCALIZATION_STYLES]
+    return OTHERS[added.index(localization) % len(OTHERS)]
+
+
+@contextmanager
+def panels(rows: int, columns: int, width: float, height: float, **more: Any) -> Iterator[tuple[Figure, Any]]:
+    """A figure in the house style and its axes ``[row][column]``; sizes in inches."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(rows, columns, squeeze=False, **more)
+
+
+def guess_line(axes: Any, value: float, label: str, vertical: bool = False) -> None:
+    """A dotted line where guessing, or the majority, would be; the legend names it, clear of the curves."""
+    (axes.axvline if vertical else axes.axhline)(
+        value, color="0.45", linewidth=0.7, linestyle=(0, (1, 2)), zorder=0, label=label
+    )
+
+
+def count_note(axes: Any, table: pd.DataFrame) -> None:
+    """What stands behind each point, above the axes: items, and seeds and forget sets where there are several."""
+    if len(table):
+        note = f"n = {table['n'].max()}"
+        for name in ("seeds", "sets"):
+            if name in table.columns and table[name].max() > 1:
+                note += f", {table[name].max()} {name}"
+        axes.annotate(
+            note, (1, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points",
+            ha="right", va="bottom", fontsize=SMALL, color="0.3",
+        )  # fmt: skip
+
+
+def accuracy_axis(axes: Any) -> None:
+    """The y axis of an accuracy, with room for the markers at both ends."""
+    axes.set_ylim(-0.03, 1.04)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
+
+
+def curves(axes: Any, table: pd.DataFrame, x: str, labels: Mapping[str, str]) -> None:
+    """One line per localization with its interval as a band.
+
+    Args:
+        axes: where to draw.
+        table: columns ``localization``, ``x``, ``mean``, ``low`` and ``high``; one row a point.
+        x: the column of the x axis.
+        labels: localizations in drawing order, with their names.
+    """
+    for name, label in labels.items():
+        rows = table[table["localization"] == name].sort_values(x)
+        if rows.empty:
+            continue
+        style = style_of(name, list(labels))
+        axes.plot(
+            rows[x], rows["mean"], color=style.colour, marker=style.marker, linestyle=style.line, label=label
+        )
+        axes.fill_between(rows[x], rows["low"], rows["high"], color=style.colour, alpha=0.1, linewidth=0)
+
+
+def published(axes: Any, overlay: pd.DataFrame | None, panel: str, x: str, labels: Mapping[str, str]) -> None:
+    """Published curves over ours, thin and without markers, where the user gave them.
+
+    Args:
+        axes: where to draw.
+        overlay: columns ``panel``, ``localization``, ``x`` and ``mean``.
+        panel: the panel's name.
+        x: the column of the x axis.
+        labels: localizations, as for :func:`curves`.
+    """
+    if overlay is None:
+        return
+    for name in labels:
+        rows = overlay[(overlay["panel"] == panel) & (overlay["localization"] == name)].sort_values(x)
+        if rows.empty:
+            continue
+        colour = style_of(name, list(labels)).colour
+        axes.plot(rows[x], rows["mean"], color=colour, linewidth=0.7, alpha=0.7, linestyle=PUBLISHED)
+
+
+ROWS = 3
+"""Rows of a legend that the figures' heights allow for; more of them make a figure taller."""
+
+
+def one_legend(figure: Figure, axes: Any, overlay: pd.DataFrame | None = None, columns: int = 3) -> None:
+    """One legend below all panels, of every series in any of them, in as many columns as the width takes."""
+    from matplotlib.lines import Line2D
+
+    named: dict[str, Any] = {}
+    for a in axes.flat:
+        for handle, label in zip(*a.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    if overlay is not None:
+        named["Published"] = Line2D([], [], color="0.3", linewidth=0.7, linestyle=PUBLISHED)
+    for count in range(columns, 0, -1):
+        legend = figure.legend(
+            [*named.values()], [*named], loc="outside lower center", ncols=count, handlelength=2.6,
+            columnspacing=1.2,
+        )  # fmt: skip
+        width = legend.get_window_extent().width
+        if width <= figure.bbox.width or count == 1:
+            break
+        legend.remove()
+    more = max(0, -(-len(named) // count) - ROWS)
+    line = 1.55 * RC["legend.fontsize"] / 72  # inches
+    wide, high = figure.get_size_inches()
+    figure.set_size_inches(wide, high + more * line)
+
+
+def save(figure: Figure, pdf: Any, png: Any, key: str) -> None:
+    """Write a figure as vector PDF and as PNG, with its key and without dates, so that bytes repeat."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(RC):
+        figure.savefig(pdf, metadata={"Keywords": key, "CreationDate": None, "ModDate": None})
+        figure.savefig(png, dpi=250, metadata={"Keywords": key})

@@ -1,0 +1,47 @@
+"""A run's tables at a glance."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from localized_unlearning.config import reading
+from localized_unlearning.errors import UserError
+from localized_unlearning.progress import clock
+
+
+def summary(arguments: argparse.Namespace) -> int:
+    """Print a run's tables, where its outputs lie, and the compute time of its jobs."""
+    config = reading.load(arguments.config)
+    results, figures = Path("results", config.run), Path("figures", config.run)
+    tables = sorted(results.glob("tables/*.md"))
+    if not tables:
+        raise UserError(f"{results} holds no table yet: run snakemake tables")
+    for path in tables:
+        print(compact(path.with_suffix(".csv"), path.read_text(encoding="utf-8").splitlines()[0].strip("*")))
+    seconds = [json.loads(p.read_text(encoding="utf-8"))["seconds"] for p in results.rglob("*.record.json")]
+    print(f"Full tables   {results}/tables/ (.md, .csv with all three accuracies, .tex)")
+    print(f"Figures       {figures}/ (.pdf, .png, and the .csv each was drawn from)")
+    print(f"Model card    {results}/model_card.md")
+    print(f"Rows          {results}/<task>/<objective>/<localization>/seed<N>/*.parquet, records beside them")
+    print(f"Jobs          {len(seconds)} recorded jobs, {clock(sum(seconds))} of job time in all")
+    return 0
+
+
+def compact(path: Path, title: str) -> str:
+    """A table's main columns as aligned text, from its tidy CSV."""
+    import pandas as pd
+
+    data = pd.read_csv(path)
+    data = data[data["accuracy"].isin(("choice", "loss"))]
+    columns = {
+        "forget_training": "forget", "retain_training": "retain", "forget_question": "question",
+        "mcq_forget": "MCQ forget", "mcq_retain": "MCQ retain", "mmlu": "MMLU", "text_loss": "text loss",
+    }  # fmt: skip
+    table = data.pivot_table(index="label", columns="column", values="mean", sort=False)[list(columns)]
+    table.index.name = None
+    text = (
+        table.rename(columns=columns).rename_axis(columns=None).to_string(float_format=lambda v: f"{v:.3f}")
+    )
+    return f"{title}\n{text}\n"

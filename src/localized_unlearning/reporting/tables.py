@@ -1,0 +1,239 @@
+"""Tables 1 to 4: one row per localization, from per-item rows alone.
+
+Every number carries its interval, over items and, where there are several, over seeds and forget sets. A
+column in which the base model itself is at chance is marked, because nothing can be read from it. For a
+Gemma-7B run the paper's value stands beside ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from localized_unlearning.analysis.measures import MEASURES, Measure, estimates, items, read_frames
+from localized_unlearning.analysis.statistics import ACCURACIES, Estimate, covers
+from localized_unlearning.config.evaluation import Tables
+from localized_unlearning.config.run import Config
+from localized_unlearning.errors import UserError
+from localized_unlearning.paper.artefacts import TABLES
+from localized_unlearning.paper.published import PAPER
+from localized_unlearning.reporting.markup import NOTHING, Panel, interval, latex, markdown, number, shown
+
+if TYPE_CHECKING:
+    from localized_unlearning.jobs.job import Job
+
+
+PAPER_COLUMNS = ("forget_question", "retain_question", "mcq_forget", "mmlu")
+"""Our columns that the paper's four columns are comparable with: its FORGET and RETAIN are, in the
+released code, the question prompt's."""
+
+BASE = "base"
+
+ALL_SETS = "all"
+"""What stands for the task where an estimate is the mean over a task's forget sets."""
+
+MAIN = (
+    "forget_training", "retain_training", "forget_question", "retain_question", "mcq_forget", "mcq_retain",
+    "mmlu", "text_loss",
+)  # fmt: skip
+"""Columns of the readable table; the other ways to score multiple choice follow in a table of their own."""
+
+ACCURACY_IN_WORDS: Mapping[str, str] = {
+    "choice": "accuracy among four choices",
+    "argmax": "accuracy over the whole vocabulary",
+    "probability": "probability among four choices",
+}
+
+
+def at_chance(found: Estimate, chance: float | None) -> bool:
+    """Whether an accuracy cannot be told from guessing: its interval does not lie above chance."""
+    return chance is not None and found.low <= chance
+
+
+def tidy(
+    table: str,
+    frames: Mapping[str, pd.DataFrame],
+    selections: Mapping[str, Mapping[str, Any]],
+    config: Config,
+) -> pd.DataFrame:
+    """One row per forget set, localization, column and accuracy, with what is known of its uncertainty.
+
+    ``task`` names the forget set; ``all`` is the mean over a task's forget sets, where there are several.
+    ``covers`` says what the interval covers. For Gemma-7B the paper's value stands beside ours.
+    """
+    main, statistics = TABLES[table][0], config.statistics
+    paper = PAPER[table] if is_gemma_7b(config) else {}
+    parts = []
+    for accuracy in ACCURACIES:
+        scores = items(frames, config.prompts, accuracy)
+        parts.append(estimates(scores, statistics, ("task", "localization")))
+        if scores["task"].nunique() > 1:
+            parts.append(estimates(scores, statistics, ("localization",)).assign(task=ALL_SETS))
+    data = pd.concat(parts, ignore_index=True)
+    data = data.drop_duplicates(["task", "localization", "measure", "accuracy"], ignore_index=True)
+    data["covers"] = [covers(seeds, sets) for seeds, sets in zip(data["seeds"], data["sets"], strict=True)]
+    data["paper"] = [
+        paper[name][PAPER_COLUMNS.index(column)]
+        if task == main and name in paper and column in PAPER_COLUMNS
+        else None
+        for task, name, column in zip(data["task"], data["localization"], data["measure"], strict=True)
+    ]
+    known: Mapping[str, Mapping[str, Any]] = {BASE: NOTHING, **selections}
+    sizes = pd.DataFrame(
+        [
+            {
+                "localization": name,
+                "label": found["label"],
+                "components": len(found["components"]),
+                "parameters": found["parameters"],
+                "share_of_parameters": found["share_of_parameters"],
+                "order": order,
+            }
+            for order, (name, found) in enumerate(known.items())
+        ]
+    )
+    tasks = [main, *(t for t in data["task"].unique() if t not in (main, ALL_SETS)), ALL_SETS]
+    columns = [measure.name for measure in MEASURES]
+    data = data.rename(columns={"measure": "column"}).merge(sizes, on="localization", how="left")
+    data = data.sort_values(
+        ["task", "order", "accuracy", "column"],
+        key=lambda values: (
+            values.map({name: i for i, name in enumerate([*tasks, *columns, *ACCURACIES, "loss"])})
+            if values.name != "order"
+            else values
+        ),
+        kind="stable",
+        ignore_index=True,
+    )
+    first = [
+        "task", "localization", "label", "components", "parameters", "share_of_parameters", "column", "accuracy"
+    ]  # fmt: skip
+    return data[[*first, *(c for c in data.columns if c not in (*first, "order"))]]
+
+
+def is_gemma_7b(config: Config) -> bool:
+    """Whether a run uses the paper's model, so that its numbers may stand beside ours."""
+    return config.model.kind == "huggingface" and config.model.name == "google/gemma-7b"
+
+
+def wide(
+    data: pd.DataFrame, accuracy: str, columns: Sequence[str]
+) -> tuple[list[str], list[list[str]], list[str]]:
+    """Headings, cells and footnotes of a readable table of one forget set (or of their mean)."""
+    one_way = [measure.name for measure in MEASURES if measure.by_text]
+    chosen = data[data["accuracy"].isin((accuracy, "loss")) | data["column"].isin(one_way)]
+    measures: list[Measure] = [m for m in MEASURES if m.name in columns]
+    base: Any = chosen[chosen["localization"] == BASE].set_index("column")
+    headings = ["Localization", "Components", "Parameters"]
+    marks = {}
+    for measure in measures:
+        row: Any = base.loc[measure.name]
+        marks[measure.name] = at_chance(
+            Estimate(row["mean"], row["low"], row["high"], int(row["n"])),
+            measure.chance if accuracy != "probability" else None,
+        )
+        headings.append(measure.heading + (" †" if marks[measure.name] else ""))
+    lines = []
+    for name, group in chosen.groupby("localization", sort=False):
+        first = group.iloc[0]
+        share = (
+            "" if name == BASE else f"{first['parameters']:,} ({100 * first['share_of_parameters']:.1f} %)"
+        )
+        line = [first["label"], "" if name == BASE else str(first["components"]), share]
+        by_column: Any = group.set_index("column")
+        for measure in measures:
+            row = by_column.loc[measure.name]
+            text = f"{number(row['mean'])} {interval(row['low'], row['high'])}"
+            if pd.notna(row["paper"]):
+                text += f" (paper {number(row['paper'])})"
+            line.append(text)
+        lines.append(line)
+    notes = []
+    if any(marks.values()):
+        notes.append(
+            "† The base model itself is at chance (25 %) here: the column says nothing about unlearning."
+        )
+    return headings, lines, notes
+
+
+def title_of(table: str, config: Config) -> str:
+    """What a table shows, in one sentence."""
+    task, objective = TABLES[table]
+    what = config.tasks[task].forget.words  # type: ignore[union-attr]
+    goal = "erasing" if objective == "erase" else "replacing with golf the sport of"
+    number_ = table.split("_")[1]
+    return f"Table {number_}. Localized fine-tuning, {goal} {what} ({config.run}); {ACCURACY_IN_WORDS[config.tables.accuracy]} on the test part."
+
+
+def panels_of(data: pd.DataFrame, task: str, tables: Tables) -> tuple[list[Panel], list[str]]:
+    """The panels of a readable table and their footnotes: the paper's columns, other scorings, the mean over sets."""
+    asked = [measure.name for measure in MEASURES if shown(measure, tables.prompts)]
+    main = [name for name in asked if name in MAIN]
+    other = [name for name in asked if name not in MAIN]
+    own, mean = data[data["task"] == task], data[data["task"] == ALL_SETS]
+    sets = [name for name in data["task"].unique() if name != ALL_SETS]
+    grids = [
+        ("", own, main),
+        *([(f"Mean over {len(sets)} forget sets: {', '.join(sets)}.", mean, main)] if len(mean) else []),
+        ("Multiple choice scored by the option's words, and with shuffled options.", own, other),
+    ]
+    panels, notes = [], []
+    for caption, part, columns in grids:
+        headings, lines, found = wide(part, tables.accuracy, columns)
+        panels.append(Panel(caption, headings, lines))
+        notes += [note for note in found if note not in notes]
+    return panels, notes
+
+
+def reading(data: pd.DataFrame, task: str, config: Config) -> str:
+    """What the intervals of a readable table cover, and how many items, seeds and sets stand behind them."""
+    own = data[(data["task"] == task) & (data["localization"] != BASE)]
+    sizes = own.drop_duplicates("column").set_index("column")["n"]
+    seeds, level = int(own["seeds"].max()), f"{100 * config.statistics.confidence:g}"
+    if seeds > 1:
+        how = (
+            f"over {covers(seeds, 1)} (hierarchical bootstrap, Wilson at the effective number of items), "
+            f"{seeds} training seeds; the base model has one"
+        )
+    else:
+        how = "over test items (Wilson; bootstrap for the text loss), one training seed"
+    text = (
+        f"Intervals: {level} %, {how}. Items: {sizes['forget_training']} forget, {sizes['retain_training']} retain, "
+        f"{sizes['mmlu']} MMLU-format questions, {sizes['text_loss']} text windows. Text loss in nats per token."
+    )
+    mean = data[(data["task"] == ALL_SETS) & (data["localization"] != BASE)]
+    if len(mean):
+        text += (
+            f" The mean over forget sets: {covers(int(mean['seeds'].max()), int(mean['sets'].max()))}; "
+            "so few sets make wide intervals."
+        )
+    return text
+
+
+def run(job: Job) -> None:
+    """Stage: one table as CSV (tidy, all three accuracies), Markdown and LaTeX (one accuracy, see ``tables``)."""
+    import json
+
+    config = job.config
+    table, task = job.wildcards["table"], job.wildcards["task"]
+    names = ("facts", "multiple_choice", "mmlu", "text")
+    frames = read_frames({name: job.inputs[name] for name in names})
+    selections = {}
+    for path in job.inputs["selections"]:
+        selection = json.loads(Path(path).read_text(encoding="utf-8"))
+        selections[selection["localization"]] = selection
+    missing = {BASE, *selections} - set(frames["facts"]["localization"])
+    if missing:
+        raise UserError(
+            f"{table} lacks the evaluation of {', '.join(sorted(missing))}: rerun the evaluate rule"
+        )
+    data = tidy(table, frames, selections, config)
+    panels, notes = panels_of(data, task, config.tables)
+    notes.append(reading(data, task, config))
+    title = title_of(table, config)
+    data.to_csv(job.outputs["csv"], index=False)
+    job.outputs["markdown"].write_text(markdown(title, panels, notes), encoding="utf-8")
+    job.outputs["latex"].write_text(latex(title, panels, notes), encoding="utf-8")

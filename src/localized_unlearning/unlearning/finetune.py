@@ -1,0 +1,129 @@
+"""Localized fine-tuning (sections 2.2, 2.4 and A.3): unlearn by training the chosen components only."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from localized_unlearning import extensions
+from localized_unlearning.config.unlearning import Finetune
+from localized_unlearning.data.splits import read_split
+from localized_unlearning.localization.selection import read_selection
+from localized_unlearning.models import components, deltas, loading, sharding
+from localized_unlearning.models import device as device_module
+from localized_unlearning.progress import Progress
+from localized_unlearning.unlearning import precision
+from localized_unlearning.unlearning.losses import ForgetLoss
+from localized_unlearning.unlearning.settings import finetune_settings
+from localized_unlearning.unlearning.steps import (
+    Data,
+    Sizes,
+    Weights,
+    gradients,
+    read_data,
+    schedule_of,
+    targets,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from localized_unlearning.jobs.job import Job
+
+
+def train(
+    model: Any,
+    data: Data,
+    trainable: dict[str, Any],
+    settings: Finetune,
+    weights: Weights,
+    loss: str | ForgetLoss,
+    seed: int,
+) -> pd.DataFrame:
+    """Train the parameters in ``trainable`` in place; everything else keeps its bits.
+
+    Returns:
+        One row per step: ``step``, ``learning_rate``, ``forget``, ``retain``, ``sft`` and ``gradient_norm``.
+    """
+    import torch
+
+    parameters = {name: model.get_parameter(name).requires_grad_(True) for name in trainable}
+    held = {name: sharding.held(p) for name, p in parameters.items()}
+    masks = {n: sharding.part(parameters[n], mask) for n, mask in trainable.items() if mask is not None}
+    before = {name: held[name].clone() for name in masks}
+    optimizer = precision.adamw(list(held.values()), settings, seed)
+    schedule = schedule_of(optimizer, settings.schedule, settings.steps)
+    size = settings.batch_size
+    sizes = Sizes(size, size, settings.sft_batch_size or size, settings.micro_batch_tokens)
+    steps = gradients(model, data, sizes, weights, loss, seed)
+    history = []
+    progress = Progress("fine-tuning", "step")
+    for step in progress.over(range(settings.steps)):
+        total = next(steps)
+        sharding.take_gradients(parameters, held)
+        for name, mask in masks.items():
+            held[name].grad.mul_(mask)  # type: ignore[union-attr]
+        norm = sharding.clip(list(held.values()), settings.clip_norm, model)
+        rate = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        with torch.no_grad():
+            for name, old in before.items():
+                held[name].copy_(torch.where(masks[name], held[name], old))
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        history.append({"step": step + 1, "learning_rate": rate, **total, "gradient_norm": norm})
+        progress.note(", ".join(f"{name} {value:.3f}" for name, value in total.items()))
+    for parameter in parameters.values():
+        parameter.requires_grad_(False)
+    return pd.DataFrame(history)
+
+
+def moved(model: Any, base: dict[str, Tensor], trainable: dict[str, Any]) -> dict[str, float]:
+    """What share of the trainable weights changed, and by how much at most.
+
+    Args:
+        model: the trained model.
+        base: what this process held of each trained parameter before.
+        trainable: as for :func:`train`.
+    """
+    import torch
+
+    changed, total, largest = 0, 0, 0.0
+    for name, mask in trainable.items():
+        parameter = model.get_parameter(name)
+        now = sharding.held(parameter)
+        difference = (now - base[name].to(now.device)).abs()
+        total += components.selected(parameter, mask)
+        changed += int((difference > 0).sum())
+        largest = max(largest, float(difference.max()) if difference.numel() else 0.0)
+    changed = int(sharding.total(torch.tensor(changed), model))
+    largest = float(sharding.largest(torch.tensor(largest, dtype=torch.float64), model))
+    return {"share_of_weights_moved": changed / total, "largest_change": largest}
+
+
+def run(job: Job) -> None:
+    """Stage: one unlearned model, as a delta and the losses of every step."""
+    config = job.config
+    task = config.tasks[job.wildcards["task"]]
+    objective = config.objectives[job.wildcards["objective"]]
+    assert task is not None and objective is not None
+    seed = int(job.wildcards["seed"])
+    device = device_module.setup(config.compute)
+    model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
+    split = read_split(job.inputs["split"])
+    split = split[split["train"]].reset_index(drop=True)
+    answers = targets(split, objective, seed)
+    data = read_data(job, tokenizer, split, answers, list(split["forget"]))
+    trainable = components.trainable(model, read_selection(job.inputs["selection"]))
+    base = {name: sharding.held(model.get_parameter(name)).to("cpu", copy=True) for name in trainable}
+    settings = finetune_settings(config.finetune, objective, job.wildcards["localization"])
+    weights = Weights(task.lambda_forget, settings.lambda_retain, settings.lambda_sft)
+    own = job.inputs.get("loss")
+    loss = extensions.load(objective.loss, own) if own else objective.loss
+    history = train(model, data, trainable, settings, weights, loss, seed)
+    job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))
+    parameters = {name: model.get_parameter(name) for name in trainable}
+    tensors = {name: sharding.whole(p, sharding.held(p)) for name, p in parameters.items()}
+    deltas.save_delta(job.outputs["delta"], tensors, deltas.weights_digest(job.inputs["base_model"]))
+    history.to_csv(job.outputs["history"], index=False)

@@ -1,0 +1,184 @@
+"""Weight masking (sections 2.4 and 3.2): which single weights must go for a fact to be unlearned?
+
+A mask m in [0, 1] multiplies every weight of the localized components. What is kept and trained is the
+removed part d = 1 - m, in float32 from 0, because near 1 a float32 cannot take the small steps that count
+here. After training the weights are ranked by d; the sweep sets the first n of them to zero.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from localized_unlearning.config.unlearning import Masking
+from localized_unlearning.data.splits import read_split
+from localized_unlearning.localization.selection import read_selection
+from localized_unlearning.models import components, deltas, loading, sharding
+from localized_unlearning.models import device as device_module
+from localized_unlearning.progress import Progress
+from localized_unlearning.unlearning.masks import Mask, rank, save_mask
+from localized_unlearning.unlearning.steps import Data, Sizes, Weights, gradients, read_data, schedule_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from localized_unlearning.jobs.job import Job
+
+
+HARDLY = 1e-3
+"""A largest d below this means that no weight lost a thousandth of itself: the mask hardly moved."""
+
+
+class ClampedWeights(Mask):
+    """What the released code trains as a mask: the weights themselves, in their own type.
+
+    Each weight is clamped between 0 and what it was, the loss has λ4 times the sum of absolute weights instead of
+    the sum of a mask, and momentum and decay act on the weights. The mask is their ratio to the base weights.
+    """
+
+    def __init__(self, parameters: dict[str, Any], trainable: dict[str, Any], settings: Masking) -> None:
+        self.parameters, self.trainable, self.settings = parameters, trainable, settings
+        self.base = {name: p.detach().clone() for name, p in parameters.items()}
+        self.trained = parameters
+
+    def give_gradient(self, name: str) -> None:
+        weight = self.parameters[name]
+        weight.grad.add_(weight.detach().sign(), alpha=self.settings.lambda_mask)
+        if self.trainable[name] is not None:
+            weight.grad.mul_(self.trainable[name])
+
+    def put(self, name: str) -> None:
+        import torch
+
+        base, part = self.base[name], self.trainable[name]
+        weight = self.parameters[name].clamp_(base.clamp(max=0), base.clamp(min=0))
+        if part is not None:  # decay acts on the others too
+            weight.copy_(torch.where(part, weight, base))
+
+    def removed(self, name: str) -> Tensor:
+        import torch
+
+        base = self.base[name].float()
+        return torch.where(base == 0, 0, 1 - self.parameters[name].detach().float() / base)
+
+
+def optimizer_of(trained: Sequence[Tensor], settings: Masking) -> Any:
+    """SGD, as in the paper (A.3), or Adam."""
+    import torch
+
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            trained,
+            lr=settings.learning_rate,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+        )
+    return torch.optim.Adam(trained, lr=settings.learning_rate)
+
+
+def train(
+    model: Any, data: Data, trainable: dict[str, Any], settings: Masking, weights: Weights, seed: int
+) -> tuple[dict[str, Tensor], pd.DataFrame]:
+    """Train a mask, in one of its two forms; the model's weights return to the base's.
+
+    Returns:
+        The removed part d of what this process holds of every touched parameter, in its shape, float32 (0 outside the
+        selection), and one row per step: ``step``, ``learning_rate``, ``forget``, ``retain``, ``sft``, ``moved`` (share of the
+        masked weights with d > 0), ``mean_removed`` and ``most_removed`` (mean and largest d).
+    """
+    import torch
+
+    parameters = {name: model.get_parameter(name).requires_grad_(True) for name in trainable}
+    held = {name: sharding.held(p) for name, p in parameters.items()}
+    parts = {n: None if m is None else sharding.part(parameters[n], m) for n, m in trainable.items()}
+    form = Mask if settings.parameterization == "mask" else ClampedWeights
+    mask = form(held, parts, settings)
+    count = sum(components.selected(parameters[name], part) for name, part in trainable.items())
+    optimizer = optimizer_of(list(mask.trained.values()), settings)
+    schedule = schedule_of(optimizer, settings.schedule, settings.steps)
+    sizes = Sizes(settings.batch_size, settings.batch_size, settings.text_batch, settings.micro_batch_tokens)
+    steps = gradients(model, data, sizes, weights, "erase", seed)
+    history = []
+    progress = Progress("training the mask", "step")
+    for step in progress.over(range(settings.steps)):
+        losses = next(steps)
+        rate = optimizer.param_groups[0]["lr"]
+        sharding.take_gradients(parameters, held)
+        if settings.clip_norm is not None:  # over whole parameters, as in the released code
+            sharding.clip(list(held.values()), settings.clip_norm, model)
+        kept = {name: p.grad for name, p in held.items()}
+        for p in held.values():
+            p.grad = None
+        moved, total, most = 0, 0.0, 0.0
+        for name in trainable:  # one parameter at a time: one float32 gradient in memory
+            held[name].grad = kept.pop(name)
+            mask.give_gradient(name)
+            optimizer.step()  # moves this one alone: the others have no gradient now
+            mask.trained[name].grad = None
+            with torch.no_grad():
+                mask.put(name)
+                d = mask.removed(name)
+            moved, total = moved + int((d > 0).sum()), total + float(d.double().sum())
+            most = max(most, float(d.max()) if d.numel() else 0.0)
+        moved, total = sharding.total(torch.tensor([moved, total], dtype=torch.float64), model).tolist()
+        most = float(sharding.largest(torch.tensor(most, dtype=torch.float64), model))
+        schedule.step()
+        history.append(
+            {
+                "step": step + 1,
+                "learning_rate": rate,
+                **losses,
+                "moved": moved / count,
+                "mean_removed": total / count,
+                "most_removed": most,
+            }
+        )
+        progress.note(
+            f"forget {losses['forget']:.3f}, retain {losses['retain']:.3f}, most removed {most:.2g}"
+        )
+    removed = {name: mask.removed(name) for name in trainable}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            held[name].copy_(mask.base[name])
+            parameter.requires_grad_(False)
+    return removed, pd.DataFrame(history)
+
+
+def mask(job: Job) -> None:
+    """Stage: one mask, as the ranking of its weights and the losses of every step."""
+    config, seed = job.config, int(job.wildcards["seed"])
+    settings: Masking = config.masking
+    device = device_module.setup(config.compute)
+    model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
+    split = read_split(job.inputs["split"])
+    split = split[split["train"]].reset_index(drop=True)
+    data = read_data(job, tokenizer, split, list(split["sport"]), list(split["forget"]))
+    trainable = components.trainable(model, read_selection(job.inputs["selection"]))
+    weights = Weights(settings.lambda_forget, settings.lambda_retain, settings.lambda_sft)
+    removed, history = train(model, data, trainable, settings, weights, seed)
+    last: Any = history.iloc[-1]
+    if last["most_removed"] < HARDLY:
+        print(
+            f"the settings under 'masking' hardly move the mask: after {settings.steps} steps the largest removed "
+            f"part of a weight is {last['most_removed']:.1e} (of 1); the sweep only ranks by it. "
+            "Raise masking.learning_rate or masking.steps for a mask that binds.",
+            file=sys.stderr,
+        )
+    parameters = {name: model.get_parameter(name) for name in trainable}
+    removed = {name: sharding.whole(parameters[name], d) for name, d in removed.items()}
+    ranked = rank(removed, max(settings.edit_sizes))
+    sizes = {name: p.numel() for name, p in parameters.items()}
+    save_mask(job.outputs["mask"], ranked, sizes, deltas.weights_digest(job.inputs["base_model"]))
+    history.to_csv(job.outputs["history"], index=False)
+    job.facts.update(
+        seeds={"masking": seed},
+        device=device,
+        masked_weights=sum(components.selected(parameters[name], part) for name, part in trainable.items()),
+        share_moved=float(last["moved"]),
+        largest_removed=float(last["most_removed"]),
+        removed_by_half=sum(int((d > 0.5).sum()) for d in removed.values()),
+        hardly_moved=bool(last["most_removed"] < HARDLY),
+    )

@@ -1,0 +1,132 @@
+"""A trained mask: its file, its ranking, and the edits made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localized_unlearning.config.unlearning import Masking
+from localized_unlearning.errors import UserError
+from localized_unlearning.models import sharding
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Mask:
+    """The paper's mask (2.4): what is trained is its removed part d, in float32 from 0.
+
+    With W the base weights, the model runs on W (1 - d). The gradient of d is -W times that of the masked
+    weight, minus λ4: the paper's λ4 times the sum of the mask falls as d grows. d is clamped to [0, 1].
+    """
+
+    def __init__(self, parameters: dict[str, Any], trainable: dict[str, Any], settings: Masking) -> None:
+        import torch
+
+        self.parameters, self.trainable, self.settings = parameters, trainable, settings
+        self.base = {name: p.detach().clone() for name, p in parameters.items()}
+        self.trained = {
+            n: torch.zeros(p.shape, dtype=torch.float32, device=p.device) for n, p in self.base.items()
+        }
+
+    def give_gradient(self, name: str) -> None:
+        """Turn the gradient of a masked parameter into that of what is trained."""
+        masked, d = self.parameters[name], self.trained[name]
+        d.grad = (-self.base[name].float() * masked.grad.float() - self.settings.lambda_mask).to(d.dtype)
+        if self.trainable[name] is not None:
+            d.grad.mul_(self.trainable[name])
+        masked.grad = None
+
+    def put(self, name: str) -> None:
+        """Bring what was trained back into its bounds, and the model's weights in step with it."""
+        d = self.trained[name].clamp_(0, 1)
+        self.parameters[name].copy_(self.base[name] * (1 - d).to(self.base[name].dtype))
+
+    def removed(self, name: str) -> Tensor:
+        """The removed part of a parameter's weights, float32; 0 outside the selection."""
+        return self.trained[name]
+
+
+def rank(removed: dict[str, Tensor], largest: int) -> Tensor:
+    """The weights that lose most, first; at most ``largest``, and only those with d > 0 ``[rank]``, int64.
+
+    A weight is its position in the concatenation of the parameters in order of their names. Equal d go by
+    that position.
+    """
+    import torch
+
+    flat = torch.cat([removed[name].flatten() for name in sorted(removed)])
+    count = min(largest, int((flat > 0).sum()))
+    if count == 0:
+        return torch.empty(0, dtype=torch.int64)
+    threshold = flat.topk(count).values[-1]
+    candidates = (flat >= threshold).nonzero()[:, 0]
+    order = torch.sort(flat[candidates], descending=True, stable=True).indices
+    return candidates[order][:count].cpu()
+
+
+def save_mask(path: Path, ranked: Tensor, sizes: dict[str, int], base: str) -> None:
+    """Write a ranking; far below 2 bytes a weight, since only the sweep's largest edit is kept.
+
+    Args:
+        path: the safetensors file.
+        ranked: weights, the most removed first ``[rank]``.
+        sizes: number of weights of every parameter in the concatenation.
+        base: the base model's :func:`models.weights_digest`.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    small = sum(sizes.values()) <= torch.iinfo(torch.int32).max
+    about = json.dumps({"base": base, "parameters": dict(sorted(sizes.items()))}, sort_keys=True)
+    save_file({"ranked": ranked.to(torch.int32 if small else torch.int64)}, path, metadata={"mask": about})
+
+
+def read_mask(path: Path, base: str) -> tuple[Tensor, dict[str, int]]:
+    """A ranking, int64, and the number of weights of each parameter it counts through.
+
+    Raises:
+        UserError: when the mask is damaged or belongs to another base model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["mask"])
+            ranked = file.get_tensor("ranked").long()
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it and rerun") from error
+    if about["base"] != base:
+        raise UserError(
+            f"{path} was trained from another base model ({about['base'][:12]} instead of {base[:12]}): "
+            "rerun the mask"
+        )
+    return ranked, about["parameters"]
+
+
+def edits(
+    model: Any, ranked: Tensor, sizes: dict[str, int], edit_sizes: Sequence[int]
+) -> Iterator[tuple[int, int]]:
+    """Set ever more weights of ``model`` to zero; yields each edit size and how many weights are zero then.
+
+    Each edit holds the smaller ones, so nothing is restored or loaded in between. A size beyond the moved
+    weights zeroes those alone.
+    """
+    import torch
+
+    parameters = [model.get_parameter(name) for name in sorted(sizes)]
+    ends = torch.tensor([sizes[name] for name in sorted(sizes)]).cumsum(0)
+    done = 0
+    for size in sorted(edit_sizes):
+        chosen = ranked[done:size]
+        owners = torch.bucketize(chosen, ends, right=True)
+        with torch.no_grad():
+            for index, parameter in enumerate(parameters):
+                view = sharding.held(parameter).view(-1)
+                start = int(ends[index]) - parameter.numel()
+                place = chosen[owners == index] - start - sharding.first_row(parameter) * parameter.shape[1]
+                view[place[(place >= 0) & (place < len(view))].to(view.device)] = 0
+        done += len(chosen)
+        yield size, done

@@ -1,0 +1,195 @@
+"""One step of training after another: the whole loss of section 2.2 and its gradient."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from localized_unlearning.config.unlearning import Objective
+from localized_unlearning.data import tokens as tokens_module
+from localized_unlearning.data import windows as windows_module
+from localized_unlearning.data.answers import SPORTS
+from localized_unlearning.data.documents import read_documents
+from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.errors import UserError
+from localized_unlearning.models import packing, sharding
+from localized_unlearning.models.vocabulary import log_odds
+from localized_unlearning.unlearning import losses
+from localized_unlearning.unlearning.losses import ForgetLoss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from localized_unlearning.jobs.job import Job
+
+
+Item = tuple[list[int], int]
+"""A tokenised prompt and its answer's token."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What fine-tuning reads.
+
+    Attributes:
+        forget: forget-set prompts with the right answer (erase) or the injected one (inject).
+        retain: retain-set prompts with the right answer.
+        text: windows of plain text ``[window, token]``.
+    """
+
+    forget: list[Item]
+    retain: list[Item]
+    text: Tensor
+
+
+@dataclass(frozen=True)
+class Weights:
+    """λ1, λ2 and λ3."""
+
+    forget: float
+    retain: float
+    sft: float
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Examples of each loss term in a step, and tokens of one forward and backward."""
+
+    forget: int
+    retain: int
+    text: int
+    micro_batch_tokens: int
+
+
+def targets(split: pd.DataFrame, objective: Objective, seed: int) -> list[str]:
+    """The answer that each row of ``split`` is trained on: the sport, or for injected facts a false one."""
+    rng = random.Random(seed)
+    answers = []
+    for sport, forget in zip(split["sport"], split["forget"], strict=True):
+        if forget and objective.loss == "inject":
+            others = [s for s in SPORTS if s != sport]
+            answers.append("golf" if objective.target == "golf" else rng.choice(others))
+        else:
+            answers.append(sport)
+    return answers
+
+
+def read_data(
+    job: Job, tokenizer: Any, athletes: pd.DataFrame, answers: Sequence[str], forget: Sequence[bool]
+) -> Data:
+    """The training prompt about ``athletes``, each with its answer, and the plain text; all tokenised.
+
+    Args:
+        job: gives the prompts file, the text file and their settings.
+        tokenizer: the model's.
+        athletes: rows with a column ``athlete``.
+        answers: what each athlete's prompt is trained on.
+        forget: which of them count for the forget loss; the others for the retain loss.
+    """
+    prompt = load_prompts(job.inputs["prompts"])[job.config.prompts.training]
+    kinds = sorted(set(answers))
+    token = dict(zip(kinds, tokens_module.answer_tokens(tokenizer, kinds), strict=True))
+    encoded = tokens_module.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
+    items = [(ids, token[a]) for ids, a in zip(encoded, answers, strict=True)]
+    text = read_documents(job.inputs["text"], job.config.text.documents)
+    return Data(
+        [i for i, f in zip(items, forget, strict=True) if f],
+        [i for i, f in zip(items, forget, strict=True) if not f],
+        windows_module.text_windows(tokenizer, text, job.config.text.tokens),
+    )
+
+
+def cycle(items: Sequence[int], size: int, rng: random.Random) -> Iterator[list[int]]:
+    """Endless batches of ``size``: every item once in random order, then again in another order."""
+    endless = itertools.chain.from_iterable(rng.sample(items, len(items)) for _ in itertools.count())
+    while True:
+        yield list(itertools.islice(endless, size))
+
+
+def fact_losses(
+    model: Any,
+    forget: Sequence[Item],
+    retain: Sequence[Item],
+    loss: str | ForgetLoss,
+    tokens: int,
+    divided: bool = True,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Summed forget and retain loss of each packed micro-batch, ready for ``backward``.
+
+    Both sets share their prompt's beginning, so they are packed together. Of a sharded model's batches, this process's.
+
+    Raises:
+        UserError: when a loss that is not ours gives anything but one number a prompt.
+    """
+    import torch
+
+    items = [*forget, *retain]
+    batches = packing.batches([prompt for prompt, _ in items], model, tokens)
+    for batch, counts in sharding.share(batches, model if divided else None):
+        answer = torch.tensor([items[i][1] for i in batch.prompts.tolist()], device=model.device)
+        odds = log_odds(model, packing.last_hidden(model, batch), answer)
+        is_forget = (batch.prompts < len(forget)).to(odds.device)
+        forgotten = (losses.FORGET[loss] if isinstance(loss, str) else loss)(odds[is_forget])
+        if getattr(forgotten, "shape", None) != odds[is_forget].shape:
+            raise UserError(
+                "the forget loss must give one number a prompt, as a tensor in the shape of the log-odds: correct it"
+            )
+        yield forgotten.sum() * counts, losses.cross_entropy(odds[~is_forget]).sum() * counts
+
+
+def gradients(
+    model: Any,
+    data: Data,
+    sizes: Sizes,
+    weights: Weights,
+    loss: str | ForgetLoss,
+    seed: int,
+    divided: bool = True,
+) -> Iterator[dict[str, float]]:
+    """One step after another: accumulate the gradient of the whole loss, and yield the step's losses.
+
+    Gradients land in whatever of ``model`` requires them; the caller moves the parameters and clears
+    the gradients before it asks for the next step. Every loss term is averaged over its examples. The processes of a
+    sharded model take a part of the work each, unless it is not to be ``divided``.
+
+    Yields:
+        ``forget``, ``retain`` and ``sft`` in nats, before the step.
+    """
+    import torch
+
+    among = model if divided else None
+    rng = random.Random(seed)
+    forget_batches = cycle(range(len(data.forget)), sizes.forget, rng)
+    retain_batches = cycle(range(len(data.retain)), sizes.retain, rng)
+    text_batches = cycle(range(len(data.text)), sizes.text, rng)
+    rows = min(sizes.micro_batch_tokens // data.text.shape[1], -(-sizes.text // sharding.count(among)))
+    rows = max(1, rows)
+    while True:
+        forget = [data.forget[i] for i in next(forget_batches)]
+        retain = [data.retain[i] for i in next(retain_batches)]
+        total = {"forget": 0.0, "retain": 0.0, "sft": 0.0}
+        for f, r in fact_losses(model, forget, retain, loss, sizes.micro_batch_tokens, divided):
+            (weights.forget * f / sizes.forget + weights.retain * r / sizes.retain).backward()
+            total["forget"] += f.item() / sizes.forget
+            total["retain"] += r.item() / sizes.retain
+        if weights.sft:
+            for windows, counts in sharding.share(data.text[next(text_batches)].split(rows), among):
+                sft = counts * losses.text_losses(model, windows.to(model.device)).sum() / sizes.text
+                (weights.sft * sft).backward()
+                total["sft"] += sft.item()
+        summed = sharding.total(torch.tensor([*total.values()], dtype=torch.float64), among)
+        yield dict(zip(total, summed.tolist(), strict=True))
+
+
+def schedule_of(optimizer: Any, kind: str, steps: int) -> Any:
+    """The learning-rate schedule: cosine to 0 over ``steps`` (A.3), or constant."""
+    import torch
+
+    if kind == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
