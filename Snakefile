@@ -5,9 +5,9 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-from localized_unlearning.config import layers
+from localized_unlearning.config.reading import overlays
 from localized_unlearning.errors import UserError
-from localized_unlearning.workflow import Workflow
+from localized_unlearning.workflow.snakefile import Workflow
 
 min_version("9.27")
 
@@ -17,7 +17,7 @@ configfile: "config.yaml"
 
 try:
     files = ["config.yaml", *map(str, workflow.config_settings.configfiles)]
-    plan = Workflow([*layers(map(Path, files)), ("--config", workflow.config_settings.config)])
+    plan = Workflow([*overlays(map(Path, files)), ("--config", workflow.config_settings.config)])
 except UserError as error:
     raise WorkflowError(str(error)) from None
 

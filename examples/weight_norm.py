@@ -1,4 +1,3 @@
-from localized_unlearning.models.components import trainable
 """A localization in one file: components score by the norm of their weights, which no activation enters.
 
 scores:
@@ -18,6 +17,7 @@ def score(model, pairs, components, batch_tokens):
         components: what is scored; ``layer``, ``kind`` (q, k, v, o, up, down, gate) and ``head`` (None: all) of each.
         batch_tokens: tokens of one forward pass.
     """
+    from localized_unlearning.models.components import trainable
 
     found = []
     for component in components:

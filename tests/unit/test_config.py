@@ -13,6 +13,7 @@ from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import restrict, settings_of
 from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.localization.settings import for_masks
 from localized_unlearning.unlearning import settings as settings_module
 
 WILDCARDS = {
@@ -128,7 +129,7 @@ def test_a_localization_of_masks_differs_where_it_says_so() -> None:
         "mask": {"layers": [1], "granularity": "head"},
     }
     found = localization.Localization.model_validate(other)
-    masks = found.for_masks()
+    masks = for_masks(found)
     assert (masks.layers, masks.granularity, masks.kinds, masks.label) == (
         (1,),
         "head",

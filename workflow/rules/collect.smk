@@ -1,6 +1,6 @@
 # Tables and figures, drawn from tidy rows alone, and the targets by name.
 
-from localized_unlearning.published import FIGURES, TABLES
+from localized_unlearning.paper.artefacts import FIGURES, TABLES
 
 
 rule table:

@@ -19,11 +19,11 @@ from localized_unlearning.audit import adopt as adopt_module
 from localized_unlearning.audit import crate, signing
 from localized_unlearning.audit import diff as diff_module
 from localized_unlearning.audit import explain as explain_module
-from localized_unlearning.audit.index import absolute, shown
+from localized_unlearning.audit.index import Audit, absolute, shown
 from localized_unlearning.errors import UserError
 
 if TYPE_CHECKING:
-    from localized_unlearning.audit.index import Audit, Finding
+    from localized_unlearning.audit.index import Finding
     from localized_unlearning.audit.signing import Signature
 
 

@@ -13,15 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from localized_unlearning import __version__
-from localized_unlearning.audit import cli
-from localized_unlearning.cli import tools, warm
+from localized_unlearning.cli import warm
 from localized_unlearning.config import reading
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import Stage
 from localized_unlearning.jobs.stages import STAGES
-from localized_unlearning.report import page
-from localized_unlearning.reporting import claims
-from localized_unlearning.workflow import plan, preflight, runner
+from localized_unlearning.workflow import runner
 
 
 def _option(name: str) -> str:
@@ -52,26 +49,26 @@ def _add_stage(commands: argparse._SubParsersAction[argparse.ArgumentParser], st
     parser.set_defaults(stage=stage)
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all subcommands, or where ``command`` is a stage's name, of that one alone."""
     parser = argparse.ArgumentParser(prog="localized-unlearning", description=__doc__)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    if command in STAGES:
+        _add_stage(commands, STAGES[command])
+        return parser
     for stage in STAGES.values():
         _add_stage(commands, stage)
+    from localized_unlearning.cli.tools import (
+        add_commands,  # brings pandas: half a second of each job's start
+    )
 
-    tools.add_commands(commands)
-    plan.add_commands(commands)
-    preflight.add_commands(commands)
-    page.add_command(commands)
-    claims.add_command(commands)
-    cli.add_commands(commands)
+    add_commands(commands)
     return parser
 
 
 def _run_stage(arguments: argparse.Namespace, compute: bool = True) -> bool:
     """Run a stage's job; without ``compute`` only restore it from the cache. Returns whether it is done."""
-
     stage: Stage = arguments.stage
     given = vars(arguments)
     inputs: dict[str, Path | list[Path] | None] = {}
@@ -102,21 +99,21 @@ def main(argv: Sequence[str] | None = None, warm_start: bool = True) -> int:
     With ``LOCALIZED_UNLEARNING_WARM`` in the environment, as the workflow sets it, a stage starts warm
     (see :mod:`localized_unlearning.cli.warm`); ``warm_start`` is false in the forked child itself.
     """
-    arguments = build_parser().parse_args(argv)
+    given = sys.argv[1:] if argv is None else list(argv)
+    arguments = build_parser(given[0] if given else None).parse_args(given)
     online = "stage" not in arguments or arguments.stage.online
     if not online:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library is imported, which reads it once
     try:
         if "stage" not in arguments:
             return int(arguments.function(arguments))
-        if warm_start and not online and os.environ.get("LOCALIZED_UNLEARNING_WARM"):
-            if warm.possible():
-                if _run_stage(arguments, compute=False):  # before any process imports torch for it
-                    return 0
-                given = sys.argv[1:] if argv is None else list(argv)
-                status = warm.run(given, start="base_model" in arguments.stage.inputs)
-                if status is not None:
-                    return status
+        asked = warm_start and not online and os.environ.get("LOCALIZED_UNLEARNING_WARM")
+        if asked and warm.possible():
+            if _run_stage(arguments, compute=False):  # before any process imports torch for it
+                return 0
+            status = warm.run(given, start="base_model" in arguments.stage.inputs)
+            if status is not None:
+                return status
         _run_stage(arguments)
         return 0
     except UserError as error:

@@ -1,12 +1,16 @@
-"""Commands beside the stages: the summary of a run, and the files generated from the typed config."""
+"""The commands beside the stages."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from localized_unlearning.audit import cli as audit
+from localized_unlearning.report import page
+from localized_unlearning.reporting import claims
 from localized_unlearning.reporting.reference import reference
 from localized_unlearning.reporting.summary import summary
+from localized_unlearning.workflow import plan, preflight
 from localized_unlearning.workflow.profile import install_profile
 
 Commands = Any
@@ -27,3 +31,7 @@ def add_commands(commands: Commands) -> None:
     )
     parser.add_argument("--replace", action="store_true", help="overwrite a copy that was edited")
     parser.set_defaults(function=install_profile)
+    for room in (plan, preflight, audit):
+        room.add_commands(commands)
+    page.add_command(commands)
+    claims.add_command(commands)

@@ -27,8 +27,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from localized_unlearning.cli.main import main
-
 PRELOADED = (
     "torch", "torch._dynamo", "numpy", "pandas", "pyarrow.parquet", "safetensors.torch", "scipy.stats",
     "sklearn.linear_model", "sklearn.pipeline", "sklearn.preprocessing", "sklearn.model_selection",
@@ -239,6 +237,8 @@ def _work(request: dict[str, object], streams: list[int]) -> None:
         os.chdir(str(request["folder"]))
         arguments = [str(a) for a in request["arguments"]]  # type: ignore[attr-defined]
         sys.argv = ["localized-unlearning", *arguments]
+
+        from localized_unlearning.cli.main import main  # which imports this module
 
         code = main(arguments, warm_start=False)
     except SystemExit as ending:

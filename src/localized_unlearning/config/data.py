@@ -65,17 +65,6 @@ class Forget(Section):
             raise ValueError("give exactly one of 'sport', 'athletes' and 'draw'")
         return self
 
-    @property
-    def words(self) -> str:
-        """What is forgotten, in words."""
-        if self.sport:
-            return f"all {self.sport} athletes"
-        return (
-            f"{len(self.athletes)} named athletes"
-            if self.athletes
-            else f"{self.draw} athletes drawn at random"
-        )
-
 
 class Task(Section):
     """An unlearning task (section 2.1)."""

@@ -94,12 +94,6 @@ class Localization(Section):
         None, description="What differs when weights are masked (the released code masked other components)."
     )
 
-    def for_masks(self) -> Localization:
-        """The localization of weight masks."""
-        if self.mask is None:
-            return self
-        return self.model_copy(update={**self.mask.model_dump(exclude_none=True), "mask": None})
-
 
 class NullDistribution(Section):
     """Random localizations, against which the others are ranked; each is a localization of its own."""

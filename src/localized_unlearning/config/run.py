@@ -95,7 +95,8 @@ class Config(Section):
             assert localization is not None
             if localization.kind == "manual" and not localization.layers:
                 raise ValueError(f"localizations.{name} is manual and needs 'layers'")
-            for found in (localization, localization.for_masks()):
+            masked = localization.mask.model_dump(exclude_none=True) if localization.mask else {}
+            for found in (localization, localization.model_copy(update=masked)):
                 self._fits(name, found)
             if localization.budget == "parameters" and "manual" not in self.localizations:
                 raise ValueError(f"localizations.{name} matches the parameters of 'manual', which is absent")

@@ -34,6 +34,7 @@ from localized_unlearning.costs.sizes import (
 )
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.localization.settings import for_masks
 from localized_unlearning.unlearning.settings import finetune_settings
 
 Wildcards = Mapping[str, str]
@@ -129,7 +130,7 @@ class Model:
             return found["parameters"], min(int(name.split(".")[0]) for name in found["components"])
         chosen = self.config.localizations[localization]
         assert chosen is not None
-        return self._budget(chosen.for_masks() if masks else chosen)
+        return self._budget(for_masks(chosen) if masks else chosen)
 
     def _budget(self, chosen: Localization) -> tuple[float, int]:
         sizes = {

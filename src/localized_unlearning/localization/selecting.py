@@ -19,6 +19,7 @@ import pandas as pd
 from localized_unlearning.config.base import Granularity
 from localized_unlearning.config.localization import Components, Localization
 from localized_unlearning.errors import UserError
+from localized_unlearning.localization.settings import for_masks
 from localized_unlearning.models import components as components_module
 from localized_unlearning.models import loading
 from localized_unlearning.models.components import ATTENTION_KINDS, Component
@@ -172,7 +173,7 @@ def select(job: Job) -> None:
     localization = job.config.localizations[name]
     assert localization is not None
     if job.wildcards["method"] == "mask":
-        localization = localization.for_masks()
+        localization = for_masks(localization)
     if localization.layers == "auto":
         if not job.inputs.get("probes"):
             raise UserError(f"the layers of {name} are 'auto': give stage select the base model's probes")

@@ -5,11 +5,10 @@ it is written down independently of Python's own ``ast.dump``, whose text change
 Imports count wherever they stand, also inside functions, and so does a string that names a module
 of the package (a registry that imports lazily).
 
-Some modules are no stage's code. ``stages``, ``cli``, ``runner`` and ``provenance`` move data and
-keep the books; ``progress`` prints; ``errors`` holds an exception. ``config`` holds the settings,
-which records state by name and value: counting it would make every stage stale at each new setting.
-Of ``config`` only the module-level constants count, because stages import them (``CHOICES``).
-It must therefore hold no computation that results depend on.
+Some modules are no stage's code. ``jobs``, ``cli``, ``workflow`` and ``provenance`` move data and
+keep the books; ``errors`` holds an exception. ``config`` holds the types of the settings, which
+records state by name and value: counting it would make every stage stale at each new setting.
+No function of theirs is reached from a stage (a test walks the syntax trees).
 """
 
 from __future__ import annotations
@@ -25,15 +24,12 @@ from typing import NamedTuple
 PACKAGE = "localized_unlearning"
 
 NOT_CODE = frozenset(
-    f"{PACKAGE}.{name}" for name in ("stages", "cli", "runner", "provenance", "progress", "errors")
+    f"{PACKAGE}.{name}" for name in ("jobs", "cli", "workflow", "provenance", "config", "errors")
 )
-
-CONSTANTS_ONLY = frozenset({f"{PACKAGE}.config"})
 
 
 class _Parsed(NamedTuple):
     digest: str  # of the whole syntax tree
-    constants: str  # of the module-level assignments alone
     imports: frozenset[str]  # dotted names that may be modules
 
 
@@ -55,9 +51,6 @@ def closure(module: str) -> dict[str, str]:
         if path is None:
             continue
         parsed = _parse(name, path)
-        if name in CONSTANTS_ONLY:
-            found[name] = parsed.constants
-            continue
         found[name] = parsed.digest
         for imported in parsed.imports:
             waiting.extend(_with_parents(imported))
@@ -121,7 +114,6 @@ def _parse_version(name: str, path: Path, mtime_ns: int, size: int) -> _Parsed:
     top = name.partition(".")[0]
     return _Parsed(
         _syntax_digest(tree.body),
-        _syntax_digest([node for node in tree.body if isinstance(node, ast.Assign | ast.AnnAssign)]),
         frozenset(n for n in _imports(tree, package, top) if n.partition(".")[0] == top),
     )
 

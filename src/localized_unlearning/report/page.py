@@ -22,6 +22,7 @@ from localized_unlearning.audit import picture
 from localized_unlearning.audit.index import Audit, absolute
 from localized_unlearning.config.reading import load, read_yaml
 from localized_unlearning.config.run import Config
+from localized_unlearning.data.tasks import in_words
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.progress import clock
@@ -190,7 +191,7 @@ def forgotten(config: Config) -> dict[str, str]:
     for name in words:
         task = config.tasks.get(name)
         if task is not None:
-            words[name] = task.forget.words
+            words[name] = in_words(task.forget)
     return words
 
 

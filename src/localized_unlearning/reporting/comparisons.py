@@ -19,6 +19,7 @@ import pandas as pd
 from localized_unlearning.analysis.measures import MEASURES, items, read_frames
 from localized_unlearning.analysis.statistics import Answers, compare, covers, design_of, holm
 from localized_unlearning.config.evaluation import Statistics
+from localized_unlearning.localization.settings import null_draws
 from localized_unlearning.reporting.markup import Panel, markdown, number
 from localized_unlearning.reporting.tables import ALL_SETS, BASE, MAIN
 
@@ -176,7 +177,7 @@ def run(job: Job) -> None:
     for path in job.inputs["selections"]:
         selection = json.loads(Path(path).read_text(encoding="utf-8"))
         labels[selection["localization"]] = selection["label"]
-    draws = [name for name in config.null_distribution.localizations() if name in labels]
+    draws = [name for name in null_draws(config.null_distribution) if name in labels]
     shown = {name: label for name, label in labels.items() if name not in draws}
     scores = items(frames, config.prompts)
     own, level = scores[scores["task"] == task], config.statistics.confidence

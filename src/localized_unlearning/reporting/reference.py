@@ -29,7 +29,7 @@ def reference(arguments: argparse.Namespace) -> int:
     for path, text in generated().items():
         if arguments.check:
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                raise UserError(f"{path} is out of step with config.py: run localized-unlearning reference")
+                raise UserError(f"{path} is out of step with the config: run localized-unlearning reference")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
@@ -50,7 +50,7 @@ def default_yaml() -> str:
     """``config.yaml``: the default run, with every key commented."""
     lines = [
         "# The default run: the organism on this machine. Every key, with its meaning.",
-        "# Generated from src/localized_unlearning/config.py by `localized-unlearning reference`;",
+        "# Generated from src/localized_unlearning/config/ by `localized-unlearning reference`;",
         "# change values freely here or, better, in an overlay: snakemake --configfile my.yaml.",
         "",
     ]
@@ -98,7 +98,7 @@ def reference_page() -> str:
     lines = [
         "# Configuration",
         "",
-        "Generated from `src/localized_unlearning/config.py` by `localized-unlearning reference`.",
+        "Generated from `src/localized_unlearning/config/` by `localized-unlearning reference`.",
         "`config.yaml` is the default run; `--configfile workflow/presets/NAME.yaml` lays a preset over it.",
         "A task, objective, score or localization set to `null` in an overlay is removed.",
         "",

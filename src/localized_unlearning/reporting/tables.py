@@ -17,6 +17,7 @@ from localized_unlearning.analysis.measures import MEASURES, Measure, estimates,
 from localized_unlearning.analysis.statistics import ACCURACIES, Estimate, covers
 from localized_unlearning.config.evaluation import Tables
 from localized_unlearning.config.run import Config
+from localized_unlearning.data.tasks import in_words
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import TABLES
 from localized_unlearning.paper.published import PAPER
@@ -162,7 +163,7 @@ def wide(
 def title_of(table: str, config: Config) -> str:
     """What a table shows, in one sentence."""
     task, objective = TABLES[table]
-    what = config.tasks[task].forget.words  # type: ignore[union-attr]
+    what = in_words(config.tasks[task].forget)  # type: ignore[union-attr]
     goal = "erasing" if objective == "erase" else "replacing with golf the sport of"
     number_ = table.split("_")[1]
     return f"Table {number_}. Localized fine-tuning, {goal} {what} ({config.run}); {ACCURACY_IN_WORDS[config.tables.accuracy]} on the test part."

@@ -24,6 +24,7 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.files import canonical_json
 from localized_unlearning.jobs.job import settings_of
 from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.localization.settings import for_masks
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.provenance import code as code_module
 
@@ -226,7 +227,7 @@ class Workflow:
 
     def scores_for_mask(self, wildcards: Wildcards) -> str | list[str]:
         """The scores that a localization of weight masks selects from."""
-        return self._scores(self.localization(wildcards["localization"]).for_masks(), wildcards["task"])
+        return self._scores(for_masks(self.localization(wildcards["localization"])), wildcards["task"])
 
     def _scores(self, found: Localization, task: str) -> str | list[str]:
         return f"{self.results}/{task}/scores/{found.scores}.parquet" if found.kind == "scores" else []

@@ -1,0 +1,14 @@
+"""Unlearning tasks in words (section 2.1)."""
+
+from __future__ import annotations
+
+from localized_unlearning.config.data import Forget
+
+
+def in_words(forget: Forget) -> str:
+    """What is forgotten: all athletes of a sport, some by name, or some drawn at random."""
+    if forget.sport:
+        return f"all {forget.sport} athletes"
+    if forget.athletes:
+        return f"{len(forget.athletes)} named athletes"
+    return f"{forget.draw} athletes drawn at random"
