@@ -1,6 +1,26 @@
-"""Fixtures of all tests."""
+"""Fixtures and markers of all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# One thread a worker, and in what it starts: before numpy and torch are imported, which read it once.
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
 
 from tiny_base import tiny_base
 from tiny_models import _originals, float64, tiny
 
 __all__ = ["_originals", "float64", "tiny", "tiny_base"]
+
+WORKFLOW = Path(__file__).parent / "workflow"
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups, and -m the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs Snakemake, keep the tests of one finished run on one worker, and start with the longest."""
+    for item in items:
+        if WORKFLOW in item.path.parents:
+            item.add_marker(pytest.mark.workflow)
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: not (item.get_closest_marker("workflow") or item.get_closest_marker("slow")))

@@ -13,6 +13,8 @@ T = TypeVar("T")
 class Progress:
     """Prints ``what: 40/700 steps, loss 1.2, 0:12 gone, 3:18 left`` at most every few seconds.
 
+    The time left is at the pace of the later half of what is done.
+
     Args:
         what: what is going on.
         unit: the noun of one step.
@@ -35,13 +37,15 @@ class Progress:
         """Yield ``items``, printing progress between them."""
         started = shown = time.monotonic()
         total = len(items)
+        times = [started]  # at which 0, 1, 2, ... items were done
         for done, item in enumerate(items, 1):
             yield item
             now = time.monotonic()
+            times.append(now)
             if now - shown >= self.every or done == total:
                 shown = now
                 gone = now - started
-                left = gone / done * (total - done)
+                left = seconds_per_item(times) * (total - done)
                 plural = "es" if self.unit.endswith(("ch", "x", "s")) else "s"
                 note = f", {self._note}" if self._note else ""
                 print(
@@ -51,8 +55,24 @@ class Progress:
                 )
 
 
+def seconds_per_item(times: Sequence[float]) -> float:
+    """Seconds from one item to the next over the later half of ``times``, at which 0, 1, 2, ... were done.
+
+    Never the whole mean: the first items are unlike the rest, and a machine may become busy.
+
+    >>> seconds_per_item([0.0, 100.0, 101.0, 102.0, 103.0])
+    1.0
+    """
+    half = (len(times) - 1) // 2
+    return (times[-1] - times[half]) / (len(times) - 1 - half)
+
+
 def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss."""
+    """Seconds as h:mm:ss or m:ss.
+
+    >>> clock(3671), clock(59.7)
+    ('1:01:11', '1:00')
+    """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -17,8 +17,9 @@ import localized_unlearning
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVS = ROOT / "envs"
-CODE = ("src", "tests", "workflow", "profiles", "Makefile", "Snakefile")
+CODE = ("src", "tests", "workflow", "profiles", "Makefile", "Snakefile", "tools")
 
+OURS = {path.name for path in (ROOT / "src").iterdir()}
 # Import names that differ from the distribution's.
 DISTRIBUTION = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
 # What is used without an import in src, and a text in CODE that shows the use.
@@ -48,7 +49,7 @@ def pins(lines: list[str]) -> dict[str, str]:
         name, equals, version = line.partition("==")
         assert equals, f"not an exact pin: {line}"
         assert normal(name) not in found, f"pinned twice: {name}"
-        found[normal(name)] = version.strip()
+        found[normal(name)] = version.rstrip("\\ ")
     return found
 
 
@@ -86,14 +87,33 @@ def imported(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def third_party(folder: Path) -> Iterator[tuple[Path, str]]:
     for path, name in imported(folder):
-        if name not in sys.stdlib_module_names and name != "localized_unlearning":
+        if name not in sys.stdlib_module_names and name not in OURS:
             yield path, normal(DISTRIBUTION.get(name, name))
 
 
-@pytest.mark.parametrize("name", ["cuda.txt", "cpu.yaml", "cuda.yaml"])
-def test_every_environment_has_the_pins_of_the_cpu_lock(name: str) -> None:
+@pytest.mark.parametrize("lock", ["cpu", "cuda"])
+def test_conda_has_the_pins_of_the_lock(lock: str) -> None:
     """Catches a pin changed by hand in one file."""
-    assert read_pins(name) == read_pins("cpu.txt")
+    assert read_pins(f"{lock}.yaml") == read_pins(f"{lock}.txt")
+
+
+def test_the_locks_differ_in_cuda_alone() -> None:
+    """Catches a package that a laptop and a GPU would have in two versions."""
+    cpu, cuda = read_pins("cpu.txt"), read_pins("cuda.txt")
+    assert cpu.items() <= cuda.items()
+    assert all(re.match("nvidia|cuda|triton", name) for name in cuda.keys() - cpu.keys())
+
+
+@pytest.mark.parametrize("name", ["cpu.txt", "cuda.txt"])
+def test_every_pin_has_the_digests_of_its_files(name: str) -> None:
+    """Catches a lock whose digests pip would not look at: it does for all packages or for none."""
+    text = (ENVS / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    for line in text.splitlines():
+        assert (
+            line.startswith("#")
+            or not line
+            or re.search(r"==\S+( +; .*)?( +--hash=sha256:[0-9a-f]{64})+$", line)
+        )
 
 
 def test_the_lock_has_the_direct_pins() -> None:

@@ -178,6 +178,7 @@ def test_a_connection_that_breaks_once(hub: Hub, tmp_path: Path) -> None:
     assert len(hub.ranges) == 1 and hub.ranges[0].startswith("bytes=10")
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_again_and_again(hub: Hub, tmp_path: Path) -> None:
     """Catches half a file taken for a model, a traceback of the library, and whole files that are fetched twice."""
     hub.cut, hub.cuts = len(hub.files[WEIGHTS]) // 2, 100

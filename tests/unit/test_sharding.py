@@ -176,6 +176,7 @@ def same(wanted: dict[str, Any], found: dict[str, Any], rtol: float = 1e-9) -> N
             assert not found[name].numel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "names"), [(2, ARCHITECTURES), (3, ["gemma3"])])
 def test_a_model_in_parts_is_the_whole(
     processes: int, names: Sequence[str], tiny: Callable[[str], Any]
@@ -230,6 +231,7 @@ def runs(tiny_base: TinyBase, tmp_path: Path) -> Callable[[int], Runs]:
     return make
 
 
+@pytest.mark.slow
 def test_stages_in_two_processes_make_the_same_files(runs: Callable[[int], Runs], tmp_path: Path) -> None:
     """Catches outputs of the wrong process, parts of a weight for the whole, and records without what the job found."""
     selection = tmp_path / "selection.json"
@@ -280,6 +282,7 @@ def ends(job: Job) -> None:
     torch.distributed.barrier()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("function", "said"),
     [(refuse, "no athlete in basketball: add one"), (ends, "process 2 of the 2 that share the model ended")],

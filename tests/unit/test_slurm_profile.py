@@ -44,6 +44,7 @@ def test_only_stages_that_fetch_may_go_online() -> None:
     assert {name for name, stage in STAGES.items() if stage.online} == {"fetch", "download"}
 
 
+@pytest.mark.slow
 def test_the_profile_is_found_by_name_after_one_command(tmp_path: Path) -> None:
     """Catches a profile where Snakemake does not look, and a site's edits overwritten by the second installation."""
     folder = workplace(tmp_path)

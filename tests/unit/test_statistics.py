@@ -213,6 +213,7 @@ def test_unanimous_seeds_give_a_small_p_and_no_certainty() -> None:
     assert found.difference == -1 and 0 < found.p < 1e-6 and found.low == -1 < found.high < -0.5
 
 
+@settings(max_examples=25)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30))
 def test_holm_by_its_definition(p: list[float]) -> None:
     order = np.argsort(p, kind="stable")
