@@ -234,8 +234,8 @@ def test_restoring_imports_no_torch_even_with_warm_starts(tmp_path: Path) -> Non
         "    sys.modules['torch'] = sys.modules['pandas'] = None\n"
         "    import localized_unlearning.cli.warm as warm\n"
         "    warm.run = lambda *_, **__: sys.exit('asked the warm server')\n"
-        "from localized_unlearning import cli\n"
-        "sys.exit(cli.main(sys.argv[2:]))\n"
+        "from localized_unlearning.cli import main\n"
+        "sys.exit(main.main(sys.argv[2:]))\n"
     )
     job = ["split", "--config", "config.yaml", "--task", "sports", "--known", "known.parquet"]
     athletes = pd.read_csv(ROOT / "workflow/resources/athletes.csv").drop_duplicates("athlete")

@@ -455,7 +455,7 @@ def test_one_file_is_judged_with_all_that_is_behind_it(lab: Lab) -> None:
 def test_torch_is_not_needed(lab: Lab) -> None:
     script = (
         "import sys; sys.modules['torch'] = sys.modules['pandas'] = sys.modules['transformers'] = None\n"
-        "from localized_unlearning import cli; sys.exit(cli.main(['audit', 'verify', '--json']))"
+        "from localized_unlearning.cli import main; sys.exit(main.main(['audit', 'verify', '--json']))"
     )
     package = str(Path(localized_unlearning.__file__).parents[1])
     answer = subprocess.run(

@@ -21,7 +21,6 @@ from localized_unlearning.data.documents import read_documents
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.interpretability import ablation
-from localized_unlearning.interpretability import layers as layers_module
 from localized_unlearning.interpretability.probes import Fit, predictions
 from localized_unlearning.models import activations as activations_module
 from localized_unlearning.models import components
@@ -197,7 +196,7 @@ def test_a_heads_rows_are_a_probe_refitted_without_it(
         fits.extend(found)
         return predictions(found, *settings)
 
-    monkeypatch.setattr(layers_module, "predictions", watched)
+    monkeypatch.setattr(ablation, "predictions", watched)
     rows = tiny_base.run("head_ablation", config, folder, inputs)["ablation"]
     known = tiny_base.split[30:].reset_index(drop=True)
     sports = known["sport"].to_numpy()

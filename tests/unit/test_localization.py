@@ -21,7 +21,13 @@ from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import Job, restrict
 from localized_unlearning.jobs.stages import STAGES
-from localized_unlearning.localization import attribution_patching, causal_tracing, selecting, selection
+from localized_unlearning.localization import (
+    attribution_patching,
+    causal_tracing,
+    scoring,
+    selecting,
+    selection,
+)
 from localized_unlearning.localization import pairs as pairs_module
 from localized_unlearning.models import components as components_module
 from localized_unlearning.models.components import Component
@@ -467,10 +473,8 @@ def test_whose_prompts_are_scored(
     whose: str, count: int, tiny_base: TinyBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[tuple[str, str]]] = []
-    monkeypatch.setattr(pairs_module, "make_pairs", lambda athletes, *_: asked.append(athletes))
-    monkeypatch.setattr(
-        attribution_patching, "attribution_patching", lambda _m, _p, found, _t: [0.0] * len(found)
-    )
+    monkeypatch.setattr(scoring, "make_pairs", lambda athletes, *_: asked.append(athletes))
+    monkeypatch.setattr(scoring, "attribution_patching", lambda _m, _p, found, _t: [0.0] * len(found))
     score = {"method": "attribution_patching", "athletes": whose, "granularity": "head"}
     config = Config.model_validate({"scores": {"attribution_patching": score}, "localizations": {}})
     inputs = {"split": tiny_base.write(tmp_path / "split.parquet", tiny_base.split)}

@@ -51,9 +51,9 @@ DRIVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, ".")
-from localized_unlearning import runner
+from localized_unlearning.workflow import runner
 from localized_unlearning.config.run import Config
-from localized_unlearning.jobs.stages import Stage
+from localized_unlearning.jobs.job import Stage
 stage = Stage("toy", "toystages.stage", ("finetune.steps",), ("data",), ("out", "folder"))
 root = Path.cwd()
 outputs = {"out": root / "results/r/out.txt", "folder": root / "results/r/tree"}

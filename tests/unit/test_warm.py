@@ -40,7 +40,7 @@ def main(arguments, warm_start=True):
 CLIENT = """
 import sys
 from pathlib import Path
-from localized_unlearning import warm
+from localized_unlearning.cli import warm
 warm.address = lambda: Path(sys.argv[1])
 status = warm.run(sys.argv[2:], start=False)
 sys.exit(99 if status is None else status)
@@ -50,10 +50,11 @@ sys.exit(99 if status is None else status)
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
     """A folder with a stub package around the real warm.py, and a server of it."""
-    package = tmp_path / "localized_unlearning"
-    package.mkdir()
-    (package / "__init__.py").touch()
-    (package / "cli.py").write_text(CLI)
+    package = tmp_path / "localized_unlearning" / "cli"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package / "main.py").write_text(CLI)
     shutil.copy(warm.__file__, package / "warm.py")
     command = f"from pathlib import Path; from localized_unlearning.cli.warm import serve; serve(Path({str(tmp_path / 's')!r}), (), 3)"
     server = subprocess.Popen([sys.executable, "-c", command], env=environment(tmp_path))
@@ -94,7 +95,7 @@ def test_no_status_is_lost(place: Path, words: tuple[str, ...], status: int) -> 
 
 def test_changed_code_is_read_afresh(place: Path) -> None:
     assert client(place, "say").returncode == 0
-    (place / "localized_unlearning" / "cli.py").write_text("def main(a, warm_start): return 7")
+    (place / "localized_unlearning" / "cli" / "main.py").write_text("def main(a, warm_start): return 7")
     assert client(place, "say").returncode == 7
 
 

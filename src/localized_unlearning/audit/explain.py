@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from localized_unlearning.analysis.measures import MEASURES
 from localized_unlearning.audit.index import Audit, Cause, Entry, Finding, short, shown
 from localized_unlearning.errors import UserError
 from localized_unlearning.progress import clock
@@ -306,6 +305,7 @@ def _stem(given: records.Input) -> str:
 
 def _source_of(row: Mapping[str, str]) -> str | None:
     """Which rows the measure of a table, or the panel of a figure, is taken from."""
+    from localized_unlearning.analysis.measures import MEASURES  # brings pandas, which no other audit needs
 
     name = row.get("column") or row.get("panel") or ""
     found = next((measure.source for measure in MEASURES if measure.name == name), None)

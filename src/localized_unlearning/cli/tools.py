@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
 from localized_unlearning.audit import cli as audit
+from localized_unlearning.config.evaluation import Claims
 from localized_unlearning.report import page
-from localized_unlearning.reporting import claims
 from localized_unlearning.reporting.reference import reference
 from localized_unlearning.reporting.summary import summary
 from localized_unlearning.workflow import plan, preflight
@@ -34,4 +35,22 @@ def add_commands(commands: Commands) -> None:
     for room in (plan, preflight, audit):
         room.add_commands(commands)
     page.add_command(commands)
-    claims.add_command(commands)
+    _add_ledger(commands)
+
+
+def _add_ledger(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "ledger", help="write docs/claims-in-the-paper.md: the claims against the paper's own numbers"
+    )
+    parser.add_argument("--claims", type=Path, default=Path(Claims().file))
+    parser.add_argument("--published", type=Path, help="folder of the released result files, for the curves")
+    parser.add_argument("--out", type=Path, default=Path("docs/claims-in-the-paper.md"))
+    parser.set_defaults(function=_ledger)
+
+
+def _ledger(arguments: argparse.Namespace) -> int:
+    from localized_unlearning.reporting.claims import (
+        write_ledger,  # brings pandas: half a second of each command
+    )
+
+    return write_ledger(arguments)

@@ -37,7 +37,7 @@ STAGES: dict[str, Stage] = {
         Stage("convert", "localized_unlearning.models.gguf", (), ("gguf",), ("model",)),
         Stage(
             "download",
-            "localized_unlearning.data.tokens",
+            "localized_unlearning.models.download",
             ("model",),
             (),
             ("model",),
@@ -80,7 +80,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "score",
-            "localized_unlearning.localization.selecting",
+            "localized_unlearning.localization.scoring",
             ("scores.{scores}", "components", "prompts.training", "model.dtype"),
             ("base_model", "split", "prompts", "method?"),
             ("scores",),
@@ -153,7 +153,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "sweep",
-            "localized_unlearning.unlearning.masking",
+            "localized_unlearning.evaluation.sweep",
             ("masking.edit_sizes", "series", "evaluation", "mmlu", "prompts", "model.dtype"),
             ("base_model", "split", "mask", "prompts", "mmlu"),
             ("facts", "multiple_choice", "mmlu"),
@@ -172,7 +172,7 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "head_ablation",
-            "localized_unlearning.interpretability.layers",
+            "localized_unlearning.interpretability.ablation",
             ("interpretability", "prompts.training", "text.tokens", "text.documents", "model.dtype"),
             ("base_model", "known", "prompts", "text"),
             ("ablation",),

@@ -10,11 +10,11 @@ import argparse
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from localized_unlearning.analysis.claims import evidence, verdicts
 from localized_unlearning.analysis.claims.schema import Claim, read
-from localized_unlearning.config.evaluation import Claims, Statistics
+from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES
 from localized_unlearning.reporting import claim_pages
@@ -68,15 +68,6 @@ def ledger(claims: tuple[Claim, ...], folder: Path | None) -> str:
         rest = [finding.claim for finding in found if any(c.margin is None for c in finding.comparisons)]
         curves = [verdicts.judge(claim, published, settings.confidence) for claim in rest]
     return claim_pages.ledger([finding for finding in found if finding.verdict != "not testable"], curves)
-
-
-def add_command(commands: Any) -> None:
-    """Add ``ledger`` to the parser's subcommands."""
-    parser = commands.add_parser("ledger", help=f"write {LEDGER}: the claims against the paper's own numbers")
-    parser.add_argument("--claims", type=Path, default=Path(Claims().file))
-    parser.add_argument("--published", type=Path, help="folder of the released result files, for the curves")
-    parser.add_argument("--out", type=Path, default=LEDGER)
-    parser.set_defaults(function=write_ledger)
 
 
 def write_ledger(arguments: argparse.Namespace) -> int:
