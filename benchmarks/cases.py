@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 
 from benchmarks import harness
+from localized_unlearning import method
 from localized_unlearning.attacks import relearning
 from localized_unlearning.config.data import Mmlu
 from localized_unlearning.config.evaluation import Probing, Relearning
@@ -38,6 +39,8 @@ from localized_unlearning.localization import pairs as pairs_module
 from localized_unlearning.models import activations as activations_module
 from localized_unlearning.models import components, loading, packing
 from localized_unlearning.models.components import Component
+from localized_unlearning.objectives.erase import erase
+from localized_unlearning.objectives.inject import inject
 from localized_unlearning.unlearning import masking
 from localized_unlearning.unlearning import masks as masks_module
 from localized_unlearning.unlearning import steps as steps_module
@@ -465,7 +468,9 @@ def step_ours(bench: Bench) -> Work:
     trained = [bench.model.get_parameter(name) for name in manual(bench)]
     data, weights = training_data(bench)
     floor_of_step(bench, data, min(MANUAL), sum(p.numel() for p in trained))
-    steps = steps_module.gradients(bench.model, data, sizes_of(data), weights, "erase", 0)
+    steps = steps_module.gradients(
+        bench.model, data, sizes_of(data), weights, method.of(erase, {}, "erase"), 0
+    )
     return gradient_of(trained, lambda: np.array(list(next(steps).values())))
 
 
@@ -485,7 +490,9 @@ def adapters(bench: Bench) -> tuple[list[Any], steps_module.Data, steps_module.W
 def relearn_ours(bench: Bench) -> Work:
     found, data, weights = adapters(bench)
     floor_of_step(bench, data, 0, sum(p.numel() for p in found))
-    steps = steps_module.gradients(bench.model, data, sizes_of(data, MICRO // 2), weights, "inject", 0)
+    steps = steps_module.gradients(
+        bench.model, data, sizes_of(data, MICRO // 2), weights, method.of(inject, {}, "inject"), 0
+    )
     return gradient_of(found, lambda: np.array(list(next(steps).values())))
 
 

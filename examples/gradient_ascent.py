@@ -2,14 +2,18 @@
 
 run: organism-ascent
 objectives:
-  erase: {loss: "examples/gradient_ascent.py:ascend"}
+  erase: {loss: "examples/gradient_ascent.py:ascend", parameters: {scale: 0.5}}
 
 and `snakemake -c2 table_1 table_2 --configfile ascent.yaml` give it the paper's tables.
 """
 
-from torch.nn.functional import logsigmoid
 
+def ascend(batch, *, scale=1.0):
+    """The loss of each item ``[item]``, to be made small; ``scale`` is a hyperparameter that the config may give.
 
-def ascend(odds):
-    """log p of the right answers, one number a prompt, from their log-odds ``[prompt]``; to be made small."""
-    return logsigmoid(odds)
+    Args:
+        batch: some facts of the forget set: ``log_odds`` and ``log_p`` of the right answers, the same of ``base`` (the
+            base model), ``subjects`` and ``answers`` in words, ``hidden(layer)`` and ``logits()``.
+        scale: a factor, so that there is something to set.
+    """
+    return scale * batch.log_p

@@ -1,43 +1,63 @@
-"""A researcher's own functions: a file and a function's name in the config stand for one of ours.
+"""Methods as files: what the config names is a file with a function or class, a researcher's own or one of ours.
 
-The file is an input of the stages that use it, so that its bytes are in their records and keys: a changed file is
-seen, and reruns what rests on it. What it imports from elsewhere is not; keep a method in one file.
+``FILE.py:NAME`` is one's own; a plain name is one of ours, the file of that name in a folder of the package, and in it
+the function or class of that name. Either file is an input of the stages that use it, so that its bytes are in their
+records and keys: a changed file is seen, and reruns what rests on it and nothing else. What it imports from elsewhere
+is not, unless the stage imports it too; keep a method in one file.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from localized_unlearning.errors import UserError
 
+PACKAGE = Path(__file__).parent
 
-def file_of(named: str) -> Path | None:
-    """The file in ``FILE.py:FUNCTION``; None for a name of ours, as ``erase``."""
+OBJECTIVES = PACKAGE / "objectives"
+"""Our objectives, one per file."""
+
+
+def file_of(named: str, folder: Path | None = None) -> Path | None:
+    """The file that ``FILE.py:NAME`` or, with the ``folder`` of ours, a plain name stands for; None where there is none."""
     path, _, function = named.rpartition(":")
-    return Path(path) if path and function else None
+    if path and function:
+        return Path(path)
+    found = None if folder is None else folder / f"{named}.py"
+    return found if found is not None and found.is_file() else None
+
+
+def ours(folder: Path) -> list[str]:
+    """Names of our methods in a folder of the package."""
+    return sorted(path.stem for path in folder.glob("[!_]*.py"))
 
 
 def load(named: str, path: Path) -> Callable[..., Any]:
-    """The function of ``FILE.py:FUNCTION``, from the file where the job found it.
+    """The function or class of ``FILE.py:NAME``, or of a name of ours, from the file where the job found it.
 
     Raises:
         UserError: when the file cannot be run, or has no such function.
     """
     function = named.rpartition(":")[2]
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"_method_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file: name one, as in my_method.py:{function}")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their own module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise UserError(
             f"{path} cannot be imported ({type(error).__name__}: {error}): correct it and rerun"
         ) from error
-    found = getattr(module, function, None)
+    members = vars(module)
+    if named == function:  # one of ours: a class may be written in capitals
+        members = {**{name.lower(): value for name, value in members.items()}, **members}
+    found = members.get(function)
     if not callable(found):
         raise UserError(f"{path} has no function '{function}': define it, or correct '{named}' in the config")
     return found  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 
+from localized_unlearning import extensions, method
 from localized_unlearning.config.unlearning import Finetune, Objective
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import components, deltas
@@ -70,6 +71,13 @@ def test_erase_stops_where_a_fact_is_forgotten() -> None:
 
 
 # The loop.
+
+
+def ours(name: str, **parameters: Any) -> method.Method:
+    """One of our objectives, loaded as a job does."""
+    path = extensions.file_of(name, extensions.OBJECTIVES)
+    assert path is not None
+    return method.load(name, path, parameters)
 
 
 def some_data() -> steps.Data:
@@ -178,7 +186,9 @@ def test_training_is_the_plain_loop(
     weights, data = steps.Weights(0.3, 0.7, 1.3), some_data()
     model = tiny(architecture)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    history = finetune.train(model, data, components.trainable(model, parts), settings, weights, loss, seed=1)
+    history = finetune.train(
+        model, data, components.trainable(model, parts), settings, weights, ours(loss), seed=1
+    )
     slow, after = slow_training(tiny(architecture), data, parts, settings, weights, loss)
     assert len(history) == len(slow)
     for fast, row in zip(history.to_dict("records"), slow, strict=True):
@@ -227,7 +237,7 @@ def test_injected_answers_are_false_and_only_in_the_forget_set() -> None:
 def trained(model: Any, seed: int) -> dict[str, torch.Tensor]:
     trainable = components.trainable(model, [Component(1, "up"), Component(0, "q", 2)])
     settings = Finetune(steps=3, batch_size=3, learning_rate=0.01)
-    finetune.train(model, some_data(), trainable, settings, steps.Weights(1, 1, 1), "inject", seed)
+    finetune.train(model, some_data(), trainable, settings, steps.Weights(1, 1, 1), ours("inject"), seed)
     return {name: model.get_parameter(name) for name in trainable}
 
 

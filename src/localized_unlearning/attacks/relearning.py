@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from localized_unlearning import method
 from localized_unlearning.config.evaluation import Relearning
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.evaluation.exam import short_exam, take
@@ -19,6 +20,7 @@ from localized_unlearning.evaluation.rows import identity
 from localized_unlearning.models import device as device_module
 from localized_unlearning.models import loading
 from localized_unlearning.models.deltas import unlearned
+from localized_unlearning.objectives.inject import inject
 from localized_unlearning.progress import Progress
 from localized_unlearning.unlearning.steps import Data, Sizes, Weights, gradients, read_data, schedule_of
 
@@ -67,7 +69,7 @@ def relearn(
     sizes = Sizes(len(data.forget), settings.retain_batch, settings.text_batch, settings.micro_batch_tokens)
     weights = Weights(settings.lambda_relearn, settings.lambda_retain, settings.lambda_sft)
     # Not divided over the processes of a sharded model: dropout's draws must be those of one.
-    steps = gradients(model, data, sizes, weights, "inject", seed, divided=False)
+    steps = gradients(model, data, sizes, weights, method.of(inject, {}, "inject"), seed, divided=False)
     for iteration in range(settings.iterations):
         dropout(model, True)
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):

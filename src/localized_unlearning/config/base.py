@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from localized_unlearning import extensions
+
 Kind = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 Granularity = Literal["matrix", "head"]
@@ -35,7 +37,7 @@ def _or_own(*ours: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-ForgetLoss = Annotated[str, _or_own("erase", "inject")]
+ForgetLoss = Annotated[str, _or_own(*extensions.ours(extensions.OBJECTIVES))]
 
 ScoreMethod = Annotated[str, _or_own("attribution_patching", "causal_tracing")]
 

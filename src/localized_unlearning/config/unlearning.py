@@ -14,6 +14,9 @@ class FinetuneOverride(Section):
 
     steps: int | None = Field(None, ge=1, description="Instead of finetune.steps.")
     learning_rate: float | None = Field(None, gt=0, description="Instead of finetune.learning_rate.")
+    schedule: Literal["cosine", "constant"] | None = Field(None, description="Instead of finetune.schedule.")
+    lambda_retain: Weight | None = Field(None, description="Instead of finetune.lambda_retain.")
+    lambda_sft: Weight | None = Field(None, description="Instead of finetune.lambda_sft.")
 
 
 class Objective(Section):
@@ -21,8 +24,14 @@ class Objective(Section):
 
     loss: ForgetLoss = Field(
         "erase",
-        description="erase: log(1 - p); inject: a false answer; FILE.py:FUNCTION: your own, of the right answers' log-odds.",
+        description="erase: log(1 - p); inject: a false answer; gradient_ascent, npo, simnpo, undial, rmu, repselect: see "
+        "their files in objectives/; FILE.py:NAME: your own, a function of a batch or a class.",
     )
+    parameters: dict[str, float | int | str | bool] = Field(
+        default_factory=dict,
+        description="Hyperparameters of the loss, by name; those not given keep their defaults.",
+    )
+    lambda_forget: Weight | None = Field(None, description="λ1 of this objective, instead of the task's.")
     target: Literal["golf", "random_other_sport"] = Field(
         "golf", description="The injected answer (A.1: golf)."
     )

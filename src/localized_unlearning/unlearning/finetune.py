@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning import extensions
+from localized_unlearning import method as method_module
 from localized_unlearning.config.unlearning import Finetune
 from localized_unlearning.data.splits import read_split
+from localized_unlearning.errors import UserError
 from localized_unlearning.localization.selection import read_selection
+from localized_unlearning.method import Facts, Method, Training
 from localized_unlearning.models import components, deltas, loading, sharding
 from localized_unlearning.models import device as device_module
 from localized_unlearning.progress import Progress
-from localized_unlearning.unlearning import precision
-from localized_unlearning.unlearning.losses import ForgetLoss
 from localized_unlearning.unlearning.settings import finetune_settings
 from localized_unlearning.unlearning.steps import (
     Data,
@@ -38,25 +38,33 @@ def train(
     trainable: dict[str, Any],
     settings: Finetune,
     weights: Weights,
-    loss: str | ForgetLoss,
+    method: Method,
     seed: int,
 ) -> pd.DataFrame:
     """Train the parameters in ``trainable`` in place; everything else keeps its bits.
 
     Returns:
         One row per step: ``step``, ``learning_rate``, ``forget``, ``retain``, ``sft`` and ``gradient_norm``.
+
+    Raises:
+        UserError: when a loss cannot be descended on, or a step's gradient is no finite number.
     """
+    import math
+
     import torch
 
     parameters = {name: model.get_parameter(name).requires_grad_(True) for name in trainable}
     held = {name: sharding.held(p) for name, p in parameters.items()}
     masks = {n: sharding.part(parameters[n], mask) for n, mask in trainable.items() if mask is not None}
     before = {name: held[name].clone() for name in masks}
-    optimizer = precision.adamw(list(held.values()), settings, seed)
+    optimizer = method.optimizer(list(held.values()), settings, seed)
     schedule = schedule_of(optimizer, settings.schedule, settings.steps)
     size = settings.batch_size
     sizes = Sizes(size, size, settings.sft_batch_size or size, settings.micro_batch_tokens)
-    steps = gradients(model, data, sizes, weights, loss, seed)
+    forget = Facts(model, data.forget, data.forget_about, settings.micro_batch_tokens, seed)
+    retain = Facts(model, data.retain, data.retain_about, settings.micro_batch_tokens, seed)
+    own = method.gradients(Training(model, parameters, forget, retain, settings, seed))
+    steps = gradients(model, data, sizes, weights, method, seed) if own is None else own
     history = []
     progress = Progress("fine-tuning", "step")
     for step in progress.over(range(settings.steps)):
@@ -65,6 +73,11 @@ def train(
         for name, mask in masks.items():
             held[name].grad.mul_(mask)  # type: ignore[union-attr]
         norm = sharding.clip(list(held.values()), settings.clip_norm, model)
+        if not math.isfinite(norm):
+            raise UserError(
+                f"{method.named}: the gradient of step {step + 1} is {norm}, which would spoil every trained weight: "
+                "lower finetune.learning_rate, set finetune.clip_norm, or correct the loss"
+            )
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         with torch.no_grad():
@@ -118,9 +131,9 @@ def run(job: Job) -> None:
     trainable = components.trainable(model, read_selection(job.inputs["selection"]))
     base = {name: sharding.held(model.get_parameter(name)).to("cpu", copy=True) for name in trainable}
     settings = finetune_settings(config.finetune, objective, job.wildcards["localization"])
-    weights = Weights(task.lambda_forget, settings.lambda_retain, settings.lambda_sft)
-    own = job.inputs.get("loss")
-    loss = extensions.load(objective.loss, own) if own else objective.loss
+    strength = task.lambda_forget if objective.lambda_forget is None else objective.lambda_forget
+    weights = Weights(strength, settings.lambda_retain, settings.lambda_sft)
+    loss = method_module.load(objective.loss, job.inputs["loss"], objective.parameters)
     history = train(model, data, trainable, settings, weights, loss, seed)
     job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))
     parameters = {name: model.get_parameter(name) for name in trainable}

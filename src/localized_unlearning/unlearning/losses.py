@@ -6,7 +6,6 @@ the log-sum-exp of all others: with those, log p = -log(1 + exp(-odds)) and log(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.models.vocabulary import log_odds
@@ -14,9 +13,6 @@ from localized_unlearning.models.vocabulary import log_odds
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-ForgetLoss = Callable[["Tensor"], "Tensor"]
-"""A loss of each answer ``[item]`` from its log-odds ``[item]``."""
 
 ERASE_FLOOR = -5.0
 """log p below which a fact counts as forgotten and adds no loss (Mazeika et al. 2024)."""
@@ -37,10 +33,6 @@ def cross_entropy(odds: Tensor) -> Tensor:
     from torch.nn.functional import logsigmoid
 
     return -logsigmoid(odds)
-
-
-FORGET: Mapping[str, ForgetLoss] = {"erase": erase, "inject": cross_entropy}
-"""The forget losses by their names in the config."""
 
 
 def text_losses(model: Any, windows: Tensor) -> Tensor:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from localized_unlearning import method
 from localized_unlearning.config.unlearning import Masking
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.localization.selection import read_selection
 from localized_unlearning.models import components, deltas, loading, sharding
 from localized_unlearning.models import device as device_module
+from localized_unlearning.objectives.erase import erase
 from localized_unlearning.progress import Progress
 from localized_unlearning.unlearning.masks import Mask, rank, save_mask
 from localized_unlearning.unlearning.steps import Data, Sizes, Weights, gradients, read_data, schedule_of
@@ -100,7 +102,7 @@ def train(
     optimizer = optimizer_of(list(mask.trained.values()), settings)
     schedule = schedule_of(optimizer, settings.schedule, settings.steps)
     sizes = Sizes(settings.batch_size, settings.batch_size, settings.text_batch, settings.micro_batch_tokens)
-    steps = gradients(model, data, sizes, weights, "erase", seed)
+    steps = gradients(model, data, sizes, weights, method.of(erase, {}, "erase"), seed)
     history = []
     progress = Progress("training the mask", "step")
     for step in progress.over(range(settings.steps)):

@@ -16,11 +16,9 @@ from localized_unlearning.data import windows as windows_module
 from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.data.documents import read_documents
 from localized_unlearning.data.prompts import load_prompts
-from localized_unlearning.errors import UserError
-from localized_unlearning.models import packing, sharding
-from localized_unlearning.models.vocabulary import log_odds
+from localized_unlearning.method import About, Facts, Method, micro_batches
+from localized_unlearning.models import sharding
 from localized_unlearning.unlearning import losses
-from localized_unlearning.unlearning.losses import ForgetLoss
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,11 +38,14 @@ class Data:
         forget: forget-set prompts with the right answer (erase) or the injected one (inject).
         retain: retain-set prompts with the right answer.
         text: windows of plain text ``[window, token]``.
+        forget_about, retain_about: whom each prompt is about, and its answer in words; may be empty.
     """
 
     forget: list[Item]
     retain: list[Item]
     text: Tensor
+    forget_about: Sequence[About] = ()
+    retain_about: Sequence[About] = ()
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,14 @@ def read_data(
     token = dict(zip(kinds, tokens_module.answer_tokens(tokenizer, kinds), strict=True))
     encoded = tokens_module.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
     items = [(ids, token[a]) for ids, a in zip(encoded, answers, strict=True)]
+    about = [About(a, answer) for a, answer in zip(athletes["athlete"], answers, strict=True)]
     text = read_documents(job.inputs["text"], job.config.text.documents)
     return Data(
         [i for i, f in zip(items, forget, strict=True) if f],
         [i for i, f in zip(items, forget, strict=True) if not f],
         windows_module.text_windows(tokenizer, text, job.config.text.tokens),
+        [a for a, f in zip(about, forget, strict=True) if f],
+        [a for a, f in zip(about, forget, strict=True) if not f],
     )
 
 
@@ -113,33 +117,33 @@ def cycle(items: Sequence[int], size: int, rng: random.Random) -> Iterator[list[
 
 def fact_losses(
     model: Any,
-    forget: Sequence[Item],
-    retain: Sequence[Item],
-    loss: str | ForgetLoss,
+    chosen: Sequence[tuple[Facts, Sequence[int]]],
+    method: Method,
     tokens: int,
+    step: int = 0,
     divided: bool = True,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Summed forget and retain loss of each packed micro-batch, ready for ``backward``.
+) -> Iterator[list[Tensor]]:
+    """Summed loss of each set's items in each packed micro-batch, ready for ``backward``.
 
-    Both sets share their prompt's beginning, so they are packed together. Of a sharded model's batches, this process's.
+    The sets share their prompts' beginning, so they are packed together. Of a sharded model's batches, this process's.
+
+    Args:
+        model: the model.
+        chosen: the forget set, and the retain set if any, each with the items of this step.
+        method: gives the losses: the first set's is its forget loss, the second's its retain loss.
+        tokens: tokens of one forward and backward.
+        step: which step it is, from 0.
+        divided: whether the processes of a sharded model take a part of the batches each.
 
     Raises:
-        UserError: when a loss that is not ours gives anything but one number a prompt.
+        UserError: when a loss cannot be descended on (:meth:`Method.checked`).
     """
-    import torch
-
-    items = [*forget, *retain]
-    batches = packing.batches([prompt for prompt, _ in items], model, tokens)
-    for batch, counts in sharding.share(batches, model if divided else None):
-        answer = torch.tensor([items[i][1] for i in batch.prompts.tolist()], device=model.device)
-        odds = log_odds(model, packing.last_hidden(model, batch), answer)
-        is_forget = (batch.prompts < len(forget)).to(odds.device)
-        forgotten = (losses.FORGET[loss] if isinstance(loss, str) else loss)(odds[is_forget])
-        if getattr(forgotten, "shape", None) != odds[is_forget].shape:
-            raise UserError(
-                "the forget loss must give one number a prompt, as a tensor in the shape of the log-odds: correct it"
-            )
-        yield forgotten.sum() * counts, losses.cross_entropy(odds[~is_forget]).sum() * counts
+    empty = sharding.count(model) > 1  # processes that share a model ask alike, also where they have no item
+    for parts, counts in micro_batches(model, chosen, tokens, step, divided):
+        yield [
+            counts * (method.checked(part, place > 0) if len(part.index) or empty else part.log_odds).sum()
+            for place, part in enumerate(parts)
+        ]
 
 
 def gradients(
@@ -147,7 +151,7 @@ def gradients(
     data: Data,
     sizes: Sizes,
     weights: Weights,
-    loss: str | ForgetLoss,
+    method: Method,
     seed: int,
     divided: bool = True,
 ) -> Iterator[dict[str, float]]:
@@ -164,16 +168,17 @@ def gradients(
 
     among = model if divided else None
     rng = random.Random(seed)
+    forget_set = Facts(model, data.forget, data.forget_about, sizes.micro_batch_tokens, seed)
+    retain_set = Facts(model, data.retain, data.retain_about, sizes.micro_batch_tokens, seed)
     forget_batches = cycle(range(len(data.forget)), sizes.forget, rng)
     retain_batches = cycle(range(len(data.retain)), sizes.retain, rng)
     text_batches = cycle(range(len(data.text)), sizes.text, rng)
     rows = min(sizes.micro_batch_tokens // data.text.shape[1], -(-sizes.text // sharding.count(among)))
     rows = max(1, rows)
-    while True:
-        forget = [data.forget[i] for i in next(forget_batches)]
-        retain = [data.retain[i] for i in next(retain_batches)]
+    for step in itertools.count():
+        chosen = [(forget_set, next(forget_batches)), (retain_set, next(retain_batches))]
         total = {"forget": 0.0, "retain": 0.0, "sft": 0.0}
-        for f, r in fact_losses(model, forget, retain, loss, sizes.micro_batch_tokens, divided):
+        for f, r in fact_losses(model, chosen, method, sizes.micro_batch_tokens, step, divided):
             (weights.forget * f / sizes.forget + weights.retain * r / sizes.retain).backward()
             total["forget"] += f.item() / sizes.forget
             total["retain"] += r.item() / sizes.retain
@@ -184,6 +189,8 @@ def gradients(
                 total["sft"] += sft.item()
         summed = sharding.total(torch.tensor([*total.values()], dtype=torch.float64), among)
         yield dict(zip(total, summed.tolist(), strict=True))
+        forget_set.moved()
+        retain_set.moved()
 
 
 def schedule_of(optimizer: Any, kind: str, steps: int) -> Any:
