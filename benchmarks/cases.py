@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 
 from benchmarks import harness
-from localized_unlearning import method
 from localized_unlearning.attacks import relearning
 from localized_unlearning.config.data import Mmlu
 from localized_unlearning.config.evaluation import Probing, Relearning
@@ -39,11 +38,11 @@ from localized_unlearning.localization import pairs as pairs_module
 from localized_unlearning.models import activations as activations_module
 from localized_unlearning.models import components, loading, packing
 from localized_unlearning.models.components import Component
-from localized_unlearning.objectives.erase import erase
-from localized_unlearning.objectives.inject import inject
-from localized_unlearning.unlearning import masking
+from localized_unlearning.unlearning import masking, method
 from localized_unlearning.unlearning import masks as masks_module
 from localized_unlearning.unlearning import steps as steps_module
+from localized_unlearning.unlearning.objectives.erase import erase
+from localized_unlearning.unlearning.objectives.inject import inject
 
 Outputs = dict[str, np.ndarray]
 Work = Callable[[], Outputs]

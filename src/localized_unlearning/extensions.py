@@ -18,7 +18,7 @@ from localized_unlearning.errors import UserError
 
 PACKAGE = Path(__file__).parent
 
-OBJECTIVES = PACKAGE / "objectives"
+OBJECTIVES = PACKAGE / "unlearning" / "objectives"
 """Our objectives, one per file."""
 
 
@@ -29,6 +29,12 @@ def file_of(named: str, folder: Path | None = None) -> Path | None:
         return Path(path)
     found = None if folder is None else folder / f"{named}.py"
     return found if found is not None and found.is_file() else None
+
+
+def near(path: Path) -> str:
+    """A path as jobs and records name it: from the current folder where it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def ours(folder: Path) -> list[str]:

@@ -133,7 +133,7 @@ def test_a_localization_of_masks_differs_where_it_says_so() -> None:
     assert (masks.layers, masks.granularity, masks.kinds, masks.label) == (
         (1,),
         "head",
-        ("up", "down"),
+        None,
         "Manual",
     )
     assert (found.layers, found.granularity) == ((2, 3), None)

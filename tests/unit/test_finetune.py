@@ -16,13 +16,13 @@ import pytest
 import torch
 import transformers
 
-from localized_unlearning import extensions, method
+from localized_unlearning import extensions
 from localized_unlearning.config.unlearning import Finetune, Objective
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import components, deltas
 from localized_unlearning.models.components import Component
 from localized_unlearning.models.vocabulary import log_odds
-from localized_unlearning.unlearning import finetune, losses, steps
+from localized_unlearning.unlearning import finetune, losses, method, steps
 from tiny_models import VOCABULARY
 
 # The erase loss.

@@ -11,11 +11,11 @@ import pytest
 import torch
 from test_finetune import ours, some_data
 
-from localized_unlearning import extensions, method
+from localized_unlearning import extensions
 from localized_unlearning.config.unlearning import Finetune
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import components
-from localized_unlearning.unlearning import finetune, losses
+from localized_unlearning.unlearning import finetune, losses, method
 from localized_unlearning.unlearning import steps as steps_module
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning import method
 from localized_unlearning.config.evaluation import Relearning
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.evaluation.exam import short_exam, take
@@ -20,8 +19,9 @@ from localized_unlearning.evaluation.rows import identity
 from localized_unlearning.models import device as device_module
 from localized_unlearning.models import loading
 from localized_unlearning.models.deltas import unlearned
-from localized_unlearning.objectives.inject import inject
 from localized_unlearning.progress import Progress
+from localized_unlearning.unlearning import method
+from localized_unlearning.unlearning.objectives.inject import inject
 from localized_unlearning.unlearning.steps import Data, Sizes, Weights, gradients, read_data, schedule_of
 
 if TYPE_CHECKING:

@@ -30,7 +30,12 @@ class Score(Section):
     """One way to score components."""
 
     method: ScoreMethod = Field(
-        description="attribution_patching, causal_tracing, or FILE.py:FUNCTION, your own."
+        description="Of components: attribution_patching, causal_tracing, integrated_gradients, activation_patching; of "
+        "single weights: gradient_magnitude, weight_gradient, gradient_agreement; FILE.py:FUNCTION, your own."
+    )
+    parameters: dict[str, float | int | str | bool] = Field(
+        default_factory=dict,
+        description="Settings of the method, by name; those not given keep their defaults.",
     )
     athletes: Literal["train", "forget", "all"] = Field(
         "train",
@@ -60,15 +65,24 @@ class Localization(Section):
     """One localization: which components are trained."""
 
     label: str = Field(description="Name in tables and figures.")
-    kind: Literal["scores", "manual", "random", "all_mlps", "all"]
-    scores: str | None = Field(None, description="For kind scores: a name under 'scores'.")
-    budget: Literal["fraction", "parameters"] = Field(
+    kind: Literal["scores", "weights", "manual", "random", "all_mlps", "all"] = Field(
+        description="scores: the components that score highest; weights: the single weights that do; manual: all of the "
+        "layers named; random: drawn; all_mlps, all."
+    )
+    scores: str | None = Field(None, description="For kinds scores and weights: a name under 'scores'.")
+    unit: Literal["component", "block"] = Field(
+        "component",
+        description="For kinds scores and random, what is taken as a whole: a component, or a layer's attention or MLP, "
+        "whose score is the signed sum of its components' (the journal version).",
+    )
+    budget: Literal["fraction", "parameters", "parameters_reached"] = Field(
         "fraction",
-        description="fraction: a share of the components; parameters: as many parameters as 'manual'.",
+        description="fraction: a share of the components (of the weights, for kind weights); parameters: at most as many "
+        "parameters as 'manual'; parameters_reached: until at least as many (the journal version).",
     )
     fraction: Fraction = Field(
         0.05,
-        description="Share of the components, rounded up (section 2.3: 5 %; the organism has only 36, so its default is 10 %).",
+        description="Share of the components before 'kinds', rounded up (section 2.3: 5 %; the organism has only 36, so its default is 10 %).",
     )
     granularity: Granularity | None = Field(
         None, description="If other than components.granularity; for kind scores, the scores' own."
@@ -88,7 +102,11 @@ class Localization(Section):
         description="For layers auto: from the first layer at which a probe (prompt or name alone; Figure 16) has made "
         "this share of its rise, to the first at which both have made the other.",
     )
-    kinds: tuple[Kind, ...] = Field(("up", "down"), description="For kind manual: matrices of each layer.")
+    kinds: tuple[Kind, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Only these matrices, whatever the kind; null: up and down for kind manual, all for the others.",
+    )
     seed: int = Field(0, description="For kind random: the draw.")
     mask: MaskLocalization | None = Field(
         None, description="What differs when weights are masked (the released code masked other components)."

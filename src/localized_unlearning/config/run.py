@@ -98,7 +98,7 @@ class Config(Section):
             masked = localization.mask.model_dump(exclude_none=True) if localization.mask else {}
             for found in (localization, localization.model_copy(update=masked)):
                 self._fits(name, found)
-            if localization.budget == "parameters" and "manual" not in self.localizations:
+            if localization.budget != "fraction" and "manual" not in self.localizations:
                 raise ValueError(f"localizations.{name} matches the parameters of 'manual', which is absent")
         if self.model.dtype == "float32" and self.finetune.precision != "fp32_master":
             raise ValueError(
@@ -133,7 +133,17 @@ class Config(Section):
         return self
 
     def _fits(self, name: str, localization: Localization) -> None:
-        if localization.kind == "scores":
+        for key, kinds, given in (
+            ("scores", ("scores", "weights"), localization.scores is not None),
+            ("layers", ("manual",), localization.layers != ()),
+            ("unit", ("scores", "random"), localization.unit != "component"),
+            ("budget", ("scores", "weights", "random"), localization.budget != "fraction"),
+        ):
+            if given and localization.kind not in kinds:
+                raise ValueError(
+                    f"localizations.{name}.{key} is for kind {' and '.join(kinds)}, not {localization.kind}: leave it out"
+                )
+        if localization.kind in ("scores", "weights"):
             scores = self.scores.get(localization.scores or "")
             if scores is None:
                 raise ValueError(

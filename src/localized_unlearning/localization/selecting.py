@@ -72,32 +72,55 @@ def rising_layers(probes: pd.DataFrame, rise: tuple[float, float]) -> tuple[int,
     return tuple(range(first, last + 1))
 
 
-def top_units(table: pd.DataFrame, fraction: float) -> list[str]:
+def ranked_units(table: pd.DataFrame) -> list[str]:
+    """The units, the one with the largest absolute score first."""
+    units = table.drop_duplicates("unit").copy()
+    units["size"] = units["score"].abs()
+    return list(units.sort_values(["size", "unit"], ascending=[False, True], kind="stable")["unit"])
+
+
+def top_units(table: pd.DataFrame, fraction: float, of: int | None = None) -> list[str]:
     """Components of the units with the largest absolute score; ``fraction`` of the units, rounded up.
 
     5 % of 168 matrices are 9; 5 % of 56 units are 3, which stand for 10 matrices (4 + 4 + 2).
+
+    Args:
+        table: scores by component, with the unit of each.
+        fraction: the share.
+        of: of how many units it is the share, if not of those in the table.
     """
-    units = table.drop_duplicates("unit").copy()
-    units["size"] = units["score"].abs()
-    units = units.sort_values(["size", "unit"], ascending=[False, True], kind="stable")
-    chosen = set(units["unit"][: components_module.budget(len(units), fraction)])
+    units = ranked_units(table)
+    chosen = set(units[: components_module.budget(of or len(units), fraction)])
     return list(table.loc[table["unit"].isin(chosen), "component"])
 
 
-def matched_units(table: pd.DataFrame, sizes: dict[str, int], parameters: int) -> list[str]:
-    """Components of the best units, taken in order while their parameters stay within ``parameters``."""
-    units = table.drop_duplicates("unit").copy()
-    units["size"] = units["score"].abs()
-    units = units.sort_values(["size", "unit"], ascending=[False, True], kind="stable")
+def matched_units(
+    table: pd.DataFrame, sizes: dict[str, int], parameters: int, reached: bool = False
+) -> list[str]:
+    """Components of the best units, taken in order while their parameters stay within ``parameters``.
+
+    With ``reached``, instead until they are at least as many: the journal version's rule, which overshoots.
+    """
     chosen: list[str] = []
     total = 0
-    for unit in units["unit"]:
+    for unit in ranked_units(table):
+        if reached and total >= parameters:
+            break
         members = list(table.loc[table["unit"] == unit, "component"])
         cost = sum(sizes[m] for m in members)
-        if total + cost <= parameters:
+        if reached or total + cost <= parameters:
             chosen += members
             total += cost
     return chosen
+
+
+def in_blocks(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a layer's attention or MLP as the unit, scored by the signed sum of what was scored in it."""
+    places = table["kind"].isin(ATTENTION_KINDS).map({True: "attn", False: "mlp"})
+    blocks = table["layer"].astype(str) + "." + places
+    once = table.assign(block=blocks).drop_duplicates(["block", "unit"])
+    sums = once.groupby("block")["score"].sum()
+    return table.assign(unit=blocks, score=blocks.map(sums))
 
 
 def choose(
@@ -119,15 +142,16 @@ def choose(
     Raises:
         UserError: when the manual layers name components that do not exist, or a budget fits nothing.
     """
-    names = [str(c) for c in found]
-    matched = localization.budget == "parameters"
+    kinds = localization.kinds or (("up", "down") if localization.kind == "manual" else None)
+    allowed = [c for c in found if kinds is None or c.kind in kinds]
+    names = [str(c) for c in allowed]
     if localization.kind == "all":
         chosen = names
     elif localization.kind == "all_mlps":
-        chosen = [str(c) for c in found if c.kind not in ATTENTION_KINDS]
+        chosen = [str(c) for c in allowed if c.kind not in ATTENTION_KINDS]
     elif localization.kind == "manual":
         assert not isinstance(localization.layers, str)  # select has put the layers that the probes say
-        chosen = [str(c) for c in found if c.layer in localization.layers and c.kind in localization.kinds]
+        chosen = [str(c) for c in allowed if c.layer in localization.layers]
         missing = set(localization.layers) - {c.layer for c in found}
         if missing:
             raise UserError(
@@ -137,27 +161,51 @@ def choose(
     elif localization.selection == "independent":
         rng = random.Random(localization.seed)
         chosen = [name for name in names if rng.random() < localization.fraction]
-    elif localization.kind == "random":
-        order = random.Random(localization.seed).sample(names, len(names))
-        table = pd.DataFrame({"component": order, "unit": order, "score": range(len(order), 0, -1)})
-        chosen = _within(table, localization, sizes, manual_parameters if matched else None)
     else:
-        assert scores is not None
-        chosen = _within(scores, localization, sizes, manual_parameters if matched else None)
+        table = in_units(found, localization, scores)
+        own = table[table["component"].isin(names)]
+        if localization.kind == "random":
+            units = list(own["unit"].drop_duplicates())
+            order = random.Random(localization.seed).sample(units, len(units))
+            own = own.assign(score=[len(order) - order.index(unit) for unit in own["unit"]])
+        elif localization.unit == "block":  # of what is left of a block
+            assert scores is not None
+            own = in_blocks(scores[scores["component"].isin(names)])
+        chosen = _within(own, table["unit"].nunique(), localization, sizes, manual_parameters)
     if not chosen:
         raise UserError(f"localization '{localization.label}' selects no component: raise its budget")
     wanted = set(chosen)
     return [name for name in names if name in wanted]
 
 
+def in_units(
+    found: Sequence[Component], localization: Localization, scores: pd.DataFrame | None
+) -> pd.DataFrame:
+    """Each component with its unit; with its score, where there are scores."""
+    if scores is not None and localization.kind == "scores":
+        return in_blocks(scores) if localization.unit == "block" else scores
+    table = pd.DataFrame(
+        {
+            "component": [str(c) for c in found],
+            "layer": [c.layer for c in found],
+            "kind": [c.kind for c in found],
+            "unit": [str(c) for c in found],
+            "score": 0,
+        }
+    )
+    return in_blocks(table) if localization.unit == "block" else table
+
+
 def _within(
-    table: pd.DataFrame, localization: Localization, sizes: dict[str, int], parameters: int | None
+    table: pd.DataFrame, units: int, localization: Localization, sizes: dict[str, int], parameters: int | None
 ) -> list[str]:
+    """The components of ``table`` that the budget takes; a fraction is of as many ``units``."""
     if localization.selection == "signed_percentile":
         return signed_percentile(table, localization.fraction)
-    if parameters is None:
-        return top_units(table, localization.fraction)
-    return matched_units(table, sizes, parameters)
+    if localization.budget == "fraction":
+        return top_units(table, localization.fraction, units)
+    assert parameters is not None
+    return matched_units(table, sizes, parameters, localization.budget == "parameters_reached")
 
 
 def select(job: Job) -> None:

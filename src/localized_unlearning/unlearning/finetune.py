@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning import method as method_module
 from localized_unlearning.config.unlearning import Finetune
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.errors import UserError
 from localized_unlearning.localization.selection import read_selection
-from localized_unlearning.method import Facts, Method, Training
 from localized_unlearning.models import components, deltas, loading, sharding
 from localized_unlearning.models import device as device_module
 from localized_unlearning.progress import Progress
+from localized_unlearning.unlearning import method as method_module
+from localized_unlearning.unlearning.method import Facts, Method, Training
 from localized_unlearning.unlearning.settings import finetune_settings
 from localized_unlearning.unlearning.steps import (
     Data,

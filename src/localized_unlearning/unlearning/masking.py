@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning import method
 from localized_unlearning.config.unlearning import Masking
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.localization.selection import read_selection
 from localized_unlearning.models import components, deltas, loading, sharding
 from localized_unlearning.models import device as device_module
-from localized_unlearning.objectives.erase import erase
 from localized_unlearning.progress import Progress
+from localized_unlearning.unlearning import method
 from localized_unlearning.unlearning.masks import Mask, rank, save_mask
+from localized_unlearning.unlearning.objectives.erase import erase
 from localized_unlearning.unlearning.steps import Data, Sizes, Weights, gradients, read_data, schedule_of
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from localized_unlearning.data import windows as windows_module
 from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.data.documents import read_documents
 from localized_unlearning.data.prompts import load_prompts
-from localized_unlearning.method import About, Facts, Method, micro_batches
 from localized_unlearning.models import sharding
 from localized_unlearning.unlearning import losses
+from localized_unlearning.unlearning.method import About, Facts, Method, micro_batches
 
 if TYPE_CHECKING:
     from torch import Tensor

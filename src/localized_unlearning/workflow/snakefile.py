@@ -208,13 +208,15 @@ class Workflow:
 
     @cached_property
     def extensions(self) -> dict[str, str]:
-        """The files of the user's own losses and methods, by the keys that name them."""
+        """The files of losses and methods, the user's own and ours, by the keys that name them."""
         named = {f"objectives.{name}.loss": o.loss for name, o in self.config.objectives.items() if o}
         named |= {f"scores.{name}.method": s.method for name, s in self.config.scores.items() if s}
-        return {key: str(path) for key, value in named.items() if (path := extensions_module.file_of(value))}
+        ours = {"objectives": extensions_module.OBJECTIVES}
+        found = {k: extensions_module.file_of(v, ours.get(k.partition(".")[0])) for k, v in named.items()}
+        return {key: extensions_module.near(path) for key, path in found.items() if path}
 
     def loss_for(self, wildcards: Wildcards) -> str | list[str]:
-        """The file of an objective's own loss; none where the loss is one of ours."""
+        """The file of an objective's loss."""
         return self.extensions.get(f"objectives.{wildcards['objective']}.loss", [])
 
     def method_for(self, wildcards: Wildcards) -> str | list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from localized_unlearning.method import Batch
+    from localized_unlearning.unlearning.method import Batch
 
 
 def inject(batch: Batch) -> Tensor:

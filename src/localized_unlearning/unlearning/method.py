@@ -166,7 +166,8 @@ def micro_batches(
                 if layer not in kept:  # from now on it comes with the pass
                     facts.watched.add(layer)
                     kept.update(states(model, batch, (layer,))[1])
-                return kept[layer][rows]  # type: ignore[no-any-return]
+                found: Tensor = kept[layer][rows]
+                return found
 
             index = numbers[batch.prompts[rows]]
             parts.append(Batch(facts, index, answer[rows], odds[rows], step, final[rows], hidden))
@@ -423,17 +424,17 @@ def of(found: Any, parameters: Mapping[str, Any], named: str) -> Method:
             raise UserError(f"{named} has no hyperparameter '{name}': {has}; correct its 'parameters'")
     try:
         if inspect.isclass(found):
-            method: Method = found(**parameters)
-            if not isinstance(method, Method):
+            made = found(**parameters)
+            if not isinstance(made, Method):
                 raise UserError(
                     f"{named} is a class, but no subclass of {Method.__module__}.Method: derive it from that"
                 )
         else:
-            method = _Function(lambda batch: found(batch, **parameters))
+            made = _Function(lambda batch: found(batch, **parameters))
     except (TypeError, ValueError) as error:
         raise UserError(f"{named} does not take its 'parameters' ({error}): correct them") from error
-    object.__setattr__(method, "named", named)
-    return method
+    object.__setattr__(made, "named", named)  # a frozen dataclass too
+    return made
 
 
 def load(named: str, path: Path, parameters: Mapping[str, Any]) -> Method:

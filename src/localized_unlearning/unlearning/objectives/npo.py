@@ -14,7 +14,7 @@ from torch.nn.functional import logsigmoid
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from localized_unlearning.method import Batch
+    from localized_unlearning.unlearning.method import Batch
 
 
 def npo(batch: Batch, *, beta: float = 0.1) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from localized_unlearning.method import Batch
+    from localized_unlearning.unlearning.method import Batch
 
 
 def undial(batch: Batch, *, beta: float = 10.0) -> Tensor:

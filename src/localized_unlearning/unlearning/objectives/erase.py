@@ -15,7 +15,7 @@ from localized_unlearning.unlearning.losses import erase as log_one_minus_p
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from localized_unlearning.method import Batch
+    from localized_unlearning.unlearning.method import Batch
 
 
 def erase(batch: Batch) -> Tensor:

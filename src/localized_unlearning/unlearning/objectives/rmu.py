@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from localized_unlearning.method import Method
+from localized_unlearning.unlearning.method import Method
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from localized_unlearning.method import Batch
+    from localized_unlearning.unlearning.method import Batch
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class RMU(Method):
         """Mean square of h - c u ``[item]``; u uniform in [0, 1) by dimension, then normalised."""
         hidden = batch.hidden(self.layer).float()
         draw = torch.rand(hidden.shape[1], generator=torch.Generator().manual_seed(batch.facts.seed))
-        return (hidden - (self.steering * draw / draw.norm()).to(hidden)).pow(2).mean(1)
+        target: Tensor = (self.steering * draw / draw.norm()).to(hidden)
+        return (hidden - target).pow(2).mean(1)
 
     def retain(self, batch: Batch) -> Tensor:
         """Mean square of h minus the base model's h ``[item]``."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localized_unlearning.method import Method, Training, with_lora
+from localized_unlearning.unlearning.method import Method, Training, with_lora
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class RepSelect(Method):
                 torch._foreach_sub_(total, [g.float() for g in gradient])
         total = [self.filtered(g).to(weight.dtype) for g, weight in zip(total, weights, strict=True)]
         while True:
-            for weight, gradient in zip(weights, total, strict=True):
-                weight.grad = gradient.clone()
+            for weight, whole in zip(weights, total, strict=True):
+                weight.grad = whole.clone()
             yield {"forget": math.nan, "retain": math.nan, "sft": math.nan}
 
     def filtered(self, gradient: Tensor) -> Tensor:
