@@ -316,7 +316,8 @@ def with_lora(training: Training, rank: int, alpha: float) -> Iterator[list[Tens
             adapters += [a.requires_grad_(), b.requires_grad_()]
 
             def add(_module: Any, args: Any, output: Tensor, a: Tensor = a, b: Tensor = b) -> Tensor:
-                return output + alpha / rank * (args[0] @ a.T) @ b.T
+                added: Tensor = alpha / rank * (args[0] @ a.T) @ b.T
+                return output + added
 
             stack.callback(module.register_forward_hook(add).remove)
         yield adapters
