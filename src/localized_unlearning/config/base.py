@@ -7,8 +7,6 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from localized_unlearning import extensions
-
 Kind = Literal["q", "k", "v", "o", "gate", "up", "down"]
 
 Granularity = Literal["matrix", "head"]
@@ -26,20 +24,14 @@ Weight = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-def _or_own(*ours: str) -> AfterValidator:
-    """Takes a name of ours, or of the user's own function."""
-
-    def check(named: str) -> str:
-        if named not in ours and not re.fullmatch(r"\S+\.py:[A-Za-z_]\w*", named):
-            raise ValueError(f"should be {', '.join(ours)} or FILE.py:FUNCTION, your own")
-        return named
-
-    return AfterValidator(check)
+def _named(name: str) -> str:
+    """Takes the name of a method of ours, or of the user's own; which ones there are, the files say."""
+    if not re.fullmatch(r"[a-z][a-z0-9_]*|\S+\.py:[A-Za-z_]\w*", name):
+        raise ValueError("should be the name of a method or FILE.py:FUNCTION, your own")
+    return name
 
 
-ForgetLoss = Annotated[str, _or_own(*extensions.ours(extensions.OBJECTIVES))]
-
-ScoreMethod = Annotated[str, _or_own("attribution_patching", "causal_tracing")]
+MethodName = Annotated[str, AfterValidator(_named)]
 
 
 class Section(BaseModel):

@@ -10,8 +10,8 @@ from localized_unlearning.config.base import (
     Fraction,
     Granularity,
     Kind,
+    MethodName,
     Positive,
-    ScoreMethod,
     Section,
     Selection,
 )
@@ -29,7 +29,7 @@ class Components(Section):
 class Score(Section):
     """One way to score components."""
 
-    method: ScoreMethod = Field(
+    method: MethodName = Field(
         description="Of components: attribution_patching, causal_tracing, integrated_gradients, activation_patching; of "
         "single weights: gradient_magnitude, weight_gradient, gradient_agreement; FILE.py:FUNCTION, your own."
     )

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from localized_unlearning.config.base import Count, ForgetLoss, Positive, Precision, Section, Weight
+from localized_unlearning.config.base import Count, MethodName, Positive, Precision, Section, Weight
 
 
 class FinetuneOverride(Section):
@@ -22,7 +22,7 @@ class FinetuneOverride(Section):
 class Objective(Section):
     """What unlearning aims at."""
 
-    loss: ForgetLoss = Field(
+    loss: MethodName = Field(
         "erase",
         description="erase: log(1 - p); inject: a false answer; gradient_ascent, npo, simnpo, undial, rmu, repselect: see "
         "their files in objectives/; FILE.py:NAME: your own, a function of a batch or a class.",

@@ -212,8 +212,17 @@ class Workflow:
         named = {f"objectives.{name}.loss": o.loss for name, o in self.config.objectives.items() if o}
         named |= {f"scores.{name}.method": s.method for name, s in self.config.scores.items() if s}
         ours = {"objectives": extensions_module.OBJECTIVES}
-        found = {k: extensions_module.file_of(v, ours.get(k.partition(".")[0])) for k, v in named.items()}
-        return {key: extensions_module.near(path) for key, path in found.items() if path}
+        found = {}
+        for key, value in named.items():
+            folder = ours.get(key.partition(".")[0])
+            if path := extensions_module.file_of(value, folder):
+                found[key] = extensions_module.near(path)
+            elif folder:
+                known = ", ".join(extensions_module.ours(folder))
+                raise UserError(
+                    f"{key} is {value}, which is none of {known}: correct it, or give FILE.py:FUNCTION"
+                )
+        return found
 
     def loss_for(self, wildcards: Wildcards) -> str | list[str]:
         """The file of an objective's loss."""
