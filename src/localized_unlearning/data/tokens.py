@@ -10,10 +10,20 @@ from localized_unlearning.errors import UserError
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer in ``folder``."""
+    """The tokenizer in ``folder``; no code of the folder runs.
+
+    Raises:
+        UserError: when there is none that transformers reads.
+    """
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # of many kinds
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"no tokenizer could be loaded from {folder.name} ({why}): put the model's tokenizer files there"
+        ) from error
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -41,7 +41,8 @@ def tracing_sites(model: Any, settings: Score, found: Sequence[Component]) -> li
             for head in range(geometry.heads):
                 columns = components.weight_of(Component(layer, "o", head), model.config).index
                 sites.append(Site(layer, "o", columns, f"{layer}.attn"))
-            sites.append(Site(layer, "down", None, f"{layer}.mlp"))
+            if "down" in components.adapter_of(model.config).modules:
+                sites.append(Site(layer, "down", None, f"{layer}.mlp"))
     else:
         for c in found:
             sites.append(Site(c.layer, c.kind, components.activation_columns(c, model.config), str(c)))

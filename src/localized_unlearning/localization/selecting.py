@@ -215,8 +215,6 @@ def select(job: Job) -> None:
     """
     import json
 
-    from transformers import AutoConfig
-
     name = job.wildcards["localization"]
     localization = job.config.localizations[name]
     assert localization is not None
@@ -228,7 +226,7 @@ def select(job: Job) -> None:
         layers = rising_layers(pd.read_parquet(job.inputs["probes"]), localization.rise)
         localization = localization.model_copy(update={"layers": layers})
         job.facts.update(layers=list(layers))
-    model = loading.skeleton(AutoConfig.from_pretrained(job.inputs["base_model"], local_files_only=True))
+    model = loading.skeleton(loading.read_config(job.inputs["base_model"]))
     found = components_module.list_components(
         model.config, counted(job.config.components, localization.granularity)
     )

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from localized_unlearning.errors import UserError
 from localized_unlearning.models import components, packing
 
 if TYPE_CHECKING:
@@ -113,19 +112,8 @@ def resume(
         else:
             output = layer(**{**named, "hidden_states": hidden})
         hidden = output[0] if isinstance(output, tuple) else output
-    final: Tensor = final_norm(model)(hidden)
+    final: Tensor = components.finish(model, hidden)
     return final
-
-
-def final_norm(model: Any) -> Any:
-    """The normalisation after the last decoder layer."""
-    base = model.base_model
-    for name in ("norm", "final_layer_norm", "ln_f"):
-        if hasattr(base, name):
-            return getattr(base, name)
-    raise UserError(
-        f"no final normalisation found in {type(base).__name__}: add its name to final_norm in localization.py"
-    )
 
 
 @contextmanager

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from localized_unlearning.config.base import Kind
 from localized_unlearning.config.localization import Components
@@ -49,6 +49,12 @@ class Slice:
     index: tuple[int, ...] | None = None
 
 
+Layout = Literal["separate", "blocks", "groups"]
+"""How q, k and v lie: each in a module of its own; or the rows of one module, all of q, then all of k, then all of v;
+or group by group, the query heads that share a key head, then their k, then their v (one query head a group where
+every head has its own key: GPT-NeoX)."""
+
+
 @dataclass(frozen=True)
 class Adapter:
     """Where an architecture keeps its components.
@@ -56,44 +62,93 @@ class Adapter:
     Attributes:
         layers: path of the list of decoder layers.
         modules: path, inside a layer, of the linear module of each kind.
-        fused: whether q, k and v are one module with rows ordered [head, q/k/v, head_dim] (GPT-NeoX).
+        layout: how q, k and v lie in their modules.
+        transposed: whether weights are ``[in, out]`` (GPT-2's Conv1D) rather than ``[out, in]``.
+        halves: whether gate and up are the first and the second half of one module's rows (Phi-3).
+        after: paths of what follows the last layer, in order; one that a model lacks is left out.
+        experts: what the MLPs are instead, where they are no components; empty where they are.
     """
 
     layers: str
     modules: dict[Kind, str]
-    fused: bool = False
+    layout: Layout = "separate"
+    transposed: bool = False
+    halves: bool = False
+    after: tuple[str, ...] = ("model.norm",)
+    experts: str = ""
+
+
+def _named(attention: str, mlp: str, names: str) -> dict[Kind, str]:
+    """Paths of the kinds, from the modules that hold them and the names of q, k, v, o, (gate,) up, down."""
+    words = names.split()
+    kinds: tuple[Kind, ...] = ("q", "k", "v", "o", *(("gate",) if len(words) == 7 else ()), "up", "down")
+    holders = (attention if kind in ATTENTION_KINDS else mlp for kind in kinds)
+    return {kind: f"{at}.{word}".lstrip(".") for kind, at, word in zip(kinds, holders, words, strict=True)}
 
 
 _LLAMA = Adapter(
-    "model.layers",
-    {
-        "q": "self_attn.q_proj",
-        "k": "self_attn.k_proj",
-        "v": "self_attn.v_proj",
-        "o": "self_attn.o_proj",
-        "gate": "mlp.gate_proj",
-        "up": "mlp.up_proj",
-        "down": "mlp.down_proj",
-    },
+    "model.layers", _named("self_attn", "mlp", "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj")
 )
 
-_NEOX = Adapter(
-    "gpt_neox.layers",
-    {
-        "q": "attention.query_key_value",
-        "k": "attention.query_key_value",
-        "v": "attention.query_key_value",
-        "o": "attention.dense",
-        "up": "mlp.dense_h_to_4h",
-        "down": "mlp.dense_4h_to_h",
-    },
-    fused=True,
+_MIXTURE = replace(
+    _LLAMA,
+    modules={kind: path for kind, path in _LLAMA.modules.items() if kind in ATTENTION_KINDS},
+    experts="a mixture of experts, which are no matrices of the layer",
 )
+
+_FUSED = ("query_key_value",) * 3
 
 ADAPTERS: dict[str, Adapter] = {
-    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3"), _LLAMA),
-    "gpt_neox": _NEOX,
-}
+    **dict.fromkeys(
+        (
+            "gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3",
+            "olmo", "olmo2", "granite", "cohere", "cohere2",
+        ),
+        _LLAMA,
+    ),
+    "gemma3": replace(_LLAMA, layers="model.language_model.layers", after=("model.language_model.norm",)),
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), _MIXTURE),
+    "phi": Adapter(
+        "model.layers",
+        _named("self_attn", "mlp", "q_proj k_proj v_proj dense fc1 fc2"),
+        after=("model.final_layernorm",),
+    ),
+    "phi3": replace(
+        _LLAMA,
+        modules=_named("self_attn", "mlp", "qkv_proj qkv_proj qkv_proj o_proj gate_up_proj gate_up_proj down_proj"),
+        layout="blocks",
+        halves=True,
+    ),
+    "gpt_neox": Adapter(
+        "gpt_neox.layers",
+        _named("attention", "mlp", " ".join((*_FUSED, "dense dense_h_to_4h dense_4h_to_h"))),
+        layout="groups",
+        after=("gpt_neox.final_layer_norm",),
+    ),
+    "falcon": Adapter(
+        "transformer.h",
+        _named("self_attention", "mlp", " ".join((*_FUSED, "dense dense_h_to_4h dense_4h_to_h"))),
+        layout="groups",
+        after=("transformer.ln_f",),
+    ),
+    "gpt2": Adapter(
+        "transformer.h",
+        _named("attn", "mlp", "c_attn c_attn c_attn c_proj c_fc c_proj"),
+        layout="blocks",
+        transposed=True,
+        after=("transformer.ln_f",),
+    ),
+    "gptj": Adapter(
+        "transformer.h",
+        _named("attn", "mlp", "q_proj k_proj v_proj out_proj fc_in fc_out"),
+        after=("transformer.ln_f",),
+    ),
+    "opt": Adapter(
+        "model.decoder.layers",
+        {**_named("self_attn", "", "q_proj k_proj v_proj out_proj fc1 fc2")},
+        after=("model.decoder.final_layer_norm", "model.decoder.project_out"),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -105,39 +160,55 @@ class Geometry:
         heads: query heads; o has as many.
         kv_heads: key and value heads; fewer under grouped-query attention.
         head_dim: width of a head.
+        mlp: width of the MLP.
     """
 
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
+    mlp: int
 
 
 def adapter_of(config: Any) -> Adapter:
     """The adapter of a Hugging Face config.
 
     Raises:
-        UserError: for an architecture without one, with how to add it.
+        UserError: for an architecture without one, with how to add it, or for a variant that cannot be packed.
     """
     text = config.get_text_config()
-    adapter = ADAPTERS.get(text.model_type)
+    adapter = ADAPTERS.get(config.model_type) or ADAPTERS.get(text.model_type)
     if adapter is None:
         raise UserError(
             f"no component adapter for model type '{text.model_type}' (there are {', '.join(sorted(ADAPTERS))}): "
             "add one to ADAPTERS in components.py, as docs/your-own-model.md shows"
         )
+    if getattr(text, "alibi", False):
+        raise UserError(
+            f"this {text.model_type} has ALiBi positions, which count places in a row and so cannot share a prompt's "
+            "beginning: use a model with rotary or learned positions"
+        )
+    if text.model_type == "falcon" and text.multi_query and not text.new_decoder_architecture:
+        return replace(adapter, layout="blocks")  # one key head for all
     return adapter
 
 
 def geometry_of(config: Any) -> Geometry:
     """The geometry of a Hugging Face config."""
     text = config.get_text_config()
-    heads = text.num_attention_heads
+    heads, hidden = text.num_attention_heads, text.hidden_size
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    if text.model_type == "falcon":
+        kv_heads = text.num_kv_heads if text.new_decoder_architecture else 1 if text.multi_query else heads
+    widths = (
+        getattr(text, name, None) for name in ("intermediate_size", "n_inner", "ffn_hidden_size", "ffn_dim")
+    )
     return Geometry(
         text.num_hidden_layers,
         heads,
-        getattr(text, "num_key_value_heads", None) or heads,
-        getattr(text, "head_dim", None) or text.hidden_size // heads,
+        kv_heads,
+        getattr(text, "head_dim", None) or hidden // heads,
+        next((width for width in widths if width), 4 * hidden),
     )
 
 
@@ -169,18 +240,32 @@ def weight_of(component: Component, config: Any) -> Slice:
     adapter, geometry = adapter_of(config), geometry_of(config)
     _check(component, adapter, geometry)
     name = f"{adapter.layers}.{component.layer}.{adapter.modules[component.kind]}.weight"
-    fused = adapter.fused and component.kind in ("q", "k", "v")
+    index = index_of(component, adapter, geometry)
+    along_output = component.kind != "o"
+    return Slice(name, int(along_output == adapter.transposed), index)
+
+
+def index_of(component: Component, adapter: Adapter, geometry: Geometry) -> tuple[int, ...] | None:
+    """Which of its module's outputs (for o: inputs) a component is; None for all of them."""
+    kind, width = component.kind, geometry.head_dim
+    if kind in ("gate", "up") and adapter.halves:
+        first = 0 if kind == "gate" else geometry.mlp
+        return tuple(range(first, first + geometry.mlp))
+    fused = adapter.layout != "separate" and kind in ("q", "k", "v")
     if component.head is None and not fused:
-        return Slice(name)
-    heads = range(_heads(component.kind, geometry)) if component.head is None else (component.head,)
-    width = geometry.head_dim
-    if fused:
-        part = ("q", "k", "v").index(component.kind)
-        starts = [(3 * head + part) * width for head in heads]
-    else:
-        starts = [head * width for head in heads]
-    index = tuple(i for start in starts for i in range(start, start + width))
-    return Slice(name, 1 if component.kind == "o" else 0, index)
+        return None
+    heads = range(_heads(kind, geometry)) if component.head is None else (component.head,)
+    starts = [_start(kind, head, adapter, geometry) if fused else head for head in heads]
+    return tuple(i for start in starts for i in range(start * width, (start + 1) * width))
+
+
+def _start(kind: Kind, head: int, adapter: Adapter, geometry: Geometry) -> int:
+    """Where a head begins in a fused module, counted in heads."""
+    shared = geometry.heads // geometry.kv_heads
+    if adapter.layout == "groups":
+        group, place = divmod(head, shared) if kind == "q" else (head, shared + (kind == "v"))
+        return group * (shared + 2) + place
+    return {"q": 0, "k": geometry.heads, "v": geometry.heads + geometry.kv_heads}[kind] + head
 
 
 def _check(component: Component, adapter: Adapter, geometry: Geometry) -> None:
@@ -191,7 +276,8 @@ def _check(component: Component, adapter: Adapter, geometry: Geometry) -> None:
     if component.kind not in adapter.modules:
         raise UserError(
             f"component {component}: this model has no '{component.kind}' matrix "
-            f"(it has {', '.join(adapter.modules)}); correct the kinds in the config"
+            f"(it has {', '.join(adapter.modules)}{f'; its MLPs are {adapter.experts}' if adapter.experts else ''}): "
+            "correct the kinds in the config"
         )
     if component.head is not None and component.head not in range(_heads(component.kind, geometry)):
         raise UserError(f"component {component}: the model has {_heads(component.kind, geometry)} such heads")
@@ -252,6 +338,15 @@ def module_of(model: Any, layer: int, kind: Kind) -> Any:
     """The linear module that holds a component."""
     adapter = adapter_of(model.config)
     return layers_of(model)[layer].get_submodule(adapter.modules[kind])
+
+
+def finish(model: Any, hidden: Any) -> Any:
+    """The final hidden states, from the residual stream after the last layer: the last norm, and what follows it."""
+    for path in adapter_of(model.config).after:
+        owner, _, name = path.rpartition(".")
+        module = getattr(model.get_submodule(owner), name, None)
+        hidden = hidden if module is None else module(hidden)
+    return hidden
 
 
 def activation_columns(component: Component, config: Any) -> tuple[int, ...] | None:

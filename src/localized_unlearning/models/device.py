@@ -6,7 +6,7 @@ from typing import Any
 
 from localized_unlearning.config.base import Compute
 from localized_unlearning.errors import UserError
-from localized_unlearning.models import sharding
+from localized_unlearning.models import components, sharding
 
 
 def threads(compute: Compute) -> int:
@@ -74,7 +74,7 @@ def batch_tokens(compute: Compute, model: Any, kept: int = 1) -> int:
     if model.device.type != "cuda":
         return 4096
     config = model.config.get_text_config()
-    each = kept * (10 * config.hidden_size + 4 * config.intermediate_size) * 4
+    each = kept * (10 * config.hidden_size + 4 * components.geometry_of(model.config).mlp) * 4
     free = torch.tensor(torch.cuda.mem_get_info(model.device)[0])
     least = -int(sharding.largest(-free, model))  # alike in all processes that share the model
     fits = int(least / 2 / each)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from localized_unlearning.config.source import Source
 from localized_unlearning.data.fetching import from_hub
 from localized_unlearning.errors import UserError
+from localized_unlearning.models import folders
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
 
 
-WEIGHTS = ("*.safetensors", "*.json", "tokenizer*")
-"""Files of a hub model that are needed; no pickles."""
+WEIGHTS = ("model*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt", "*.model")
+"""Files of a hub model that are needed; no pickles, and no second copy of the weights (consolidated.safetensors)."""
 
 
 def download(job: Job) -> None:
@@ -29,6 +30,7 @@ def download(job: Job) -> None:
     model, target = job.config.model, job.outputs["model"]
     local = Path(model.name).expanduser()
     if local.is_dir():
+        folders.require(local)
         shutil.copytree(local, target)
         return
     if model.name.count("/") != 1 or model.name.startswith((".", "~", "/")):
@@ -38,3 +40,4 @@ def download(job: Job) -> None:
     if model.revision is None:
         raise UserError(f"model.revision must pin a commit of {model.name} on the hub: add it to the config")
     from_hub(Source(kind="hub", repo_id=model.name, files=WEIGHTS, revision=model.revision), target)
+    folders.require(target)

@@ -167,12 +167,14 @@ def to_batch(packs: Sequence[Pack], model: Any) -> Batch:
         return additive.masked_fill_(torch.from_numpy(~seen), torch.finfo(dtype).min).to(device)
 
     attention_mask: Any = mask(None)
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    if "sliding_attention" in layer_types:
+    window = window_of(config)
+    if window is not None:
         longest = max(int(p.depth.max()) for p in packs) + 1
-        window = int(config.sliding_window)
         sliding = mask(window) if longest > window else attention_mask
-        attention_mask = {"full_attention": attention_mask, "sliding_attention": sliding}
+        by_layer = getattr(config, "layer_types", None)
+        attention_mask = (
+            {"full_attention": attention_mask, "sliding_attention": sliding} if by_layer else sliding
+        )
     return Batch(
         {
             "input_ids": torch.from_numpy(ids).to(device),
@@ -185,6 +187,19 @@ def to_batch(packs: Sequence[Pack], model: Any) -> Batch:
         torch.cat([torch.from_numpy(p.prompts) for p in packs]),
         tuple(packs),
     )
+
+
+def window_of(config: Any) -> int | None:
+    """How far back the sliding-window layers of a text config attend; None when it has no such layers.
+
+    Architectures without ``layer_types`` (Mistral, Mixtral, Phi-3) have the window in every layer, and take one mask;
+    those with it take a mask for each type of layer.
+    """
+    kinds = getattr(config, "layer_types", None)
+    window = getattr(config, "sliding_window", None)
+    if window is None or (kinds and "sliding_attention" not in kinds):
+        return None
+    return int(window)
 
 
 def row_length(model: Any, longest: int = 0) -> int:

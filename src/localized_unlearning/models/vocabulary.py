@@ -27,13 +27,19 @@ def logits_of(model: Any, hidden: Tensor, tokens: slice | Sequence[int] = slice(
     head = model.get_output_embeddings()
     rows = tokens if isinstance(tokens, slice) else list(tokens)
     bias = None if getattr(head, "bias", None) is None else head.bias[rows].float()
-    logits = torch.nn.functional.linear(hidden.float(), head.weight[rows].float(), bias)
+    logits = _factor(model) * torch.nn.functional.linear(hidden.float(), head.weight[rows].float(), bias)
     cap = _cap(model)
     return logits if not cap else cap * torch.tanh(logits / cap)
 
 
 def _cap(model: Any) -> float | None:
     return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def _factor(model: Any) -> float:
+    """What the output layer's results are multiplied by (Cohere, Granite)."""
+    config = model.config.get_text_config()
+    return getattr(config, "logit_scale", None) or 1 / (getattr(config, "logits_scaling", None) or 1)
 
 
 def blocks(model: Any, items: int) -> Iterator[slice]:
@@ -86,7 +92,7 @@ def _log_odds(model: Any, hidden: Tensor, answer: Tensor, graded: bool) -> tuple
     """The log-odds ``[item]`` and, where wanted, their gradient by the hidden states ``[item, width]``."""
     import torch
 
-    head, cap = model.get_output_embeddings(), _cap(model)
+    head, cap, factor = model.get_output_embeddings(), _cap(model), _factor(model)
     own = torch.empty(len(hidden), device=hidden.device)
     others = torch.full_like(own, float("-inf"))
     push = torch.zeros(hidden.shape, device=hidden.device) if graded else None
@@ -101,12 +107,12 @@ def _log_odds(model: Any, hidden: Tensor, answer: Tensor, graded: bool) -> tuple
             share = (logits - total[:, None]).exp_()
             if cap:  # the derivative of cap * tanh(x / cap); the answer's own share is 0
                 share *= 1 - (logits.clamp_(min=-cap) / cap) ** 2
-            weight = head.weight[rows].float()
+            weight = factor * head.weight[rows].float()
             push.mul_((others - total).exp_()[:, None]).addmm_(share, weight)
         others = total
     if push is None:
         return own - others, None
-    pull = head.weight[answer].float()
+    pull = factor * head.weight[answer].float()
     if cap:
         pull *= 1 - (own[:, None] / cap) ** 2
     return own - others, pull - push

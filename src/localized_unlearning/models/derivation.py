@@ -1,0 +1,265 @@
+"""Where an architecture keeps its components, found from what depends on what (no names needed).
+
+In a tiny random model the gradient says it. A head's result at the first position depends on its v alone; what else
+later results depend on at earlier positions is k; what they depend on at their own position only is q. o is the first
+linear module whose input mixes positions. In an MLP, what goes into ``down`` doubles when ``up`` does, and not when
+``gate`` does. Tests hold :data:`components.ADAPTERS` to this, and preflight derives the entry that is missing.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from localized_unlearning.config.base import Kind
+from localized_unlearning.errors import UserError
+from localized_unlearning.models.components import Adapter, Component, Geometry, index_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+Place = tuple[str, tuple[int, ...]]
+"""A module's path inside the layer, and which of its outputs (for o and down: inputs)."""
+
+POSITIONS = 3
+
+
+@dataclass(frozen=True)
+class Map:
+    """What was found in one layer.
+
+    Attributes:
+        layers: path of the list of decoder layers.
+        heads: for each query head, where its q, k, v and o are.
+        mlp: where gate (if there is one), up and down are; empty where the MLP has no such modules.
+        transposed: whether the weights are ``[in, out]``.
+        after: paths of the modules that follow the layers: the last norm, and what comes behind it.
+    """
+
+    layers: str
+    heads: tuple[Mapping[Kind, Place], ...]
+    mlp: Mapping[Kind, Place]
+    transposed: bool
+    after: tuple[str, ...]
+
+
+def tiny(config: Any) -> Any:
+    """A random model of an architecture, small enough to differentiate: float64, eager attention, no drop-out."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    small = copy.deepcopy(config)
+    small._attn_implementation = "eager"
+    if hasattr(small.get_text_config(), "num_experts") or hasattr(
+        small.get_text_config(), "num_local_experts"
+    ):
+        small._experts_implementation = "eager"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(small, trust_remote_code=False).double().eval()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def derive(model: Any, layer: int = 0) -> Map:
+    """The map of one layer of a model that :func:`tiny` made; norms of q and k, which may mix heads, are taken out.
+
+    Raises:
+        UserError: when no module of the layer mixes positions.
+    """
+    import torch
+
+    config = model.config.get_text_config()
+    path, layers = next(
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers
+    )
+    block = layers[layer]
+    for module in list(block.modules()):
+        for name in ("q_norm", "k_norm", "q_layernorm", "k_layernorm"):
+            if isinstance(getattr(module, name, None), torch.nn.Module):
+                setattr(module, name, torch.nn.Identity())
+    linear = {name: m for name, m in block.named_modules() if _is_linear(m)}
+    order, into, out = _run(model, linear)
+    first = next((n for n in order if _mixes(into[n], out)), None)
+    if first is None:
+        raise UserError(f"no attention was found in {type(block).__name__}: this architecture cannot be used")
+    heads = _heads(first, into, out, config.num_attention_heads)
+    used = {name for head in heads for name, _ in head.values()}
+    mlp = _mlp(model, [n for n in order if n not in used], linear, into)
+    return Map(path, heads, mlp, not isinstance(linear[first], torch.nn.Linear), _after(model, path, block))
+
+
+def _is_linear(module: Any) -> bool:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def _run(model: Any, linear: Mapping[str, Any]) -> tuple[list[str], dict[str, Tensor], dict[str, Tensor]]:
+    """A pass over a few tokens: the linear modules in the order they ran, what went in and what came out."""
+    import torch
+
+    order: list[str] = []
+    into: dict[str, Any] = {}
+    out: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, args: tuple[Any, ...], output: Any) -> None:
+            order.append(name)
+            into[name], out[name] = args[0].reshape(-1, args[0].shape[-1]), output
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in linear.items()]
+    model(input_ids=torch.arange(3, 3 + POSITIONS)[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return order, into, out
+
+
+def _reached(value: Tensor, out: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Which outputs ``[position, column]`` of each module a value depends on."""
+    import torch
+
+    weighted = (value * torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).view(value.shape)).sum()
+    found = torch.autograd.grad(weighted, list(out.values()), retain_graph=True, allow_unused=True)
+    return {
+        name: gradient.reshape(POSITIONS, -1) != 0
+        for name, gradient in zip(out, found, strict=True)
+        if gradient is not None and gradient.any()
+    }
+
+
+def _mixes(value: Tensor, out: Mapping[str, Tensor]) -> bool:
+    if value.grad_fn is None or len(value) != POSITIONS:
+        return False
+    return any(bool(seen[:-1].any()) for seen in _reached(value[-1], out).values())
+
+
+def _heads(
+    o: str, into: Mapping[str, Tensor], out: Mapping[str, Tensor], count: int
+) -> tuple[dict[Kind, Place], ...]:
+    import torch
+
+    width = into[o].shape[1] // count
+    found: list[dict[Kind, Place]] = []
+    for head in range(count):
+        columns = slice(head * width, (head + 1) * width)
+        at_first, at_last = (_reached(into[o][position, columns], out) for position in (0, -1))
+        parts: dict[Kind, Place] = {"o": (o, tuple(range(columns.start, columns.stop)))}
+        for name, seen in at_last.items():
+            v = at_first[name][0] if name in at_first else torch.zeros_like(seen[0])
+            k = seen[:-1].any(0) & ~v
+            kinds: dict[Kind, Tensor] = {"q": seen[-1] & ~k & ~v, "k": k, "v": v}
+            for kind, mask in kinds.items():
+                if mask.any():
+                    parts[kind] = (name, tuple(mask.nonzero().flatten().tolist()))
+        found.append(parts)
+    return tuple(found)
+
+
+def _mlp(
+    model: Any, names: Sequence[str], linear: Mapping[str, Any], into: Mapping[str, Tensor]
+) -> dict[Kind, Place]:
+    """gate, up and down among the linear modules that attention does not use."""
+    import torch
+
+    if len(names) < 2:
+        return {}
+    down = names[-1]
+    inner = into[down].shape[1]
+    candidates = [
+        (name, slice(start, start + inner))
+        for name in names[:-1]
+        for start in range(0, _outputs(linear[name]), inner)
+        if _outputs(linear[name]) in (inner, 2 * inner)
+    ]
+    found: dict[Kind, Place] = {}
+    for name, rows in candidates:
+
+        def double(_module: Any, _args: Any, output: Tensor, rows: slice = rows) -> Tensor:
+            output = output.clone()
+            output[..., rows] *= 2
+            return output
+
+        handle = linear[name].register_forward_hook(double)
+        again = _run(model, {down: linear[down]})[1][down]
+        handle.remove()
+        proportional = torch.allclose(again, 2 * into[down], rtol=1e-9)
+        kind: Kind = "up" if proportional or len(candidates) == 1 else "gate"
+        found[kind] = (name, tuple(range(rows.start, rows.stop)))
+    return {**found, "down": (down, tuple(range(inner)))}
+
+
+def _outputs(module: Any) -> int:
+    return int(getattr(module, "out_features", None) or module.nf)
+
+
+def _after(model: Any, layers: str, block: Any) -> tuple[str, ...]:
+    """Modules that run after the layers and before the output layer, at the level of their list."""
+    import torch
+
+    owner = layers.rpartition(".")[0]
+    ran: list[str] = []
+    started = [False]
+    handles = [block.register_forward_hook(lambda *_: started.__setitem__(0, True))]
+    head = model.get_output_embeddings()
+    for name, module in model.get_submodule(owner).named_children():
+        if not isinstance(module, torch.nn.ModuleList) and module is not head:
+
+            def note(*_: Any, name: str = name) -> None:
+                if started[0]:
+                    ran.append(f"{owner}.{name}")
+
+            handles.append(module.register_forward_hook(note))
+    model(input_ids=torch.arange(3, 3 + POSITIONS)[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return tuple(dict.fromkeys(ran))
+
+
+def adapter(found: Map, geometry: Geometry) -> Adapter:
+    """The entry of ``components.ADAPTERS`` that a map amounts to.
+
+    Raises:
+        UserError: when its q, k and v lie in no layout that an adapter can say.
+    """
+    first = found.heads[0]
+    kinds: tuple[Kind, ...] = ("q", "k", "v", "o")
+    modules: dict[Kind, str] = {kind: first[kind][0] for kind in kinds}
+    modules |= {kind: found.mlp[kind][0] for kind in ("gate", "up", "down") if kind in found.mlp}  # type: ignore[misc]
+    halves = modules.get("gate") is not None and modules["gate"] == modules.get("up")
+    for layout in ("separate", "blocks", "groups"):
+        entry = Adapter(found.layers, modules, layout, found.transposed, halves, found.after)
+        if agrees(entry, found, geometry):
+            return entry
+    raise UserError(
+        "the query, key and value weights of this architecture lie in no known order: it cannot be used"
+    )
+
+
+def agrees(entry: Adapter, found: Map, geometry: Geometry) -> bool:
+    """Whether an adapter puts every head's q, k, v and o, and the MLP's parts, where they were found."""
+
+    shared = geometry.heads // geometry.kv_heads
+    for head, parts in enumerate(found.heads):
+        for kind, (module, index) in parts.items():
+            own = head // shared if kind in ("k", "v") else head
+            if entry.modules.get(kind) != module:
+                return False
+            if index_of(Component(0, kind, own), entry, geometry) != index:
+                return False
+    for kind in ("gate", "up", "down"):
+        if kind in found.mlp and kind in entry.modules:
+            expected = index_of(Component(0, kind), entry, geometry)  # type: ignore[arg-type]
+            module, index = found.mlp[kind]  # type: ignore[index]
+            if entry.modules[kind] != module or (expected or tuple(range(geometry.mlp))) != index:  # type: ignore[index]
+                return False
+    return entry.layers == found.layers and entry.transposed == found.transposed
