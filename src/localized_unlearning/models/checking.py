@@ -59,9 +59,11 @@ def check_tokenizer(model: Any, tokenizer: Any) -> dict[str, Any]:
         UserError: naming what does not fit.
     """
     rows = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > rows:
+    special = set(tokenizer.all_special_tokens)  # an added one is never in a prompt
+    largest = max(index for token, index in tokenizer.get_vocab().items() if token not in special)
+    if largest >= rows:
         raise UserError(
-            f"the tokenizer has {len(tokenizer):,} tokens but the model's embedding {rows:,} rows: "
+            f"the tokenizer has token {largest:,} but the model's embedding {rows:,} rows: "
             "bring the tokenizer of this very model"
         )
     for text in ("Fact: Ada Lovelace plays the sport of", "Question: what is it? Answer:", TEXT.strip()):

@@ -181,7 +181,7 @@ def adapter_of(config: Any) -> Adapter:
     if adapter is None:
         raise UserError(
             f"no component adapter for model type '{text.model_type}' (there are {', '.join(sorted(ADAPTERS))}): "
-            "add one to ADAPTERS in components.py, as docs/your-own-model.md shows"
+            "add one to ADAPTERS in models/components.py, as docs/your-own-model.md shows"
         )
     if getattr(text, "alibi", False):
         raise UserError(

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.config.base import Kind
 from localized_unlearning.errors import UserError
-from localized_unlearning.models.components import Adapter, Component, Geometry, index_of
+from localized_unlearning.models.components import Adapter, Component, Geometry, Layout, index_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -195,7 +195,9 @@ def _mlp(
         proportional = torch.allclose(again, 2 * into[down], rtol=1e-9)
         kind: Kind = "up" if proportional or len(candidates) == 1 else "gate"
         found[kind] = (name, tuple(range(rows.start, rows.stop)))
-    return {**found, "down": (down, tuple(range(inner)))}
+    found["down"] = (down, tuple(range(inner)))
+    order: tuple[Kind, ...] = ("gate", "up", "down")
+    return {kind: found[kind] for kind in order if kind in found}
 
 
 def _outputs(module: Any) -> int:
@@ -234,10 +236,15 @@ def adapter(found: Map, geometry: Geometry) -> Adapter:
     first = found.heads[0]
     kinds: tuple[Kind, ...] = ("q", "k", "v", "o")
     modules: dict[Kind, str] = {kind: first[kind][0] for kind in kinds}
-    modules |= {kind: found.mlp[kind][0] for kind in ("gate", "up", "down") if kind in found.mlp}  # type: ignore[misc]
+    shared = "expert" in found.mlp["down"][0] if found.mlp else True
+    experts = "a mixture of experts, which are no matrices of the layer" if shared else ""
+    if not shared:
+        modules |= {kind: place[0] for kind, place in found.mlp.items()}
+        geometry = replace(geometry, mlp=len(found.mlp["down"][1]))
     halves = modules.get("gate") is not None and modules["gate"] == modules.get("up")
-    for layout in ("separate", "blocks", "groups"):
-        entry = Adapter(found.layers, modules, layout, found.transposed, halves, found.after)
+    layouts: tuple[Layout, ...] = ("separate", "blocks", "groups")
+    for layout in layouts:
+        entry = Adapter(found.layers, modules, layout, found.transposed, halves, found.after, experts)
         if agrees(entry, found, geometry):
             return entry
     raise UserError(
@@ -256,10 +263,9 @@ def agrees(entry: Adapter, found: Map, geometry: Geometry) -> bool:
                 return False
             if index_of(Component(0, kind, own), entry, geometry) != index:
                 return False
-    for kind in ("gate", "up", "down"):
-        if kind in found.mlp and kind in entry.modules:
-            expected = index_of(Component(0, kind), entry, geometry)  # type: ignore[arg-type]
-            module, index = found.mlp[kind]  # type: ignore[index]
-            if entry.modules[kind] != module or (expected or tuple(range(geometry.mlp))) != index:  # type: ignore[index]
+    for kind, (module, index) in found.mlp.items():
+        if kind in entry.modules:
+            expected = index_of(Component(0, kind), entry, geometry) or tuple(range(geometry.mlp))
+            if entry.modules[kind] != module or expected != index:
                 return False
     return entry.layers == found.layers and entry.transposed == found.transposed
