@@ -47,7 +47,7 @@ def from_folder(folder: Path, dtype: str, weights: bool = True) -> Any:
     try:
         config = read_config(folder)
         components.adapter_of(config)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False,
             use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True, **place,
         )  # fmt: skip
@@ -59,6 +59,7 @@ def from_folder(folder: Path, dtype: str, weights: bool = True) -> Any:
         ) from error
     finally:
         logging.set_verbosity(before)
+    model, report = loaded
     refuse_report(folder.name, report)
     return model.eval().requires_grad_(False)
 
