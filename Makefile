@@ -4,6 +4,7 @@ PYTHON ?= python3
 LOCK ?= envs/cpu.txt
 PIP_ARGS ?=
 ARGS ?=
+PRESET ?=
 TESTS ?=
 # Two workers of one thread each; a finished workflow is shared by the tests of its file (tests/conftest.py).
 PARALLEL ?= -n 2 --dist loadgroup
@@ -21,7 +22,8 @@ unexport PYTHONPATH PYTHONHOME
 
 help:
 	@echo 'make all        set up, run the default workflow, show its tables; again: does nothing and says so'
-	@echo '                ARGS="--configfile workflow/presets/X.yaml" goes to snakemake'
+	@echo '                PRESET=gemma-3-270m-cpu runs a preset (localized-unlearning presets lists them);'
+	@echo '                ARGS="--dry-run" goes to snakemake'
 	@echo 'make test       set up, then lint, format, types, import rules, the linter of Snakemake, and all tests'
 	@echo 'make test-quick the tests of a minute; TESTS=tests/unit/test_data.py takes a file or a folder'
 	@echo 'make check      what make test does before its tests'
@@ -50,9 +52,15 @@ clean-env:
 
 # ---- the workflow
 
+# The preset's path; an unknown name ends here, with the names that there are.
+PRESET_FILE = $(if $(PRESET),$(shell localized-unlearning presets $(PRESET)))
+OVERLAY = $(if $(PRESET),--configfile $(PRESET_FILE))
+LAYERS = $(if $(PRESET),--config $(PRESET_FILE))
+
 all: setup
-	@snakemake --profile profiles/local all $(ARGS) 2>&1
-	@$(if $(filter -n --dry-run --configfile%,$(ARGS)),true,localized-unlearning summary --config config.yaml)
+	@$(if $(PRESET),localized-unlearning presets $(PRESET) > /dev/null)
+	@snakemake --profile profiles/local all $(ARGS) $(OVERLAY) 2>&1
+	@$(if $(filter -n --dry-run --configfile%,$(ARGS)),true,localized-unlearning report --config config.yaml $(LAYERS) && localized-unlearning summary --config config.yaml $(LAYERS))
 
 # ---- benchmark: ours beside what a user would otherwise run; writes docs/performance.md at the end, or nothing
 

@@ -36,9 +36,7 @@ LISTED = 20  # findings that are listed one by one
 
 def add_commands(commands: Any) -> None:
     """Add ``audit`` and its subcommands."""
-    audit = commands.add_parser(
-        "audit", help="verify, explain and trace what a run has made", description=__doc__.split("\n")[0]
-    )
+    audit = commands.add_parser("audit", help="verify, explain and trace what a run has made")
     inner = audit.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def add(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -75,7 +73,7 @@ def add_commands(commands: Any) -> None:
     parser = add(
         "explain", explain, "why is a file not ok: the first cause, the chain up to it, what would rerun"
     )
-    parser.add_argument("path", type=Path)
+    parser.add_argument("path", type=Path, help="an output")
     judged(parser)
     parser = add("trace", trace, "everything behind a file, down to the data")
     parser.add_argument("path", type=Path, help="an output, or a stray copy of one, found by content")
@@ -100,8 +98,8 @@ def add_commands(commands: Any) -> None:
     parser = add(
         "diff", diff, "do two outputs, records or results folders agree in their numbers, and what differs"
     )
-    parser.add_argument("one", type=Path)
-    parser.add_argument("other", type=Path)
+    parser.add_argument("one", type=Path, help="a file or folder")
+    parser.add_argument("other", type=Path, help="what it is compared with")
     parser.add_argument("--tolerance", type=float, default=1e-6, help="absolute or relative (default: 1e-6)")
     parser = add("export", export, "a run, or a file and all behind it, as a Workflow Run RO-Crate")
     parser.add_argument("paths", nargs="*", type=Path, help="files or folders (default: results and figures)")
@@ -120,10 +118,10 @@ def add_commands(commands: Any) -> None:
         "--key", type=Path, required=True, help="a private key, or a public one of an agent's or token's key"
     )
     parser = add("adopt", adopt, "take a file into the record as it is, visibly, with a reason")
-    parser.add_argument("path", type=Path)
+    parser.add_argument("path", type=Path, help="an output")
     parser.add_argument("--reason", required=True, help="why it can be trusted")
     parser = add("forget", forget, "undo an adoption")
-    parser.add_argument("path", type=Path)
+    parser.add_argument("path", type=Path, help="an output")
 
 
 def _guarded(function: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:

@@ -7,30 +7,41 @@ Snakemake rule runs, what a Slurm job runs and what a person can run at a prompt
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from localized_unlearning import __version__
-from localized_unlearning.cli import warm
+from localized_unlearning.cli import warm, words
 from localized_unlearning.config import reading
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import Stage
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.workflow import runner
 
+DESCRIPTION = """Unlearning of facts at chosen places in a language model, measured.
+
+The workflow runs these commands: `make all`, or `snakemake figure_3`. Each can be run by hand as well."""
+
 
 def _option(name: str) -> str:
     return "--" + name.rstrip("*?").replace("_", "-")
 
 
-def _add_stage(commands: argparse._SubParsersAction[argparse.ArgumentParser], stage: Stage) -> None:
-    summary = f"stage {stage.name} ({stage.module}.{stage.function})"
-    parser = commands.add_parser(stage.name, help=summary, description=summary)
-    parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; repeat to overlay")
+def _add_stage(commands: words.Commands, stage: Stage) -> None:
+    sentence = words.STAGES.get(stage.name, f"stage {stage.name}")
+    parser = commands.add_parser(stage.name, help=sentence)
+    parser.add_argument("--config", type=Path, action="append", required=True, help=words.CONFIG)
     for name in stage.wildcards:
-        parser.add_argument(_option(name), dest=f"wildcard_{name}", required=True, metavar="NAME")
+        parser.add_argument(
+            _option(name),
+            dest=f"wildcard_{name}",
+            required=True,
+            metavar="NAME",
+            help=words.WILDCARDS.get(name, name),
+        )
     for name in stage.inputs:
         plain = name.rstrip("*?")
         parser.add_argument(
@@ -39,21 +50,33 @@ def _add_stage(commands: argparse._SubParsersAction[argparse.ArgumentParser], st
             nargs="*" if name.endswith("*") else None,
             required=not name.endswith("?"),
             metavar="PATH",
-            help="input",
+            help=f"where the {plain.replace('_', ' ')} lies that this job reads",
         )
     for name in stage.outputs:
-        option = "--out-" + name.replace("_", "-")
         parser.add_argument(
-            option, dest=f"output_{name}", type=Path, required=True, metavar="PATH", help="output"
+            "--out-" + name.replace("_", "-"),
+            dest=f"output_{name}",
+            type=Path,
+            required=True,
+            metavar="PATH",
+            help=f"where to write the {name.replace('_', ' ')}",
         )
     parser.set_defaults(stage=stage)
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     """The parser of all subcommands, or where ``command`` is a stage's name, of that one alone."""
-    parser = argparse.ArgumentParser(prog="localized-unlearning", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="localized-unlearning",
+        description=DESCRIPTION,
+        usage="%(prog)s COMMAND [OPTION ...]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(
+        required=True, metavar="COMMAND", prog="localized-unlearning", help=argparse.SUPPRESS
+    )
+    commands = words.Commands(subparsers)
     if command in STAGES:
         _add_stage(commands, STAGES[command])
         return parser
@@ -64,6 +87,11 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     )
 
     add_commands(commands)
+    parser.epilog = commands.overview()
+    if command is not None and not command.startswith("-") and command not in commands.sentences:
+        near = difflib.get_close_matches(command, commands.sentences, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else "--help lists them"
+        parser.error(f"there is no command '{command}': {hint}")
     return parser
 
 
@@ -117,8 +145,20 @@ def main(argv: Sequence[str] | None = None, warm_start: bool = True) -> int:
         _run_stage(arguments)
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}{_elsewhere(Path.cwd())}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # `localized-unlearning summary | head`: nobody reads any more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _elsewhere(folder: Path) -> str:
+    """Where the workflow's folder is, if this is not it."""
+    if (folder / "Snakefile").is_file():
+        return ""
+    places = [*folder.parents, Path(__file__).parents[3]]
+    found = next((place for place in places if (place / "workflow/rules").is_dir()), None)
+    return f" (this is not the workflow's folder: cd {found})" if found else ""
 
 
 if __name__ == "__main__":

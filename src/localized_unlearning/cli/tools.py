@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 from localized_unlearning.audit import cli as audit
+from localized_unlearning.cli import words
+from localized_unlearning.cli.presets import presets
 from localized_unlearning.config.evaluation import Claims
 from localized_unlearning.report import page
 from localized_unlearning.reporting.reference import reference
@@ -14,16 +15,17 @@ from localized_unlearning.reporting.summary import summary
 from localized_unlearning.workflow import plan, preflight
 from localized_unlearning.workflow.profile import install_profile
 
-Commands = Any
 
-
-def add_commands(commands: Commands) -> None:
+def add_commands(commands: words.Commands) -> None:
     """Add these commands to the parser's subcommands."""
     parser = commands.add_parser(
-        "summary", help="the tables of a run, where every output lies, how long it took"
+        "summary", help="print a run's tables, where every output lies and how long it took"
     )
-    parser.add_argument("--config", type=Path, action="append", required=True)
+    parser.add_argument("--config", type=Path, action="append", required=True, help=words.CONFIG)
     parser.set_defaults(function=summary)
+    parser = commands.add_parser("presets", help="list the runs that are prepared, or say where one lies")
+    parser.add_argument("name", nargs="?", help="a preset's name: prints its path")
+    parser.set_defaults(function=presets)
     parser = commands.add_parser("reference", help="write or check the files generated from the typed config")
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 when out of step")
     parser.set_defaults(function=reference)
@@ -38,11 +40,11 @@ def add_commands(commands: Commands) -> None:
     _add_ledger(commands)
 
 
-def _add_ledger(commands: Commands) -> None:
+def _add_ledger(commands: words.Commands) -> None:
     parser = commands.add_parser(
         "ledger", help="write docs/claims-in-the-paper.md: the claims against the paper's own numbers"
     )
-    parser.add_argument("--claims", type=Path, default=Path(Claims().file))
+    parser.add_argument("--claims", type=Path, default=Path(Claims().file), help="the claims")
     parser.add_argument("--published", type=Path, help="folder of the released result files, for the curves")
     parser.add_argument("--out", type=Path, default=Path("docs/claims-in-the-paper.md"))
     parser.set_defaults(function=_ledger)

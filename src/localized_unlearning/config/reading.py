@@ -96,9 +96,40 @@ def _explain(error: ValidationError, layers: Sequence[tuple[str, Mapping[str, An
         near = difflib.get_close_matches(str(location[-1]), valid, n=1, cutoff=0.5)
         hint = f"did you mean '{near[0]}'?" if near else f"valid keys here: {', '.join(sorted(valid))}"
         return f"unknown key '{key}'{place}: {hint}{more}"
-    message = first["msg"].removeprefix("Value error, ")
+    message = _sentence(first["type"], first.get("ctx", {}), first["msg"])
     given = f" (got {first['input']!r})" if not isinstance(first["input"], Mapping | BaseModel) else ""
+    if first["type"] == "missing":
+        return f"{key} is missing{place}: see docs/configuration.md{more}"
     return f"{key}{place}: {message}{given}{more}"
+
+
+_WANTED = {
+    "int": "must be a whole number",
+    "float": "must be a number",
+    "finite": "must be a finite number",
+    "bool": "must be true or false",
+    "string": "must be text",
+    "tuple": "must be a list",
+    "list": "must be a list",
+    "dict": "must hold keys of its own",
+    "model": "must hold keys of its own",
+    "literal": "must be {expected}",
+    "greater_than": "must be above {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be below {lt}",
+    "less_than_equal": "must be at most {le}",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "too_short": "must have at least {min_length} {entries}; it has {actual_length}",
+    "too_long": "must have at most {max_length} entries; it has {actual_length}",
+}
+"""What is wrong with a value, by pydantic's type of error or by what that begins with."""
+
+
+def _sentence(kind: str, context: Mapping[str, Any], message: str) -> str:
+    """pydantic's message in this project's words; its own where there are none."""
+    wanted = _WANTED.get(kind) or _WANTED.get(kind.split("_")[0])
+    context = {**context, "entries": "entry" if context.get("min_length") == 1 else "entries"}
+    return wanted.format_map(context) if wanted else message.removeprefix("Value error, ")
 
 
 def _holds(data: Any, location: Sequence[Any]) -> bool:

@@ -284,8 +284,14 @@ def _host(host: Mapping[str, Any]) -> str:
 
 def add_command(commands: Any) -> None:
     """Add ``report`` to the parser's subcommands."""
-    parser = commands.add_parser("report", help="one HTML page of a run, from what lies on disk")
-    parser.add_argument("--config", type=Path, action="append", required=True)
+    parser = commands.add_parser("report", help="write one HTML page of a run, from what lies on disk")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        action="append",
+        required=True,
+        help="a YAML file of settings; repeat to overlay",
+    )
     parser.set_defaults(function=run)
 
 

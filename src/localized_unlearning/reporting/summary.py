@@ -25,7 +25,12 @@ def summary(arguments: argparse.Namespace) -> int:
     print(f"Figures       {figures}/ (.pdf, .png, and the .csv each was drawn from)")
     print(f"Model card    {results}/model_card.md")
     print(f"Rows          {results}/<task>/<objective>/<localization>/seed<N>/*.parquet, records beside them")
+    report = results / "report.html"
     print(f"Jobs          {len(seconds)} recorded jobs, {clock(sum(seconds))} of job time in all")
+    if report.is_file():
+        print(f"Report        open {report} in a browser: all tables, figures and claims on one page")
+    else:
+        print("Report        snakemake -c1 report makes one page of all of it")
     return 0
 
 

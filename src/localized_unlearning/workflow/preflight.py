@@ -376,7 +376,7 @@ def run(arguments: argparse.Namespace, world: World | None = None) -> int:
 def add_commands(commands: Any) -> None:
     """Add ``preflight`` to the parser's subcommands."""
     parser = commands.add_parser(
-        "preflight", help="the plan of a run, and all that it lacks, before it is queued"
+        "preflight", help="say what a run takes and all that it lacks, before it is queued"
     )
     parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; repeat to overlay")
     parser.add_argument(

@@ -1,0 +1,110 @@
+"""What the command line says to a person: every command explained, every slip answered with the right word."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from localized_unlearning.cli import words
+from localized_unlearning.cli.main import build_parser, main
+from localized_unlearning.cli.presets import find, sentence
+from localized_unlearning.config import reading
+from localized_unlearning.config.run import Config
+from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_every_command_and_option_has_a_sentence() -> None:
+    assert not STAGES.keys() - words.STAGES.keys(), "cli/words.py: a sentence for each stage"
+    assert not {name for stage in STAGES.values() for name in stage.wildcards} - words.WILDCARDS.keys()
+    parser = build_parser()
+    assert "Others:" not in str(parser.epilog), "cli/words.py: each command has its group"
+    subparsers = next(a for a in parser._actions if isinstance(a.choices, dict))
+    for name, command in dict(subparsers.choices or {}).items():
+        assert command.description, name
+        for action in command._actions:
+            assert action.help or action.choices, f"{name} {action.dest}: an option without help"
+
+
+def test_a_command_that_is_not_there_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["sumary"])
+    assert exit.value.code == 2
+    assert "there is no command 'sumary': did you mean 'summary'?" in capsys.readouterr().err
+
+
+def test_presets_are_listed_and_found(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["presets"]) == 0
+    said = capsys.readouterr().out
+    paths = sorted((ROOT / "workflow/presets").glob("*.yaml"))
+    assert all(f"{path.stem} " in said and len(sentence(path)) > 15 for path in paths)
+    assert main(["presets", "gemma-7b"]) == 0
+    assert capsys.readouterr().out == "workflow/presets/gemma-7b.yaml\n"
+    with pytest.raises(UserError, match=r"did you mean gemma-7b.*presets are gemma-2-9b, "):
+        find("gemma7b")
+
+
+@pytest.mark.parametrize("command", ["summary", "report", "preflight", "costs"])
+def test_from_a_wrong_folder_the_right_one_is_named(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "--config", "config.yaml"]) == 1
+    assert f"(this is not the workflow's folder: cd {ROOT})" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_fault() -> None:
+    line = f'"{sys.executable}" -c "from localized_unlearning.cli.main import main; import sys; sys.exit(main([\'presets\']))"'
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {line} | true"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "PYTHONUNBUFFERED": "1"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("layer", "sentence"),
+    [
+        ({"finetune": {"steps": "many"}}, "finetune.steps in mine.yaml: must be a whole number (got 'many')"),
+        ({"finetune": {"steps": 1.5}}, "finetune.steps in mine.yaml: must be a whole number (got 1.5)"),
+        ({"relearning": 5}, "relearning in mine.yaml: must hold keys of its own (got 5)"),
+        ({"statistics": {"confidence": 3}}, "statistics.confidence in mine.yaml: must be below 1.0 (got 3)"),
+        ({"seeds": []}, "seeds in mine.yaml: must have at least 1 entry; it has 0 (got [])"),
+        ({"seeds": 3}, "seeds in mine.yaml: must be a list (got 3)"),
+        ({"compute": {"deterministic": "maybe"}}, "compute.deterministic in mine.yaml: must be true or false (got 'maybe')"),
+        ({"model": {"kind": "lama"}}, "model.kind in mine.yaml: must be 'organism', 'gguf' or 'huggingface' (got 'lama')"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_told_in_plain_words(layer: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        reading.resolve([("mine.yaml", layer)])
+    assert str(error.value) == sentence
+
+
+def test_no_fault_of_a_value_is_told_in_pydantics_words() -> None:
+    """Every scalar setting given a value of a wrong kind: the sentence is one of ours."""
+    seen = set()
+    for name, field in Config.model_fields.items():
+        for value in (object(), [object()], {"x": object()}, -1e300, "§", None):
+            try:
+                Config.model_validate({name: value})
+            except ValidationError as error:
+                for found in error.errors():
+                    said = reading._sentence(found["type"], found.get("ctx", {}), found["msg"])
+                    seen.add(said)
+                    assert not said.startswith(("Input", "Value error", "String", "Tuple")), (
+                        name,
+                        field,
+                        found,
+                    )
+    assert len(seen) > 5
