@@ -162,6 +162,9 @@ def test_bytes_of_training_are_counted_exactly(kind: str, tiny: Callable[[str], 
     trained = sum(p.numel() for p in parameters)
     config = Config.model_validate({"model": {"dtype": dtype}, "finetune": settings.model_dump()})
     said = stages.Model(config, sizes_module.KNOWN["gemma-7b"], sizes_module.Data({}, 1, 1)).states(trained)
+    assert precision_module.reserved(parameters, settings) == pytest.approx(
+        sum(t.nbytes for t in (*gradients, *states)), abs=20 * max(p.numel() for p in parameters)
+    )
     held = {"gradients": gradients, "optimizer": states}
     for part, tensors in held.items():
         assert sum(t.numel() * t.element_size() for t in tensors) == said[part], part

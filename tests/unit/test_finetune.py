@@ -209,6 +209,21 @@ def test_training_is_the_plain_loop(
         assert not parameter.requires_grad, name
 
 
+def test_losses_and_gradients_do_not_depend_on_the_micro_batch(
+    tiny: Callable[[str], Any], float64: None
+) -> None:
+    """Catches a micro-batch that is averaged by itself, or lost."""
+    weights, found = steps.Weights(0.3, 0.7, 1.3), []
+    for tokens in (9, 24, 4096):
+        model = tiny("llama")
+        up = model.get_parameter("model.layers.1.mlp.up_proj.weight").requires_grad_(True)
+        sizes = steps.Sizes(4, 8, 4, tokens)
+        found.append((next(steps.gradients(model, some_data(), sizes, weights, "erase", 0)), up.grad))
+    for losses_, gradient in found[1:]:
+        assert losses_ == pytest.approx(found[0][0], rel=1e-12)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-10, atol=1e-14)
+
+
 def test_batches_go_round_the_whole_set() -> None:
     """Catches items that are drawn with replacement: each stands once in each round."""
     drawn = list(islice(steps.cycle(range(7), 3, random.Random(0)), 14))

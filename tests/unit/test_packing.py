@@ -54,6 +54,20 @@ def test_packed_logits_are_those_of_separate_passes(
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_masks_for_eager_attention_are_additive(
+    architecture: str, tiny: Callable[[str], Any], float64: None
+) -> None:
+    """Catches a boolean mask that is added to the scores as 0 and 1; the other tests run on fused kernels."""
+    fused, eager = tiny(architecture), tiny(architecture)
+    assert fused.config._attn_implementation == "sdpa"
+    eager.set_attn_implementation("eager")
+    first, second = (
+        packing.next_token(model, prompts_with_shared_beginnings(), [3, 60], 50) for model in (fused, eager)
+    )
+    torch.testing.assert_close(first.candidates, second.candidates, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_next_token_is_in_the_order_of_the_prompts(
     architecture: str, tiny: Callable[[str], Any], float64: None
 ) -> None:

@@ -323,6 +323,8 @@ def test_batches_from_free_memory(tiny: Callable[[str], Any], monkeypatch: pytes
 
     def chosen(free: float, kept: int = 1) -> int:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), int(80e9)))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
         return device_module.batch_tokens(auto, large, kept)
 
     sizes = [chosen(free) for free in (1e6, 2e9, 10e9, 60e9)]
@@ -334,6 +336,33 @@ def test_batches_from_free_memory(tiny: Callable[[str], Any], monkeypatch: pytes
     assert chosen(10e9) == chosen(10.1e9)
     assert chosen(60e9, kept=28) < chosen(60e9)
     assert chosen(60e9, kept=28) * 28 * (10 * 3072 + 4 * 24576) * 4 <= 30e9
+
+
+def test_micro_batches_from_free_memory(tiny: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches activations that are not measured, states that are forgotten, and a micro-batch that does not fit."""
+    model = tiny("gemma").float()
+    assert device_module.micro_batch_tokens(77, model, 0) == 77
+    assert device_module.micro_batch_tokens("auto", model, 0) == 4096
+    gpu: Any = SimpleNamespace(
+        device=torch.device("cuda:0"), config=model.config, get_submodule=model.get_submodule
+    )
+    monkeypatch.setattr(device_module, "kept_for_backward", lambda model: 5.7e6)  # Gemma-7B, manual
+    monkeypatch.setattr(device_module, "free_memory", lambda device: 68_000_000_000)
+    sizes = [device_module.micro_batch_tokens("auto", gpu, gb * 1e9) for gb in (67.9, 50, 30, 6)]
+    assert sizes == [device_module.LEAST_MICRO, 2048, 4096, 6144]
+    assert all(size * 5.7e6 <= (68 - gb) * 1e9 for size, gb in zip(sizes[1:], (50, 30, 6), strict=True))
+
+
+def test_activations_are_measured_for_what_is_trained(tiny: Callable[[str], Any]) -> None:
+    """Catches a measurement that counts weights, or the same whatever is trained."""
+    model = tiny("llama").float()
+    found = []
+    for layer in (2, 0):
+        model.get_submodule(f"model.layers.{layer}.mlp").requires_grad_(True)
+        found.append(device_module.kept_for_backward(model))
+    hidden, mlp = 32, 48
+    assert 4 * 3 * mlp < found[0] < 4 * (8 * hidden + 5 * mlp)  # one layer's MLP and what is above it
+    assert 2 * found[0] < found[1] < 4 * (3 * (20 * hidden + 6 * mlp))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

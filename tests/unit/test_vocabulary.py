@@ -57,6 +57,67 @@ def test_logits_of_a_bfloat16_model_are_not_rounded_to_bfloat16(tiny: Callable[[
     assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize(("path", "logits", "slope"), [
+    ("float32", 1e-6, 1e-5), ("bfloat16, exact", 1e-6, 1e-4), ("bfloat16, fast", 1e-6, 1e-2),
+])  # fmt: skip
+@pytest.mark.parametrize("cap", [None, 2.0], ids=["", "capped"])
+def test_each_path_is_as_exact_as_it_says(
+    path: str,
+    logits: float,
+    slope: float,
+    cap: float | None,
+    tiny: Callable[[str], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches a GPU's path that loses digits: the norm of the error over that of the exact value, by float64.
+
+    A GPU's product of bfloat16 operands with float32 sums is one of the upcast operands but for the order of its sums.
+    """
+    model = tiny("llama").bfloat16()
+    model.config.final_logit_softcapping = cap
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(ITEMS, 32, generator=generator).bfloat16()
+    answer = torch.randint(VOCABULARY, (ITEMS,), generator=generator)
+    monkeypatch.setattr(vocabulary, "BLOCK", 7 * 32)
+    if path != "float32":
+        monkeypatch.setattr(
+            vocabulary, "has_wide_products", lambda a, b: a.dtype == b.dtype == torch.bfloat16
+        )
+        monkeypatch.setattr(vocabulary, "wide_product", lambda a, b: a.float() @ b.float())
+        kept = "highest" if path.endswith("exact") else "high"
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: kept)
+    exact_hidden = hidden.double().requires_grad_(True)
+    exact = exact_hidden @ model.get_output_embeddings().weight.double().T
+    exact = exact if cap is None else cap * torch.tanh(exact / cap)
+    mask = torch.nn.functional.one_hot(answer, VOCABULARY).bool()
+    odds = exact[mask] - exact.masked_fill(mask, float("-inf")).logsumexp(1)
+    odds.sum().backward()
+
+    def error(found: torch.Tensor, wanted: Any) -> float:
+        assert found.dtype == torch.float32
+        return float((found.double() - wanted).norm() / wanted.norm())
+
+    value, gradient = vocabulary._log_odds(model, hidden, answer, graded=True)
+    assert gradient is not None
+    assert error(vocabulary.logits_of(model, hidden), exact.detach()) < logits
+    assert error(value, odds.detach()) < 10 * logits
+    assert error(gradient, exact_hidden.grad) < slope
+    if path.endswith("fast"):
+        assert error(gradient, exact_hidden.grad) > 1e-4  # else there would be nothing to choose
+    _, normalizer = vocabulary.argmax_and_normalizer(model, hidden)
+    assert error(normalizer, exact.detach().logsumexp(1)) < logits
+
+
+def test_blocks_on_a_gpu_fit_its_free_memory() -> None:
+    """Catches blocks that a full card cannot hold, and ones so small that launching them costs more than they do."""
+    sizes = [vocabulary.fitting(int(gb * 1e9)) for gb in (0.1, 1, 4, 20, 100)]
+    assert sizes == sorted(sizes) and sizes[0] == vocabulary.BLOCK and sizes[-1] == vocabulary.MOST
+    assert all(
+        size * vocabulary.EACH <= gb * 5e8 for size, gb in zip(sizes[1:], (1, 4, 20, 100), strict=True)
+    )
+    assert vocabulary.fitting(4_000_000_000) == vocabulary.fitting(4_001_000_000)
+
+
 def test_sums_in_blocks_are_sums_over_the_vocabulary(case: tuple[Any, torch.Tensor, torch.Tensor]) -> None:
     """Catches a block that is lost, counted twice or offset, and an argmax that is a place in its block."""
     model, hidden, _ = case

@@ -14,7 +14,7 @@ import pandas as pd
 
 from localized_unlearning.config.evaluation import Relearning
 from localized_unlearning.data.splits import read_split
-from localized_unlearning.evaluation.exam import short_exam, take
+from localized_unlearning.evaluation.exam import ready, short_exam, take
 from localized_unlearning.evaluation.rows import identity
 from localized_unlearning.models import device as device_module
 from localized_unlearning.models import loading
@@ -66,7 +66,9 @@ def relearn(
 
     optimizer = torch.optim.AdamW(adapters, lr=settings.learning_rate, weight_decay=0.0)
     schedule = schedule_of(optimizer, settings.schedule, settings.iterations)
-    sizes = Sizes(len(data.forget), settings.retain_batch, settings.text_batch, settings.micro_batch_tokens)
+    states = 12.0 * sum(p.numel() for p in adapters)  # gradients and two moments
+    tokens = device_module.micro_batch_tokens(settings.micro_batch_tokens, model, states)
+    sizes = Sizes(len(data.forget), settings.retain_batch, settings.text_batch, tokens)
     weights = Weights(settings.lambda_relearn, settings.lambda_retain, settings.lambda_sft)
     # Not divided over the processes of a sharded model: dropout's draws must be those of one.
     steps = gradients(model, data, sizes, weights, method.of(inject, {}, "inject"), seed, divided=False)
@@ -88,19 +90,19 @@ def run(job: Job) -> None:
     device = device_module.setup(config.compute)
     model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
     tokens = device_module.batch_tokens(config.compute, model)
-    exam = short_exam(job)
+    exam = ready(short_exam(job), tokenizer)
     split = read_split(job.inputs["split"])
     used = split[split["train"] & (split["relearn"] | ~split["forget"])]
     data = read_data(job, tokenizer, used, list(used["sport"]), list(used["relearn"]))
     with unlearned(job, model):
         adapters = add_lora(model, config.relearning, seed)
         dropout(model, False)
-        answers = [take(exam, model, tokenizer, tokens)]
+        answers = [take(exam, model, tokens)]
         progress = Progress("relearning", "iteration")
         steps = relearn(model, adapters, data, config.relearning, seed)
         for _ in progress.over(range(config.relearning.iterations)):
             losses = next(steps)
-            answers.append(take(exam, model, tokenizer, tokens))
+            answers.append(take(exam, model, tokens))
             progress.note(", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     job.facts.update(
         seeds={"relearning": seed, "athletes": config.series.seed, "mmlu": config.mmlu.seed},

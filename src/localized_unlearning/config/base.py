@@ -40,6 +40,9 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+MICRO_BATCH = "Tokens of one forward and backward; auto: what a GPU's free memory holds (4096 on a CPU)."
+
+
 class Compute(Section):
     """How jobs compute. Results do not depend on it beyond rounding, so records leave it out of the key."""
 
@@ -53,6 +56,11 @@ class Compute(Section):
     batch_tokens: Count | Literal["auto"] = Field(
         4096,
         description="Tokens of one forward pass while evaluating; auto: what half of a GPU's free memory holds.",
+    )
+    precision: Literal["exact", "fast"] = Field(
+        "exact",
+        description="Products of float32 numbers on a GPU: exact in float32 (of bfloat16 weights by the sum of two bfloat16 "
+        "products), fast with 8 to 11 significant bits and float32 sums (TF32, one bfloat16 product). Recorded with each job.",
     )
     deterministic: bool = Field(
         False,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from localized_unlearning.config.base import Count, Fraction, Positive, Section, Weight
+from localized_unlearning.config.base import MICRO_BATCH, Count, Fraction, Positive, Section, Weight
 from localized_unlearning.config.source import Source
 
 
@@ -58,7 +58,7 @@ class Relearning(Section):
     lambda_relearn: Weight = Field(0.2, description="Weight of the two athletes' loss (released code: 0.2).")
     lambda_retain: Weight = Field(1.0, description="Weight of the retain loss.")
     lambda_sft: Weight = Field(1.0, description="Weight of the text loss.")
-    micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
+    micro_batch_tokens: Count | Literal["auto"] = Field(4096, description=MICRO_BATCH)
 
 
 class Probing(Section):

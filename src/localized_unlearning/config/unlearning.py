@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from localized_unlearning.config.base import Count, MethodName, Positive, Precision, Section, Weight
+from localized_unlearning.config.base import (
+    MICRO_BATCH,
+    Count,
+    MethodName,
+    Positive,
+    Precision,
+    Section,
+    Weight,
+)
 
 
 class FinetuneOverride(Section):
@@ -53,7 +61,7 @@ class Finetune(Section):
     sft_batch_size: int | None = Field(
         None, ge=1, description="Text windows per step, if other than batch_size."
     )
-    micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
+    micro_batch_tokens: Count | Literal["auto"] = Field(4096, description=MICRO_BATCH)
     precision: Precision = Field(
         "fp32_master",
         description="Arithmetic and storage of the optimizer. fp32_master: float32 copies of the trained weights and "
@@ -108,7 +116,7 @@ class Masking(Section):
         description="λ4, the weight of the sum of the mask (A.3: 1e-7); for parameterization weights, of the sum of "
         "absolute weights.",
     )
-    micro_batch_tokens: Count = Field(4096, description="Tokens of one forward and backward.")
+    micro_batch_tokens: Count | Literal["auto"] = Field(4096, description=MICRO_BATCH)
     edit_sizes: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0, 1000, 3000, 10_000, 20_000, 40_000, 80_000),
         min_length=1,

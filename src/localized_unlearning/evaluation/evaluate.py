@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from localized_unlearning.data.documents import read_documents
-from localized_unlearning.evaluation.exam import full_exam, take
+from localized_unlearning.evaluation.exam import full_exam, ready, take
 from localized_unlearning.evaluation.rows import identity
 from localized_unlearning.evaluation.text import read_text
 from localized_unlearning.models import device as device_module
@@ -29,7 +29,7 @@ def run(job: Job) -> None:
     tokens = device_module.batch_tokens(config.compute, model)
     text = read_documents(job.inputs["text"], config.text.documents)
     with unlearned(job, model):
-        tables = take(full_exam(job), model, tokenizer, tokens)
+        tables = take(ready(full_exam(job), tokenizer), model, tokens)
         tables["text"] = read_text(model, tokenizer, text, config.text.tokens, config.text.windows, tokens)
     job.facts.update(
         seeds={"option_order": config.evaluation.shuffled_seed, "mmlu": config.mmlu.seed}, device=device

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -11,9 +11,10 @@ from localized_unlearning.config.data import Mmlu
 from localized_unlearning.data.mmlu import load_questions
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.data.splits import read_split
-from localized_unlearning.evaluation.facts import ask_facts
-from localized_unlearning.evaluation.knowledge import ask_questions
-from localized_unlearning.evaluation.multiple_choice import ask_multiple_choice
+from localized_unlearning.evaluation.asking import Asked, answered
+from localized_unlearning.evaluation.facts import facts_asked
+from localized_unlearning.evaluation.knowledge import questions_asked
+from localized_unlearning.evaluation.multiple_choice import choices_asked
 
 if TYPE_CHECKING:
     from localized_unlearning.data.mmlu import Questions
@@ -82,18 +83,31 @@ def short_exam(job: Job) -> Exam:
     )
 
 
-def take(exam: Exam, model: Any, tokenizer: Any, batch_tokens: int) -> dict[str, pd.DataFrame]:
-    """A model's answers: ``facts``, ``multiple_choice`` and ``mmlu``, one row per item."""
-    return {
-        "facts": ask_facts(model, tokenizer, exam.athletes, exam.prompts, batch_tokens),
-        "multiple_choice": ask_multiple_choice(
-            model,
-            tokenizer,
-            exam.athletes,
-            exam.multiple_choice,
-            exam.orders,
-            exam.shuffled_seed,
-            batch_tokens,
+class Ready(NamedTuple):
+    """An exam as tokens, to be put to any number of models: what is asked, and which table each part belongs to."""
+
+    asked: list[Asked]
+    tables: list[str]
+
+
+def ready(exam: Exam, tokenizer: Any) -> Ready:
+    """An exam's prompts, rendered and tokenised once."""
+    parts = {
+        "facts": facts_asked(tokenizer, exam.athletes, exam.prompts),
+        "multiple_choice": choices_asked(
+            tokenizer, exam.athletes, exam.multiple_choice, exam.orders, exam.shuffled_seed
         ),
-        "mmlu": ask_questions(model, tokenizer, exam.questions, exam.mmlu, batch_tokens),
+        "mmlu": [questions_asked(tokenizer, exam.questions, exam.mmlu)],
     }
+    return Ready(
+        [part for some in parts.values() for part in some],
+        [name for name, some in parts.items() for _ in some],
+    )
+
+
+def take(exam: Ready, model: Any, batch_tokens: int) -> dict[str, pd.DataFrame]:
+    """A model's answers: ``facts``, ``multiple_choice`` and ``mmlu``, one row per item."""
+    found: dict[str, list[pd.DataFrame]] = {}
+    for name, table in zip(exam.tables, answered(model, exam.asked, batch_tokens), strict=True):
+        found.setdefault(name, []).append(table)
+    return {name: pd.concat(tables, ignore_index=True) for name, tables in found.items()}

@@ -11,6 +11,7 @@ import pandas as pd
 from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data.answers import CHOICES
 from localized_unlearning.data.prompts import Prompt
+from localized_unlearning.evaluation.asking import Asked, answered
 from localized_unlearning.models import packing
 
 
@@ -25,54 +26,75 @@ def ask_facts(
     the log-probability of all the answer's tokens, ``log_normalizer`` is 0, and ``argmax_right`` says that each
     of the right answer's tokens is the most likely after those before.
     """
+    asked = facts_asked(tokenizer, athletes, prompts)
+    return pd.concat(answered(model, asked, batch_tokens), ignore_index=True)
+
+
+def facts_asked(tokenizer: Any, athletes: pd.DataFrame, prompts: Sequence[Prompt]) -> list[Asked]:
+    """What :func:`ask_facts` asks, a part for each prompt."""
+    return [_asked(tokenizer, athletes, prompt) for prompt in prompts]
+
+
+def _asked(tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt) -> Asked:
     answer = [CHOICES.index(sport) for sport in athletes["sport"]]
-    tables = []
-    for prompt in prompts:
-        encoded = tokens_module.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
-        words = prompt.answers or CHOICES
+    encoded = tokens_module.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
+    words = prompt.answers or CHOICES
+    if prompt.whole_answer:
+        spelled = [tokenizer(f" {a}", add_special_tokens=False)["input_ids"] for a in words]
+        beginnings = sorted({tuple(s[:n]) for s in spelled for n in range(len(s))})
+        tokens = sorted({token for s in spelled for token in s})
+        asked = [[*ids, *beginning] for ids in encoded for beginning in beginnings]
+    else:
+        asked, tokens = encoded, tokens_module.answer_tokens(tokenizer, words)
+
+    def rows(found: packing.NextToken) -> pd.DataFrame:
         if prompt.whole_answer:
-            scores, normalizer, right = whole_answers(model, tokenizer, encoded, words, answer, batch_tokens)
+            scores, normalizer, right = whole_answers(found, spelled, beginnings, tokens, answer)
         else:
-            tokens = tokens_module.answer_tokens(tokenizer, words)
-            next_ = packing.next_token(model, encoded, tokens, batch_tokens)
-            scores, normalizer = next_.candidates.numpy(), next_.log_normalizer.numpy()
-            right = [int(a) == tokens[i] for a, i in zip(next_.argmax, answer, strict=True)]
+            scores, normalizer = found.candidates.numpy(), found.log_normalizer.numpy()
+            right = [int(a) == tokens[i] for a, i in zip(found.argmax, answer, strict=True)]
         table = athletes[["athlete", "sport", "forget", "relearn"]].assign(prompt=prompt.name, answer=answer)
         for index, choice in enumerate(CHOICES):
             table[f"logit_{choice}"] = scores[:, index]
-        tables.append(table.assign(log_normalizer=normalizer, argmax_right=right))
-    return pd.concat(tables, ignore_index=True)
+        return table.assign(log_normalizer=normalizer, argmax_right=right)
+
+    return Asked(asked, tokens, rows)
 
 
 def whole_answers(
-    model: Any,
-    tokenizer: Any,
-    prompts: Sequence[Sequence[int]],
-    answers: Sequence[str],
+    found: packing.NextToken,
+    spelled: Sequence[Sequence[int]],
+    beginnings: Sequence[tuple[int, ...]],
+    tokens: Sequence[int],
     right: Sequence[int],
-    batch_tokens: int,
 ) -> tuple[np.ndarray, np.ndarray, list[bool]]:
     """Log-probability of each whole answer after each prompt ``[prompt, answer]``.
 
     Every beginning of an answer is a prompt of its own, whose next token is scored; packing computes what they
     share once.
 
+    Args:
+        found: scores of ``tokens`` after each prompt with each beginning, prompt by prompt.
+        spelled: the tokens of each answer.
+        beginnings: every beginning of an answer, the empty one among them.
+        tokens: every token of an answer.
+        right: which of the answers is right ``[prompt]``.
+
     Returns:
         The log-probabilities, zeros in place of a normalizer ``[prompt]``, and whether greedy decoding gives the
         right answer.
     """
-    spelled = [tokenizer(f" {a}", add_special_tokens=False)["input_ids"] for a in answers]
-    beginnings = sorted({tuple(s[:n]) for s in spelled for n in range(len(s))})
-    vocabulary = sorted({token for s in spelled for token in s})
-    asked = [[*prompt, *beginning] for prompt in prompts for beginning in beginnings]
-    found = packing.next_token(model, asked, vocabulary, batch_tokens)
-    logs = (found.candidates - found.log_normalizer[:, None]).numpy()
-    logs = logs.reshape(len(prompts), len(beginnings), len(vocabulary))
-    likely = found.argmax.numpy().reshape(len(prompts), len(beginnings))
-    total, greedy = np.zeros((len(prompts), len(answers))), np.ones((len(prompts), len(answers)), dtype=bool)
-    for index, tokens in enumerate(spelled):
-        for n, token in enumerate(tokens):
-            place = beginnings.index(tuple(tokens[:n]))
-            total[:, index] += logs[:, place, vocabulary.index(token)]
+    count = len(right)
+    logs = (
+        (found.candidates - found.log_normalizer[:, None])
+        .numpy()
+        .reshape(count, len(beginnings), len(tokens))
+    )
+    likely = found.argmax.numpy().reshape(count, len(beginnings))
+    total, greedy = np.zeros((count, len(spelled))), np.ones((count, len(spelled)), dtype=bool)
+    for index, answer in enumerate(spelled):
+        for n, token in enumerate(answer):
+            place = beginnings.index(tuple(answer[:n]))
+            total[:, index] += logs[:, place, tokens.index(token)]
             greedy[:, index] &= likely[:, place] == token
-    return total, np.zeros(len(prompts)), [bool(greedy[row, i]) for row, i in enumerate(right)]
+    return total, np.zeros(count), [bool(greedy[row, i]) for row, i in enumerate(right)]

@@ -10,6 +10,7 @@ from localized_unlearning.config.data import Mmlu
 from localized_unlearning.data import mmlu
 from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data.answers import LETTERS
+from localized_unlearning.evaluation.asking import Asked, answered
 from localized_unlearning.models import packing
 
 
@@ -21,6 +22,11 @@ def ask_questions(
     Columns: ``item``, ``subject``, ``answer`` (index), ``logit_A`` to ``logit_D``, ``log_normalizer`` and
     ``argmax_right``.
     """
+    return answered(model, [questions_asked(tokenizer, questions, settings)], batch_tokens)[0]
+
+
+def questions_asked(tokenizer: Any, questions: mmlu.Questions, settings: Mmlu) -> Asked:
+    """What :func:`ask_questions` asks."""
     asked = questions.test
     if settings.questions is not None:
         asked = mmlu.stratified_subset(asked, settings.questions, settings.seed)
@@ -29,16 +35,21 @@ def ask_questions(
         examples.setdefault(question.subject, []).append(question)
     texts = [mmlu.ask(q, examples, settings.shots) for q in asked]
     tokens = tokens_module.answer_tokens(tokenizer, LETTERS)
-    scores = packing.next_token(model, tokens_module.encode(tokenizer, texts), tokens, batch_tokens)
-    table = pd.DataFrame(
-        {
-            "item": [q.id for q in asked],
-            "subject": [q.subject for q in asked],
-            "answer": [q.answer for q in asked],
-        }
-    )
-    for index, letter in enumerate(LETTERS):
-        table[f"logit_{letter}"] = scores.candidates[:, index].numpy()
-    table["log_normalizer"] = scores.log_normalizer.numpy()
-    table["argmax_right"] = [int(a) == tokens[q.answer] for a, q in zip(scores.argmax, asked, strict=True)]
-    return table
+
+    def rows(scores: packing.NextToken) -> pd.DataFrame:
+        table = pd.DataFrame(
+            {
+                "item": [q.id for q in asked],
+                "subject": [q.subject for q in asked],
+                "answer": [q.answer for q in asked],
+            }
+        )
+        for index, letter in enumerate(LETTERS):
+            table[f"logit_{letter}"] = scores.candidates[:, index].numpy()
+        table["log_normalizer"] = scores.log_normalizer.numpy()
+        table["argmax_right"] = [
+            int(a) == tokens[q.answer] for a, q in zip(scores.argmax, asked, strict=True)
+        ]
+        return table
+
+    return Asked(tokens_module.encode(tokenizer, texts), tokens, rows)

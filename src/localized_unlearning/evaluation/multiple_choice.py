@@ -11,6 +11,7 @@ import pandas as pd
 from localized_unlearning.data import tokens
 from localized_unlearning.data.answers import LETTERS
 from localized_unlearning.data.prompts import Prompt
+from localized_unlearning.evaluation.asking import Asked, answered
 from localized_unlearning.models import packing
 
 
@@ -29,17 +30,28 @@ def ask_multiple_choice(
     letter), ``logit_A`` to ``logit_D`` (by letter), ``text_A`` to ``text_D`` (by text: the first token of
     the option's word), ``log_normalizer`` and ``argmax_right``.
     """
+    asked = choices_asked(tokenizer, athletes, prompt, orders, seed)
+    return pd.concat(answered(model, asked, batch_tokens), ignore_index=True)
+
+
+def choices_asked(
+    tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, orders: Sequence[str], seed: int
+) -> list[Asked]:
+    """What :func:`ask_multiple_choice` asks, a part for each order."""
     rng = random.Random(seed)
+    return [_asked(tokenizer, athletes, prompt, order, rng) for order in orders]
+
+
+def _asked(tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, order: str, rng: random.Random) -> Asked:
     letters = tokens.answer_tokens(tokenizer, LETTERS)
     words = tokens.answer_tokens(tokenizer, [option.capitalize() for option in prompt.options])
-    tables = []
-    for order in orders:
-        options = [
-            list(prompt.options) if order == "fixed" else rng.sample(prompt.options, len(prompt.options))
-            for _ in range(len(athletes))
-        ]
-        texts = [prompt.render(a, o) for a, o in zip(athletes["athlete"], options, strict=True)]
-        scores = packing.next_token(model, tokens.encode(tokenizer, texts), [*letters, *words], batch_tokens)
+    options = [
+        list(prompt.options) if order == "fixed" else rng.sample(prompt.options, len(prompt.options))
+        for _ in range(len(athletes))
+    ]
+    texts = [prompt.render(a, o) for a, o in zip(athletes["athlete"], options, strict=True)]
+
+    def rows(scores: packing.NextToken) -> pd.DataFrame:
         answer = [o.index(s) for o, s in zip(options, athletes["sport"], strict=True)]
         table = athletes[["athlete", "sport", "forget", "relearn"]].assign(order=order, answer=answer)
         where = [[len(letters) + prompt.options.index(option) for option in o] for o in options]
@@ -50,5 +62,6 @@ def ask_multiple_choice(
             table[f"text_{letter}"] = scores.candidates[range(len(column)), column].numpy()
         table["log_normalizer"] = scores.log_normalizer.numpy()
         table["argmax_right"] = [int(a) == letters[i] for a, i in zip(scores.argmax, answer, strict=True)]
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+        return table
+
+    return Asked(tokens.encode(tokenizer, texts), [*letters, *words], rows)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from localized_unlearning.models import sharding, vocabulary
+from localized_unlearning.models import prefixes, sharding, vocabulary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,7 +128,7 @@ class Batch:
 
     Attributes:
         inputs: keyword arguments of the Hugging Face model: ``input_ids`` ``[row, node]``,
-            ``position_ids`` ``[row, node]`` and the additive ``attention_mask``.
+            ``position_ids`` ``[row, node]`` and the ``attention_mask``, boolean or, for eager attention, additive.
         rows, nodes: where each prompt's last token stands ``[prompt]``.
         prompts: index of each prompt in the packed list ``[prompt]``.
         packs: the packs, one a row.
@@ -141,10 +141,13 @@ class Batch:
     packs: tuple[Pack, ...]
 
 
-def to_batch(packs: Sequence[Pack], model: Any) -> Batch:
+def to_batch(packs: Sequence[Pack], model: Any, before: int = 0) -> Batch:
     """Model inputs of ``packs``, one a row, padded on the right.
 
-    ``model`` gives the device, the mask's type and, for models with sliding-window layers, the window.
+    Args:
+        packs: the packs.
+        model: gives the device, the mask's type and, for models with sliding-window layers, the window.
+        before: tokens that stand before every prompt and are in no pack: the model has their keys and values.
     """
     import torch
 
@@ -155,21 +158,34 @@ def to_batch(packs: Sequence[Pack], model: Any) -> Batch:
     positions = np.zeros_like(ids)
     for row, p in enumerate(packs):
         ids[row, : len(p.tokens)] = p.tokens
-        positions[row, : len(p.tokens)] = p.depth
+        positions[row, : len(p.tokens)] = before + p.depth
 
     def mask(window: int | None) -> Tensor:
-        seen = np.zeros((len(packs), 1, width, width), dtype=bool)
-        seen[:, :, np.arange(width), np.arange(width)] = True
+        seen = np.zeros((len(packs), 1, width, before + width), dtype=bool)
+        seen[:, :, np.arange(width), before + np.arange(width)] = True
         for row, p in enumerate(packs):
             size = len(p.tokens)
-            seen[row, 0, :size, :size] = p.visible(window)
+            seen[row, 0, :size, before : before + size] = p.visible(window)
+            distance = before + p.depth[:, None] - np.arange(before)
+            seen[row, 0, :size, :before] = True if window is None else distance < window
+        if (
+            model.config._attn_implementation == "sdpa"
+        ):  # a quarter of the bytes to send; its kernels take it as it is
+            return torch.from_numpy(seen).to(device)
         additive = torch.zeros(seen.shape, dtype=dtype)
         return additive.masked_fill_(torch.from_numpy(~seen), torch.finfo(dtype).min).to(device)
 
     attention_mask: Any = mask(None)
+<<<<<<< HEAD
     window = window_of(config)
     if window is not None:
         longest = max(int(p.depth.max()) for p in packs) + 1
+=======
+    layer_types = set(getattr(config, "layer_types", None) or ())
+    if "sliding_attention" in layer_types:
+        longest = before + max(int(p.depth.max()) for p in packs) + 1
+        window = int(config.sliding_window)
+>>>>>>> 4665c4f (Speed and memory: masks ranked in chunks, the output layer in bfloat16 with float32 sums, micro-batches by free memory, boolean masks, kept prefixes, one pass an exam)
         sliding = mask(window) if longest > window else attention_mask
         by_layer = getattr(config, "layer_types", None)
         attention_mask = (
@@ -219,10 +235,12 @@ def batches(
     batch_tokens: int,
     row_tokens: int | None = None,
     shared: int | None = None,
+    before: int = 0,
 ) -> list[Batch]:
     """All ``prompts`` as batches of at most ``batch_tokens`` nodes, in rows of ``row_tokens`` (:func:`row_length`).
 
-    A prompt that is longer than that has a batch of its own. ``shared`` is as for :func:`pack`.
+    A prompt that is longer than that has a batch of its own. ``shared`` is as for :func:`pack`, ``before`` for
+    :func:`to_batch`.
     """
     length = row_tokens or min(row_length(model, max(map(len, prompts), default=0)), batch_tokens)
     packs = sorted(pack(prompts, length, shared), key=lambda p: len(p.tokens))
@@ -232,7 +250,7 @@ def batches(
             groups[-1].append(p)
         else:
             groups.append([p])
-    return [to_batch(group, model) for group in groups]
+    return [to_batch(group, model, before) for group in groups]
 
 
 def last_hidden(model: Any, batch: Batch) -> Tensor:
@@ -271,11 +289,12 @@ def next_token(
     argmax = torch.zeros(len(prompts), dtype=torch.long)
     normalizer = torch.zeros(len(prompts))
     with torch.inference_mode():
-        for batch, counts in sharding.share(batches(prompts, model, batch_tokens), model):
-            hidden = last_hidden(model, batch)
-            if counts:
-                most_likely, total = vocabulary.argmax_and_normalizer(model, hidden)
-                scores[batch.prompts] = vocabulary.logits_of(model, hidden, candidates).cpu()
-                argmax[batch.prompts] = most_likely.cpu()
-                normalizer[batch.prompts] = total.cpu()
+        for group in prefixes.groups(prompts):
+            for batch, counts in sharding.share(prefixes.batches(model, prompts, group, batch_tokens), model):
+                hidden = last_hidden(model, batch)
+                if counts:
+                    most_likely, total = vocabulary.argmax_and_normalizer(model, hidden)
+                    scores[batch.prompts] = vocabulary.logits_of(model, hidden, candidates).cpu()
+                    argmax[batch.prompts] = most_likely.cpu()
+                    normalizer[batch.prompts] = total.cpu()
     return NextToken(*(sharding.total(found, model) for found in (scores, argmax, normalizer)))

@@ -2,6 +2,9 @@
 
 The layer may be most of a model (63 % of Gemma 3 270M) and its logits most of the memory, so neither is ever
 held whole in float32. Logits are float32 throughout: in bfloat16 those near 16 to 32 are 0.125 apart.
+
+A GPU multiplies bfloat16 operands with float32 sums at the full rate of its matrix units, and a product of two such
+numbers is exact in float32: logits of a bfloat16 model lose nothing by it (:func:`wide_product`).
 """
 
 from __future__ import annotations
@@ -9,12 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from localized_unlearning.models import device as device_module
+
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 BLOCK = 2**22
-"""Most numbers of one block of logits, and of the weights behind it, in float32 (16 MiB)."""
+"""Most numbers of one block of logits, and of the weights behind it, in float32 (16 MiB), on a CPU; the least on a GPU."""
+
+MOST = 2**28
+"""Most numbers of one block on a GPU: larger ones were no faster on an H100 (docs/performance.md)."""
+
+EACH = 32
+"""Bytes that a number of a block takes while it is used: logits, shares, their two halves, scratch of the sums."""
 
 
 def logits_of(model: Any, hidden: Tensor, tokens: slice | Sequence[int] = slice(None)) -> Tensor:
@@ -26,10 +37,35 @@ def logits_of(model: Any, hidden: Tensor, tokens: slice | Sequence[int] = slice(
 
     head = model.get_output_embeddings()
     rows = tokens if isinstance(tokens, slice) else list(tokens)
+    weight = head.weight[rows]
     bias = None if getattr(head, "bias", None) is None else head.bias[rows].float()
+<<<<<<< HEAD
     logits = _factor(model) * torch.nn.functional.linear(hidden.float(), head.weight[rows].float(), bias)
+=======
+    if has_wide_products(hidden, weight):
+        logits = wide_product(hidden.flatten(0, -2), weight.T).view(*hidden.shape[:-1], len(weight))
+        logits = logits if bias is None else logits.add_(bias)
+    else:
+        logits = torch.nn.functional.linear(hidden.float(), weight.float(), bias)
+>>>>>>> 4665c4f (Speed and memory: masks ranked in chunks, the output layer in bfloat16 with float32 sums, micro-batches by free memory, boolean masks, kept prefixes, one pass an exam)
     cap = _cap(model)
     return logits if not cap else cap * torch.tanh(logits / cap)
+
+
+def has_wide_products(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether operands of their own type can be multiplied with float32 sums: bfloat16, on a GPU, without autograd."""
+    import torch
+
+    graded = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    return weight.is_cuda and hidden.dtype == weight.dtype == torch.bfloat16 and not graded
+
+
+def wide_product(left: Tensor, right: Tensor) -> Tensor:
+    """The product of two bfloat16 matrices, summed and given in float32 ``[row, column]``; on a GPU."""
+    import torch
+
+    found: Tensor = torch.mm(left, right, out_dtype=torch.float32)
+    return found
 
 
 def _cap(model: Any) -> float | None:
@@ -43,10 +79,27 @@ def _factor(model: Any) -> float:
 
 
 def blocks(model: Any, items: int) -> Iterator[slice]:
-    """The vocabulary in blocks, such that the logits of ``items`` positions stay within :data:`BLOCK` numbers."""
-    size, width = model.get_output_embeddings().weight.shape
-    step = max(2, BLOCK // max(items, width))
+    """The vocabulary in blocks, such that the logits of ``items`` positions stay within :func:`block_numbers`."""
+    weight = model.get_output_embeddings().weight
+    size, width = weight.shape
+    step = max(2, block_numbers(weight.device) // max(items, width))
     return (slice(start, min(start + step, size)) for start in range(0, size, step))
+
+
+def block_numbers(device: Any) -> int:
+    """Numbers of one block: :data:`BLOCK` on a CPU, and where only deterministic algorithms may run; else what fits
+    half of the GPU's free memory."""
+    import torch
+
+    if device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+        return BLOCK
+    return fitting(device_module.free_memory(device))
+
+
+def fitting(free: int) -> int:
+    """Numbers of a block for so many ``free`` bytes: a power of two, so that a neighbour's megabyte changes nothing."""
+    fits = free // 2 // EACH
+    return max(BLOCK, min(MOST, 1 << max(0, fits.bit_length() - 1)))
 
 
 def argmax_and_normalizer(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,8 +160,12 @@ def _log_odds(model: Any, hidden: Tensor, answer: Tensor, graded: bool) -> tuple
             share = (logits - total[:, None]).exp_()
             if cap:  # the derivative of cap * tanh(x / cap); the answer's own share is 0
                 share *= 1 - (logits.clamp_(min=-cap) / cap) ** 2
+<<<<<<< HEAD
             weight = factor * head.weight[rows].float()
             push.mul_((others - total).exp_()[:, None]).addmm_(share, weight)
+=======
+            _add_product(push.mul_((others - total).exp_()[:, None]), share, head.weight[rows])
+>>>>>>> 4665c4f (Speed and memory: masks ranked in chunks, the output layer in bfloat16 with float32 sums, micro-batches by free memory, boolean masks, kept prefixes, one pass an exam)
         others = total
     if push is None:
         return own - others, None
@@ -116,3 +173,20 @@ def _log_odds(model: Any, hidden: Tensor, answer: Tensor, graded: bool) -> tuple
     if cap:
         pull *= 1 - (own[:, None] / cap) ** 2
     return own - others, pull - push
+
+
+def _add_product(sums: Tensor, share: Tensor, weight: Tensor) -> None:
+    """Add ``share @ weight`` to ``sums``, both float32.
+
+    Where bfloat16 operands are multiplied with float32 sums, a share is the sum of two of them, exact to 16 bits; at
+    torch's float32 precision ``high`` (``compute.precision: fast``) it is one, exact to 8.
+    """
+    import torch
+
+    if not has_wide_products(weight, weight):
+        sums.addmm_(share, weight.float())
+        return
+    first = share.to(weight.dtype)
+    sums.add_(wide_product(first, weight))
+    if torch.get_float32_matmul_precision() == "highest":
+        sums.add_(wide_product(share.sub_(first).to(weight.dtype), weight))

@@ -59,10 +59,11 @@ def train(
     before = {name: held[name].clone() for name in masks}
     optimizer = method.optimizer(list(held.values()), settings, seed)
     schedule = schedule_of(optimizer, settings.schedule, settings.steps)
-    size = settings.batch_size
-    sizes = Sizes(size, size, settings.sft_batch_size or size, settings.micro_batch_tokens)
-    forget = Facts(model, data.forget, data.forget_about, settings.micro_batch_tokens, seed)
-    retain = Facts(model, data.retain, data.retain_about, settings.micro_batch_tokens, seed)
+    size, reserved = settings.batch_size, precision.reserved(list(held.values()), settings)
+    tokens = device_module.micro_batch_tokens(settings.micro_batch_tokens, model, reserved)
+    sizes = Sizes(size, size, settings.sft_batch_size or size, tokens)
+    forget = Facts(model, data.forget, data.forget_about, tokens, seed)
+    retain = Facts(model, data.retain, data.retain_about, tokens, seed)
     own = method.gradients(Training(model, parameters, forget, retain, settings, seed))
     steps = gradients(model, data, sizes, weights, method, seed) if own is None else own
     history = []
@@ -106,7 +107,7 @@ def moved(model: Any, base: dict[str, Tensor], trainable: dict[str, Any]) -> dic
     for name, mask in trainable.items():
         parameter = model.get_parameter(name)
         now = sharding.held(parameter)
-        difference = (now - base[name].to(now.device)).abs()
+        difference = (now - base[name].to(now.device)).abs_()
         total += components.selected(parameter, mask)
         changed += int((difference > 0).sum())
         largest = max(largest, float(difference.max()) if difference.numel() else 0.0)
@@ -135,8 +136,8 @@ def run(job: Job) -> None:
     weights = Weights(strength, settings.lambda_retain, settings.lambda_sft)
     loss = method_module.load(objective.loss, job.inputs["loss"], objective.parameters)
     history = train(model, data, trainable, settings, weights, loss, seed)
-    job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))
+    history.to_csv(job.outputs["history"], index=False)
     parameters = {name: model.get_parameter(name) for name in trainable}
     tensors = {name: sharding.whole(p, sharding.held(p)) for name, p in parameters.items()}
     deltas.save_delta(job.outputs["delta"], tensors, deltas.weights_digest(job.inputs["base_model"]))
-    history.to_csv(job.outputs["history"], index=False)
+    job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))

@@ -20,7 +20,7 @@ from localized_unlearning.models import components, deltas, loading, sharding
 from localized_unlearning.models import device as device_module
 from localized_unlearning.progress import Progress
 from localized_unlearning.unlearning import method
-from localized_unlearning.unlearning.masks import Mask, rank, save_mask
+from localized_unlearning.unlearning.masks import Mask, Ranking, save_mask
 from localized_unlearning.unlearning.objectives.erase import erase
 from localized_unlearning.unlearning.steps import Data, Sizes, Weights, gradients, read_data, schedule_of
 
@@ -63,8 +63,10 @@ class ClampedWeights(Mask):
     def removed(self, name: str) -> Tensor:
         import torch
 
-        base = self.base[name].float()
-        return torch.where(base == 0, 0, 1 - self.parameters[name].detach().float() / base)
+        base = self.base[name]
+        wide = torch.promote_types(base.dtype, torch.float32)
+        kept = self.parameters[name].detach().to(dtype=wide, copy=True)
+        return kept.div_(base).neg_().add_(1).masked_fill_(base == 0, 0)
 
 
 def optimizer_of(trained: Sequence[Tensor], settings: Masking) -> Any:
@@ -79,6 +81,14 @@ def optimizer_of(trained: Sequence[Tensor], settings: Masking) -> Any:
             weight_decay=settings.weight_decay,
         )
     return torch.optim.Adam(trained, lr=settings.learning_rate)
+
+
+def reserved(mask: Mask, settings: Masking) -> float:
+    """Bytes that training a mask still has to take: gradients, the optimizer's states and one matrix's temporaries."""
+    states = 2 if settings.optimizer == "adam" else int(settings.momentum > 0)
+    gradients = sum(base.nbytes for base in mask.base.values())
+    largest = max(base.numel() for base in mask.base.values())
+    return gradients + states * sum(d.nbytes for d in mask.trained.values()) + 12.0 * largest
 
 
 def train(
@@ -101,7 +111,8 @@ def train(
     count = sum(components.selected(parameters[name], part) for name, part in trainable.items())
     optimizer = optimizer_of(list(mask.trained.values()), settings)
     schedule = schedule_of(optimizer, settings.schedule, settings.steps)
-    sizes = Sizes(settings.batch_size, settings.batch_size, settings.text_batch, settings.micro_batch_tokens)
+    tokens = device_module.micro_batch_tokens(settings.micro_batch_tokens, model, reserved(mask, settings))
+    sizes = Sizes(settings.batch_size, settings.batch_size, settings.text_batch, tokens)
     steps = gradients(model, data, sizes, weights, method.of(erase, {}, "erase"), seed)
     history = []
     progress = Progress("training the mask", "step")
@@ -123,7 +134,7 @@ def train(
             with torch.no_grad():
                 mask.put(name)
                 d = mask.removed(name)
-            moved, total = moved + int((d > 0).sum()), total + float(d.double().sum())
+            moved, total = moved + int((d > 0).sum()), total + float(d.sum(dtype=torch.float64))
             most = max(most, float(d.max()) if d.numel() else 0.0)
         moved, total = sharding.total(torch.tensor([moved, total], dtype=torch.float64), model).tolist()
         most = float(sharding.largest(torch.tensor(most, dtype=torch.float64), model))
@@ -141,10 +152,12 @@ def train(
         progress.note(
             f"forget {losses['forget']:.3f}, retain {losses['retain']:.3f}, most removed {most:.2g}"
         )
-    removed = {name: mask.removed(name) for name in trainable}
+    del optimizer, schedule, steps  # their states go before anything else is made
+    removed = {}
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            held[name].copy_(mask.base[name])
+        for name, parameter in parameters.items():  # the base's copy goes as its removed part comes
+            removed[name] = mask.removed(name)
+            held[name].copy_(mask.base.pop(name))
             parameter.requires_grad_(False)
     return removed, pd.DataFrame(history)
 
@@ -161,6 +174,17 @@ def mask(job: Job) -> None:
     trainable = components.trainable(model, read_selection(job.inputs["selection"]))
     weights = Weights(settings.lambda_forget, settings.lambda_retain, settings.lambda_sft)
     removed, history = train(model, data, trainable, settings, weights, seed)
+    history.to_csv(job.outputs["history"], index=False)
+    parameters = {name: model.get_parameter(name) for name in trainable}
+    ranking, by_half = Ranking(max(settings.edit_sizes)), 0
+    for name in sorted(removed):  # what is ranked goes
+        d = sharding.whole(parameters[name], removed.pop(name))
+        by_half += int((d > 0.5).sum())
+        ranking.add(d)
+    sizes = {name: p.numel() for name, p in parameters.items()}
+    save_mask(
+        job.outputs["mask"], ranking.places.cpu(), sizes, deltas.weights_digest(job.inputs["base_model"])
+    )
     last: Any = history.iloc[-1]
     if last["most_removed"] < HARDLY:
         print(
@@ -169,18 +193,12 @@ def mask(job: Job) -> None:
             "Raise masking.learning_rate or masking.steps for a mask that binds.",
             file=sys.stderr,
         )
-    parameters = {name: model.get_parameter(name) for name in trainable}
-    removed = {name: sharding.whole(parameters[name], d) for name, d in removed.items()}
-    ranked = rank(removed, max(settings.edit_sizes))
-    sizes = {name: p.numel() for name, p in parameters.items()}
-    save_mask(job.outputs["mask"], ranked, sizes, deltas.weights_digest(job.inputs["base_model"]))
-    history.to_csv(job.outputs["history"], index=False)
     job.facts.update(
         seeds={"masking": seed},
         device=device,
         masked_weights=sum(components.selected(parameters[name], part) for name, part in trainable.items()),
         share_moved=float(last["moved"]),
         largest_removed=float(last["most_removed"]),
-        removed_by_half=sum(int((d > 0.5).sum()) for d in removed.values()),
+        removed_by_half=by_half,
         hardly_moved=bool(last["most_removed"] < HARDLY),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,39 +32,72 @@ class Mask:
         }
 
     def give_gradient(self, name: str) -> None:
-        """Turn the gradient of a masked parameter into that of what is trained."""
+        """Turn the gradient of a masked parameter into that of what is trained; one float32 matrix is made."""
         masked, d = self.parameters[name], self.trained[name]
-        d.grad = (-self.base[name].float() * masked.grad.float() - self.settings.lambda_mask).to(d.dtype)
-        if self.trainable[name] is not None:
-            d.grad.mul_(self.trainable[name])
+        gradient = self.base[name].to(d.dtype, copy=True).mul_(masked.grad).neg_()
         masked.grad = None
+        gradient.sub_(self.settings.lambda_mask)
+        if self.trainable[name] is not None:
+            gradient.mul_(self.trainable[name])
+        d.grad = gradient
 
     def put(self, name: str) -> None:
         """Bring what was trained back into its bounds, and the model's weights in step with it."""
-        d = self.trained[name].clamp_(0, 1)
-        self.parameters[name].copy_(self.base[name] * (1 - d).to(self.base[name].dtype))
+        base, d = self.base[name], self.trained[name].clamp_(0, 1)
+        self.parameters[name].copy_((1 - d).to(base.dtype).mul_(base))
 
     def removed(self, name: str) -> Tensor:
         """The removed part of a parameter's weights, float32; 0 outside the selection."""
         return self.trained[name]
 
 
-def rank(removed: dict[str, Tensor], largest: int) -> Tensor:
+CHUNK = 2**24
+"""Weights that are ranked at a time: at most 0.3 GB of places and values beside what is ranked."""
+
+
+class Ranking:
+    """The weights that lose most, first, of parameters that come one after the other; at most ``largest`` are kept.
+
+    A weight is its position in the concatenation of all that came; equal d go by that position, and d = 0 never
+    counts. Nothing of a parameter's size is made, so that a device that held the training holds the ranking.
+    """
+
+    def __init__(self, largest: int) -> None:
+        import torch
+
+        self.largest, self.start = largest, 0
+        self.values = torch.empty(0)
+        self.places = torch.empty(0, dtype=torch.int64)
+
+    def add(self, removed: Tensor) -> None:
+        """Rank one more parameter's removed part among those before it."""
+        flat = removed.detach().flatten()
+        for chunk in flat.split(CHUNK):
+            self._add(chunk)
+
+    def _add(self, chunk: Tensor) -> None:
+        import torch
+
+        full = len(self.values) == self.largest
+        floor = float(self.values[-1]) if full and self.largest else 0.0
+        places = (chunk > floor).nonzero()[:, 0]
+        if self.largest and len(places):
+            values = torch.cat([self.values.to(chunk), chunk[places]])
+            order = torch.sort(values, descending=True, stable=True).indices[: self.largest]
+            self.values = values[order]
+            self.places = torch.cat([self.places.to(chunk.device), places + self.start])[order]
+        self.start += len(chunk)
+
+
+def rank(removed: Mapping[str, Tensor], largest: int) -> Tensor:
     """The weights that lose most, first; at most ``largest``, and only those with d > 0 ``[rank]``, int64.
 
-    A weight is its position in the concatenation of the parameters in order of their names. Equal d go by
-    that position.
+    A weight is its position in the concatenation of the parameters in order of their names (:class:`Ranking`).
     """
-    import torch
-
-    flat = torch.cat([removed[name].flatten() for name in sorted(removed)])
-    count = min(largest, int((flat > 0).sum()))
-    if count == 0:
-        return torch.empty(0, dtype=torch.int64)
-    threshold = flat.topk(count).values[-1]
-    candidates = (flat >= threshold).nonzero()[:, 0]
-    order = torch.sort(flat[candidates], descending=True, stable=True).indices
-    return candidates[order][:count].cpu()
+    ranking = Ranking(largest)
+    for name in sorted(removed):
+        ranking.add(removed[name])
+    return ranking.places.cpu()
 
 
 def save_mask(path: Path, ranked: Tensor, sizes: dict[str, int], base: str) -> None:

@@ -40,6 +40,15 @@ def adamw(parameters: Sequence[Tensor], settings: Finetune, seed: int) -> torch.
     return HalfAdamW(parameters, master=False, seed=seed, **options)
 
 
+def reserved(parameters: Sequence[Tensor], settings: Finetune) -> float:
+    """Bytes of gradients, of :func:`adamw`'s states and of its temporaries for one parameter, all still to come."""
+    width = parameters[0].element_size()
+    half = parameters[0].dtype == torch.bfloat16
+    states = 12 if half and settings.precision == "fp32_master" else 2 * width
+    step = 3 * width if settings.precision == "bf16" or not half else 20
+    return sum(p.numel() for p in parameters) * (width + states) + step * max(p.numel() for p in parameters)
+
+
 class HalfAdamW(torch.optim.Optimizer):
     """AdamW for bfloat16 weights in float32 arithmetic, one parameter's float32 temporaries at a time.
 
@@ -107,4 +116,4 @@ def round_at_random(values: Tensor, generator: torch.Generator) -> Tensor:
     """
     bits = values.view(torch.int32)
     noise = torch.randint(1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
-    return ((bits + noise) & -(1 << 16)).view(torch.float32).bfloat16()
+    return noise.add_(bits).bitwise_and_(-(1 << 16)).view(torch.float32).bfloat16()
