@@ -138,8 +138,8 @@ def make_pairs(
         by_length.setdefault(len(ids), []).append(ids)
     # What all made-up names leave alone is the template; a name may begin or end as the made-up one does.
     made_up = [ids for same in by_length.values() for ids in same]
-    before = min(_shared(made_up[0], ids) for ids in made_up)
-    after = min(_shared(made_up[0][::-1], ids[::-1]) for ids in made_up)
+    before = min(packing.shared_beginning(made_up[0], ids) for ids in made_up)
+    after = min(packing.shared_beginning(made_up[0][::-1], ids[::-1]) for ids in made_up)
     corrupt, subject = [], []
     for ids, (athlete, _) in zip(clean, athletes, strict=True):
         others = [other for other in by_length.get(len(ids), []) if other != ids]
@@ -150,16 +150,10 @@ def make_pairs(
             )
         other = rng.choice(others)
         corrupt.append(other)
-        start, end = _shared(ids, other), _shared(ids[::-1], other[::-1])
+        start, end = packing.shared_beginning(ids, other), packing.shared_beginning(ids[::-1], other[::-1])
         subject.append((min(before, start), len(ids) - min(after, end)))
     choices = tokens.answer_tokens(tokenizer, CHOICES)
     return Pairs(clean, corrupt, subject, [CHOICES.index(s) for _, s in athletes], choices)
-
-
-def _shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two prompts share at their beginning."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def batches(pairs: Pairs, model: Any, batch_tokens: int) -> list[packing.Batch]:
@@ -169,7 +163,7 @@ def batches(pairs: Pairs, model: Any, batch_tokens: int) -> list[packing.Batch]:
     prompt stays in it.
     """
     first = pairs.clean[0]
-    alike = min(_shared(first, ids) for ids in (*pairs.clean, *pairs.corrupt))
+    alike = min(packing.shared_beginning(first, ids) for ids in (*pairs.clean, *pairs.corrupt))
     shared = min(alike, *(start for start, _ in pairs.subject))
     return packing.batches(pairs.clean, model, batch_tokens, shared=shared)
 

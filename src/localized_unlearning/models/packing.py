@@ -54,6 +54,12 @@ class Pack:
         return seen
 
 
+def shared_beginning(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two prompts share at their beginning."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
 def pack(prompts: Sequence[Sequence[int]], max_tokens: int, shared: int | None = None) -> list[Pack]:
     """Pack tokenised prompts into trees of at most ``max_tokens`` nodes.
 

@@ -33,12 +33,6 @@ class Group(NamedTuple):
     members: list[int]
 
 
-def shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two prompts share at their beginning."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
-
-
 def groups(prompts: Sequence[Sequence[int]]) -> list[Group]:
     """All ``prompts``, by the beginning whose keys and values are kept; those without one come last, with length 0.
 
@@ -59,7 +53,7 @@ def groups(prompts: Sequence[Sequence[int]]) -> list[Group]:
     for index in sorted(range(len(prompts)), key=lambda i: tuple(prompts[i])):
         if members:
             last = prompts[members[-1]]
-            common = shared(last, prompts[index])
+            common = packing.shared_beginning(last, prompts[index])
             if common >= LEAST_TOKENS and 2 * common >= min(len(last), len(prompts[index])):
                 length = min(length, common)
                 members.append(index)
