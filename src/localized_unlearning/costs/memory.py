@@ -1,0 +1,78 @@
+"""Bytes on the device: weights, activations, logits, gradients and states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from localized_unlearning.costs.passes import Passes
+from localized_unlearning.costs.sizes import BLOCK
+
+
+class Memory(Passes):
+    """What each kind of pass holds at its peak."""
+
+    def saved(self, tokens: float, lowest: int, trained: float, row: float = 0) -> float:
+        """Bytes of activations kept for the backward pass of ``tokens`` tokens, above the lowest trained layer."""
+        s, b, layers = self.shape, self.width, self.shape.layers - lowest
+        norms = 4 * s.norms * s.hidden  # each keeps its input in float32
+        attention: float = 2 * (s.heads + s.kv_heads) * s.head_dim * b
+        attention += 8 * s.heads * (row or self.row) if s.softcapped else 0
+        mlp = (3 if s.gated else 1) * s.mlp * b
+        share = min(1.0, 1.4 * trained * s.layers / (s.body * layers))  # several matrices read one input
+        inputs = (2 * s.hidden + s.heads * s.head_dim + s.mlp) * b * share
+        return tokens * layers * (norms + attention + mlp + inputs)
+
+    def logits(self, positions: float) -> float:
+        """Bytes of the output layer at work: blocks of it and of its logits, and float32 hidden states."""
+        return 6 * 4 * BLOCK + 4 * 4 * positions * self.shape.hidden
+
+    def evaluating(self, batch: float | None = None) -> dict[str, float]:
+        """Device bytes of a forward pass of ``batch`` tokens without gradients."""
+        s, tokens = self.shape, batch or self.batch_tokens
+        held = (
+            6 * s.hidden + 2 * (s.heads + s.kv_heads) * s.head_dim + 3 * s.mlp
+        ) * self.width + 8 * s.hidden
+        held += 8 * s.heads * self.row if s.softcapped else 0
+        return {"weights": self.weights, "activations": tokens * held, "logits": self.logits(tokens)}
+
+    def training_bytes(self, trained: float, lowest: int, batch: float) -> dict[str, float]:
+        """Device bytes of training besides gradients and states."""
+        return {
+            "weights": self.weights,
+            "activations": self.saved(batch, lowest, trained),
+            "logits": self.logits(batch),
+        }
+
+    def held(self, facts: float, windows: float, batch: int) -> float:
+        """Tokens of the larger of a step's micro-batches."""
+        tokens, shared = self.prompts[self.config.prompts.training]
+        return min(batch, max(windows * self.config.text.tokens, self.packed(facts, tokens, shared)))
+
+    def states(self, trained: float) -> dict[str, float]:
+        """Bytes of gradients, optimizer states and float32 masters in fine-tuning."""
+        if self.width == 4:
+            return {
+                "gradients": 4 * trained,
+                "optimizer": 8 * trained,
+                "one matrix's step": 12.0 * self.shape.largest,
+            }
+        precision = self.config.finetune.precision
+        optimizer = (12 if precision == "fp32_master" else 4) * trained
+        temporary = 6 * self.shape.largest if precision == "bf16" else 20 * self.shape.largest
+        return {"gradients": 2 * trained, "optimizer": optimizer, "one matrix's step": temporary}
+
+    def sharded(self, device: Mapping[str, float]) -> Mapping[str, float]:
+        """Of a job's bytes, what one of ``compute.shards`` devices holds.
+
+        The layers and what belongs to their weights are divided. A layer is whole while it runs, and so is the next, with
+        the gradient of both in training; embeddings, adapters and the work on a batch are not divided.
+        """
+        shards = self.config.compute.shards
+        if shards == 1 or not device:
+            return device
+        layers = self.shape.body * self.width
+        alone = {"activations", "logits", "adapters", "adapters' activations"}
+        parts = {name: size if name in alone else size / shards for name, size in device.items()}
+        parts["weights"] = device["weights"] - layers + layers / shards
+        gradients = 2 if "gradients" in device else 1
+        return {**parts, "gathered layers": 2 * gradients * layers / self.shape.layers}
