@@ -58,6 +58,12 @@ class Counts:
         return 2 if self.config.model.dtype == "bfloat16" else 4
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether jobs are planned for a GPU: where ``compute.device`` says so; with ``auto``, from 2 B parameters on."""
+        device = self.config.compute.device
+        return self.shape.parameters > 2e9 if device == "auto" else device.startswith("cuda")
+
+    @property
     def weights(self) -> float:
         """Bytes of the base model."""
         return float(self.shape.parameters * self.width)

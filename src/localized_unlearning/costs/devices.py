@@ -15,17 +15,21 @@ class Work:
 
     Attributes:
         flops: in the type of the weights.
-        float32_flops: logits, which are in float32 whatever the weights are.
+        logit_flops: of the output layer, whose sums are in float32 whatever the weights are.
+        logits: logits that are made; the sums over them read and write each a few times.
         traffic: bytes read and written besides matrix products (optimizer steps, masks, restored weights).
         calls: layers that are run, forwards and backwards; each costs a little however small it is.
+        prompts: that are rendered, tokenised and packed, and whose rows are written.
         fit_flops: logistic regressions on the CPU.
-        load: bytes read from disk, and hashed.
+        load: bytes read from disk.
     """
 
     flops: float = 0.0
-    float32_flops: float = 0.0
+    logit_flops: float = 0.0
+    logits: float = 0.0
     traffic: float = 0.0
     calls: float = 0.0
+    prompts: float = 0.0
     fit_flops: float = 0.0
     load: float = 0.0
 
@@ -38,7 +42,10 @@ class Work:
     @property
     def values(self) -> tuple[float, ...]:
         """The fields in order."""
-        return self.flops, self.float32_flops, self.traffic, self.calls, self.fit_flops, self.load
+        return (
+            self.flops, self.logit_flops, self.logits, self.traffic, self.calls, self.prompts,
+            self.fit_flops, self.load,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,11 +79,12 @@ class Device:
         bfloat16, float32: matrix products, operations a second at the peak.
         bandwidth: bytes of memory a second.
         memory: bytes.
-        utilisation: share of the peak that our stages reach, all in all.
+        utilisation: share of that rate that a model's layers reach.
         call: seconds that running a layer takes at least.
-        disk: bytes a second when weights are read and hashed.
+        disk: bytes a second when weights are read.
         start: seconds before a job begins to compute.
         gpu: whether the host is another memory.
+        cores: of the host, that fit probes at a time.
     """
 
     name: str
@@ -89,18 +97,23 @@ class Device:
     disk: float = 1e9
     start: float = 2.0
     gpu: bool = True
+    cores: int = 8
 
     def seconds(self, work: Work, dtype: str) -> float:
         """How long ``work`` takes with weights of ``dtype``."""
         rate = self.bfloat16 if dtype == "bfloat16" else self.float32
+        logit_rate = rate if self.gpu else self.float32
         return (
             self.start
             + work.load / self.disk
             + work.flops / (rate * self.utilisation)
-            + work.float32_flops / (self.float32 * self.utilisation)
+            + work.logit_flops
+            / (logit_rate * LOGIT_UTILISATION if self.gpu else logit_rate * self.utilisation)
+            + (work.logits * LOGIT_BYTES / self.bandwidth if self.gpu else 0.0)
             + work.traffic / self.bandwidth
             + work.calls * self.call
-            + work.fit_flops / FIT_RATE
+            + work.prompts * ASKING
+            + work.fit_flops / (FIT_RATE * self.cores)
         )
 
 
@@ -110,16 +123,21 @@ FIT_START = 2e7
 """Operations a second of a logistic regression: it streams its data from memory, on one core;
 and what each takes besides, in operations."""
 
-ASKING = 5
-"""A prompt's share of Python, in calls."""
+ASKING = 5e-4
+"""Seconds of Python for each prompt."""
+
+LOGIT_UTILISATION, LOGIT_BYTES = 0.85, 40
+"""Of the output layer on a GPU: share of the measured rate of products (702 of 790 TFLOP/s on an H100), and bytes moved
+for each logit; on a CPU the latter are within what its utilisation says."""
 
 DEVICES: dict[str, Device] = {
     d.name: d
     for d in (
-        # NVIDIA's data sheets, dense; float32 without TF32. Utilisation is an assumption until measured on one.
-        Device("A100-80", 312e12, 19.5e12, 2.0e12, 80e9, 0.4, 2e-4, start=20),
-        Device("H100", 989e12, 67e12, 3.35e12, 80e9, 0.4, 2e-4, start=20),
-        Device("H200", 989e12, 67e12, 4.8e12, 141e9, 0.4, 2e-4, start=20),
+        # H100: rates of products measured on one, utilisation, call, disk and start fitted to its table in docs/scale.md.
+        # The others: their data sheets' rates (dense, float32 without TF32) in the same proportions, not measured.
+        Device("A100-80", 250e12, 15e12, 2.0e12, 80e9, 0.65, 6e-4, disk=2.8e9, start=3),
+        Device("H100", 790e12, 51e12, 3.35e12, 80e9, 0.65, 6e-4, disk=2.8e9, start=3),
+        Device("H200", 790e12, 51e12, 4.8e12, 141e9, 0.65, 6e-4, disk=2.8e9, start=3),
     )
 }
 
@@ -132,7 +150,7 @@ def cpu(threads: int, rate: float = 40e9) -> Device:
         rate: float32 operations a second and core in large matrix products; bfloat16 is taken to be as fast.
     """
     return Device(
-        "cpu", rate * threads, rate * threads, 6e9, 0.0, 0.85, 1e-4, disk=0.4e9, start=0.3, gpu=False
+        "cpu", rate * threads, rate * threads, 6e9, 0.0, 0.85, 1e-4, disk=0.4e9, start=0.3, gpu=False, cores=1
     )
 
 

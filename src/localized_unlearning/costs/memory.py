@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 from localized_unlearning.costs.passes import Passes
 from localized_unlearning.costs.sizes import BLOCK
+
+CARD, SHARE = 80e9, 0.7
+"""Bytes of the smallest GPU that ``auto`` is planned for, and the share of what is free that activations may fill."""
 
 
 class Memory(Passes):
@@ -34,6 +38,23 @@ class Memory(Passes):
         ) * self.width + 8 * s.hidden
         held += 8 * s.heads * self.row if s.softcapped else 0
         return {"weights": self.weights, "activations": tokens * held, "logits": self.logits(tokens)}
+
+    def micro_batch(self, setting: int | Literal["auto"], each: float, reserved: float) -> int:
+        """Tokens of a micro-batch: the setting, or for ``auto`` what ``device.micro_batch_tokens`` takes on the smallest card.
+
+        Args:
+            setting: what the config says.
+            each: bytes of activations of a token.
+            reserved: bytes held besides weights and activations.
+        """
+        if setting != "auto":
+            return setting
+        if not self.on_gpu:
+            return 4096
+        shards = self.config.compute.shards
+        fits = SHARE * (CARD - (self.weights + reserved) / shards) / each
+        sizes = [size for power in range(8, 15) for size in (2**power, 3 * 2 ** (power - 1))]
+        return max((size for size in sizes if size <= fits), default=sizes[0])
 
     def training_bytes(self, trained: float, lowest: int, batch: float) -> dict[str, float]:
         """Device bytes of training besides gradients and states."""

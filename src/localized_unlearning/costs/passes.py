@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from localized_unlearning.costs.counts import Counts
-from localized_unlearning.costs.devices import ASKING, FIT_START, Work
+from localized_unlearning.costs.devices import FIT_START, Work
 from localized_unlearning.costs.sizes import TINY_MMLU
 
 
@@ -19,9 +19,10 @@ class Passes(Counts):
         passes = math.ceil(nodes / max(1, batch or self.batch_tokens))
         return Work(
             flops=nodes * (2 * s.body + attention),
-            float32_flops=2 * s.head * answers,
+            logit_flops=2 * s.head * answers,
+            logits=s.vocabulary * answers,
             calls=passes * s.layers,
-            traffic=nodes * self.elementwise(row) + (passes * 4 * s.head if self.width == 2 else 0.0),
+            traffic=nodes * self.elementwise(row),
         )
 
     def elementwise(self, row: float) -> float:
@@ -40,7 +41,7 @@ class Passes(Counts):
 
     def asking(self, prompts: float) -> Work:
         """Tokenising prompts, packing them and writing their rows down."""
-        return Work(calls=ASKING * prompts)
+        return Work(prompts=prompts)
 
     def ask_choice(self, count: float, orders: int) -> Work:
         """Multiple choice about ``count`` athletes; a shuffled order shares only the text in front."""
@@ -104,15 +105,16 @@ class Passes(Counts):
         above = (self.shape.layers - lowest) / self.shape.layers
         backward = Work(
             flops=forward.flops * above + 2 * trained * (nodes + text),
-            float32_flops=forward.float32_flops,
+            # of a bfloat16 model the sum of two products
+            logit_flops=forward.logit_flops * (2 if self.width == 2 else 1),
             calls=2 * forward.calls * above,
             traffic=2 * forward.traffic * above,
         )
         return (forward + backward) * steps
 
     def loading(self, delta: float = 0.0) -> Work:
-        """Reading and hashing the weights, and a delta."""
-        return Work(load=self.weights * 2 + 2 * delta * self.width)
+        """Reading the weights, and reading and hashing a delta."""
+        return Work(load=self.weights + 2 * delta * self.width)
 
     def probes(self, fits: float, athletes: float) -> Work:
         """Logistic regressions on the residual stream: about 140 iterations of two products each."""

@@ -13,10 +13,9 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from localized_unlearning.config.run import Config
 from localized_unlearning.costs.devices import DEVICES, Cost, Work, cpu
 from localized_unlearning.costs.memory import Memory
-from localized_unlearning.costs.sizes import GB, Shape
+from localized_unlearning.costs.sizes import GB
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.unlearning.settings import finetune_settings
 
@@ -44,9 +43,11 @@ def _finetune(model: Model, w: Wildcards) -> Cost:
     assert objective is not None
     f = finetune_settings(model.config.finetune, objective, w["localization"])
     windows = f.sft_batch_size or f.batch_size
-    work = model.training(f.steps, 2 * f.batch_size, windows, trained, lowest, f.micro_batch_tokens)
-    held = model.held(2 * f.batch_size, windows, f.micro_batch_tokens)
     states = model.states(trained)
+    each = model.saved(1, lowest, trained)
+    batch = model.micro_batch(f.micro_batch_tokens, each, sum(states.values()))
+    work = model.training(f.steps, 2 * f.batch_size, windows, trained, lowest, batch)
+    held = model.held(2 * f.batch_size, windows, batch)
     # gradient norm and clipping, AdamW, zeroing: each state is read and written
     work += Work(traffic=f.steps * 2.5 * sum(states.values())) + model.loading(trained)
     device = {**model.training_bytes(trained, lowest, held), **states}
@@ -55,20 +56,20 @@ def _finetune(model: Model, w: Wildcards) -> Cost:
 
 def _mask(model: Model, w: Wildcards) -> Cost:
     m, trained, lowest = model.config.masking, *model.trained(w["localization"], w["task"], masks=True)
-    work = model.training(m.steps, 2 * m.batch_size, m.text_batch, trained, lowest, m.micro_batch_tokens)
     states = {"adam": 2, "sgd": 1 if m.momentum else 0}[m.optimizer]
-    each = 60 + 12 * states  # gradient of d, the step, clamping, the masked weight, the step's statistics
-    work += Work(traffic=m.steps * each * trained) + model.loading()
-    device = {
-        **model.training_bytes(
-            trained, lowest, model.held(2 * m.batch_size, m.text_batch, m.micro_batch_tokens)
-        ),
+    held = {
         "gradients": model.width * trained,
         "base weights": model.width * trained,
         "mask": 4 * trained if m.parameterization == "mask" else 0,
         "optimizer": (4 if m.parameterization == "mask" else model.width) * states * trained,
-        "one matrix's step": 16.0 * model.shape.largest,
+        "one matrix's step": 12.0 * model.shape.largest,
     }
+    batch = model.micro_batch(m.micro_batch_tokens, model.saved(1, lowest, trained), sum(held.values()))
+    work = model.training(m.steps, 2 * m.batch_size, m.text_batch, trained, lowest, batch)
+    each = 60 + 12 * states  # gradient of d, the step, clamping, the masked weight, the step's statistics
+    work += Work(traffic=m.steps * each * trained) + model.loading()
+    tokens = model.held(2 * m.batch_size, m.text_batch, batch)
+    device = {**model.training_bytes(trained, lowest, tokens), **held}
     return Cost(work, device, 8 * max(m.edit_sizes), 4.0 * max(m.edit_sizes))
 
 
@@ -80,29 +81,20 @@ def _relearn(model: Model, w: Wildcards) -> Cost:
     task = model.config.tasks[w["task"]]
     assert task is not None
     facts = len(task.relearn) + r.retain_batch
-    work = model.training(r.iterations, facts, r.text_batch, lora, 0, r.micro_batch_tokens)
+    # each adapter keeps what it reads, in float32, and which of it dropout left out
+    adapters = 5.0 * s.layers * ((6 if s.gated else 4) * s.hidden + s.heads * s.head_dim + s.mlp)
+    each = model.saved(1, 0, 0) + adapters
+    held = {"adapters": 16 * lora, "base weights": model.width * trained}
+    batch = model.micro_batch(r.micro_batch_tokens, each, sum(held.values()))
+    work = model.training(r.iterations, facts, r.text_batch, lora, 0, batch)
     work += Work(flops=work.flops * 2 * lora / s.body) + Work(traffic=r.iterations * 40 * lora)
     exam = model.exam(w["task"], short=True)
     asked = exam + Work(flops=exam.flops * lora / s.body, calls=exam.calls)  # the adapters answer too
     work += asked * (r.iterations + 1) + model.loading(trained)
-    tokens = model.held(facts, r.text_batch, r.micro_batch_tokens)
-    device = {
-        **model.training_bytes(model.shape.body, 0, tokens),
-        "adapters": 16 * lora,
-        "adapters' activations": tokens
-        * s.layers
-        * (4 * (4 * s.hidden + s.mlp))
-        * (2 if model.width == 2 else 0),
-        "base weights": model.width * trained,
-    }
-    device = _larger(
-        device, {**model.evaluating(), "adapters": 16 * lora, "base weights": model.width * trained}
-    )
-    return Cost(work, device, 2 * trained * model.width, 2e4 * (r.iterations + 1))
-
-
-def _larger(first: dict[str, float], second: dict[str, float]) -> dict[str, float]:
-    return max(first, second, key=lambda parts: sum(parts.values()))
+    tokens = model.held(facts, r.text_batch, batch)
+    training = {**model.training_bytes(0, 0, tokens), "adapters' activations": tokens * adapters}
+    largest = max(training, model.evaluating(), key=lambda parts: sum(parts.values()))
+    return Cost(work, {**largest, **held}, 2 * trained * model.width, 2e4 * (r.iterations + 1))
 
 
 def _evaluate(model: Model, w: Wildcards) -> Cost:
@@ -131,9 +123,9 @@ def _score(model: Model, w: Wildcards) -> Cost:
     assert score is not None
     train = model.parts(w["task"])[0]
     count = train if score.prompts is None else min(train, score.prompts)
-    tokens = model.prompts[c.prompts.training][0]
-    once = model.forward(count * tokens, tokens, count)
-    batch = min(model.batch_tokens, count * tokens)
+    nodes = model.packed(count, *model.prompts[c.prompts.training])
+    once = model.forward(nodes, model.row, count)
+    batch = min(model.batch_tokens, nodes)
     device = model.evaluating()
     if score.method == "attribution_patching":
         work = once * 3  # two forwards, and a backward to the activations alone
@@ -141,7 +133,9 @@ def _score(model: Model, w: Wildcards) -> Cost:
         device["activations"] = model.saved(batch, 0, 0) + batch * s.layers * each * model.width * 3
     else:
         sites = s.layers * (s.heads + 1)
-        work = once * 2 + once * (sites / 2)  # each restarts at its layer: half the network in the mean
+        again = once * (sites / 2)  # each restarts at its layer: half the network in the mean
+        together = max(1, model.batch_tokens // nodes)
+        work = once * 2 + replace(again, calls=again.calls / together)
         device["activations"] += batch * s.layers * (s.hidden + s.mlp + s.heads * s.head_dim) * model.width
     return Cost(work + model.loading(), device, 0, 2e4)
 
@@ -160,7 +154,7 @@ def _model_card(model: Model, w: Wildcards) -> Cost:
 
 def _probe(model: Model, w: Wildcards) -> Cost:
     trained = 0.0 if w["localization"] == "base" else model.trained(w["localization"], w["task"])[0]
-    work = replace(model.pass_over(model.config.prompts.training, model.data.total), float32_flops=0)
+    work = replace(model.pass_over(model.config.prompts.training, model.data.total), logit_flops=0, logits=0)
     work += model.probes(2 * 3 * model.shape.layers, model.parts(w["task"])[0]) + model.loading(trained)
     residual = 4.0 * model.shape.layers * model.data.total * model.shape.hidden
     device = {**model.evaluating(), "base weights": model.width * trained}
@@ -277,13 +271,6 @@ PATIENCE = 4
 """Time asked for, over what is predicted: a busy file system or a neighbour must not kill a job."""
 
 
-def on_gpu(config: Config, shape: Shape) -> bool:
-    """Whether jobs are planned for a GPU: where ``compute.device`` says so; with ``auto``, from 2 B parameters on."""
-    if config.compute.device == "auto":
-        return shape.parameters > 2e9
-    return config.compute.device.startswith("cuda")
-
-
 def memory_mb(model: Model, stage: str, wildcards: Wildcards, attempt: int = 1) -> int:
     """Host memory to ask for, in MB; half as much again with each further attempt.
 
@@ -292,7 +279,7 @@ def memory_mb(model: Model, stage: str, wildcards: Wildcards, attempt: int = 1) 
     """
     cost = model.cost(stage, wildcards)
     processes = 1 if stage in LIGHT else model.config.compute.shards
-    if stage not in LIGHT and on_gpu(model.config, model.shape):
+    if stage not in LIGHT and model.on_gpu:
         needed = model.weights + cost.host
     else:
         loaded = model.weights if cost.device and stage != "pretrain" else 0
@@ -304,7 +291,7 @@ def memory_mb(model: Model, stage: str, wildcards: Wildcards, attempt: int = 1) 
 def minutes(model: Model, stage: str, wildcards: Wildcards, threads: int = 1, attempt: int = 1) -> int:
     """Time to ask for, in minutes; twice as much with each further attempt."""
     cost = model.cost(stage, wildcards)
-    gpu = stage not in LIGHT and on_gpu(model.config, model.shape)
+    gpu = stage not in LIGHT and model.on_gpu
     device = DEVICES["A100-80"] if gpu else cpu(threads)
     seconds = device.seconds(cost.work, model.config.model.dtype)
     least = 60 if stage in ("fetch", "download") else 10
