@@ -53,7 +53,7 @@ class Memory(Passes):
             return 4096
         shards = self.config.compute.shards
         fits = SHARE * (CARD - (self.weights + reserved) / shards) / each
-        sizes = [size for power in range(8, 15) for size in (2**power, 3 * 2 ** (power - 1))]
+        sizes = [size for power in range(8, 15) for size in (1 << power, 3 << (power - 1))]
         return max((size for size in sizes if size <= fits), default=sizes[0])
 
     def training_bytes(self, trained: float, lowest: int, batch: float) -> dict[str, float]:

@@ -65,7 +65,7 @@ class ClampedWeights(Mask):
 
         base = self.base[name]
         wide = torch.promote_types(base.dtype, torch.float32)
-        kept = self.parameters[name].detach().to(dtype=wide, copy=True)
+        kept: Tensor = self.parameters[name].detach().to(dtype=wide, copy=True)
         return kept.div_(base).neg_().add_(1).masked_fill_(base == 0, 0)
 
 
@@ -86,9 +86,10 @@ def optimizer_of(trained: Sequence[Tensor], settings: Masking) -> Any:
 def reserved(mask: Mask, settings: Masking) -> float:
     """Bytes that training a mask still has to take: gradients, the optimizer's states and one matrix's temporaries."""
     states = 2 if settings.optimizer == "adam" else int(settings.momentum > 0)
-    gradients = sum(base.nbytes for base in mask.base.values())
-    largest = max(base.numel() for base in mask.base.values())
-    return gradients + states * sum(d.nbytes for d in mask.trained.values()) + 12.0 * largest
+    gradients: int = sum(base.nbytes for base in mask.base.values())
+    trained: int = sum(d.nbytes for d in mask.trained.values())
+    largest: int = max(base.numel() for base in mask.base.values())
+    return float(gradients + states * trained + 12 * largest)
 
 
 def train(

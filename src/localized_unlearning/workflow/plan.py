@@ -213,7 +213,7 @@ def lines_of(plan: Plan, device: Device, host: Device) -> list[str]:
         found = [plan.costs[job] for job in jobs]
         seconds = [plan.seconds(job, device, host) for job in jobs]
         total += sum(seconds) if stage not in LIGHT or not device.gpu else 0
-        flops = max(c.work.flops + c.work.float32_flops for c in found) / 1e15
+        flops = max(c.work.flops + c.work.logit_flops for c in found) / 1e15
         memory = max(stages.memory_mb(plan.model, stage, job.named) for job in jobs) / 1e3
         held = max(c.device_bytes for c in found) / GB
         rows.append(
@@ -320,7 +320,7 @@ def device_of(plan: Plan, name: str | None, threads: int, measure: bool) -> tupl
     """
     host = devices.measured_cpu(threads) if measure else devices.cpu(threads)
     if name is None:
-        name = "A100-80" if stages.on_gpu(plan.workflow.config, plan.model.shape) else "cpu"
+        name = "A100-80" if plan.model.on_gpu else "cpu"
     if name == "cpu":
         return host, host
     if name not in DEVICES:
