@@ -218,7 +218,7 @@ def test_losses_and_gradients_do_not_depend_on_the_micro_batch(
         model = tiny("llama")
         up = model.get_parameter("model.layers.1.mlp.up_proj.weight").requires_grad_(True)
         sizes = steps.Sizes(4, 8, 4, tokens)
-        found.append((next(steps.gradients(model, some_data(), sizes, weights, "erase", 0)), up.grad))
+        found.append((next(steps.gradients(model, some_data(), sizes, weights, ours("erase"), 0)), up.grad))
     for losses_, gradient in found[1:]:
         assert losses_ == pytest.approx(found[0][0], rel=1e-12)
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-10, atol=1e-14)

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from test_finetune import some_data
 
+from localized_unlearning import extensions
 from localized_unlearning.attacks import relearning
 from localized_unlearning.config.base import Compute
 from localized_unlearning.config.evaluation import Relearning
@@ -38,7 +39,9 @@ from localized_unlearning.models.components import Component
 from localized_unlearning.provenance import records
 from localized_unlearning.unlearning import finetune, masking
 from localized_unlearning.unlearning import masks as masks_module
+from localized_unlearning.unlearning import method as method_module
 from localized_unlearning.unlearning import steps as steps_module
+from localized_unlearning.unlearning.objectives.erase import erase
 from localized_unlearning.workflow import runner
 from tiny_base import PROMPTS as BOOK
 from tiny_base import ROOT, TEXT, TinyBase
@@ -112,7 +115,9 @@ def finetuning(
         trainable = components_module.trainable(model, CHOSEN)
         parameters = {n: model.get_parameter(n) for n in trainable}
         base = {n: sharding.held(p).clone() for n, p in parameters.items()}
-        history = finetune.train(model, some_data(), trainable, settings, weights, "erase", 0)
+        history = finetune.train(
+            model, some_data(), trainable, settings, weights, method_module.of(erase, {}, "erase"), 0
+        )
         histories.append(history.assign(**finetune.moved(model, base, trainable)))
         trained.append({n: sharding.whole(p, sharding.held(p)) for n, p in parameters.items()})
     # a norm of bfloat16 gradients is a bfloat16, whose last bit may differ
@@ -236,10 +241,12 @@ def test_stages_in_two_processes_make_the_same_files(runs: Callable[[int], Runs]
     """Catches outputs of the wrong process, parts of a weight for the whole, and records without what the job found."""
     selection = tmp_path / "selection.json"
     selection.write_text(json.dumps({"components": [str(c) for c in CHOSEN]}))
+    erase_file = extensions.file_of("erase", extensions.OBJECTIVES)
+    assert erase_file is not None
     made: list[dict[str, Any]] = []
     for several in (runs(1), runs(2)):
         split = several.base.write(several.folder / "split.parquet", several.base.split)
-        delta, trained = several("finetune", {"split": split, "selection": selection})
+        delta, trained = several("finetune", {"split": split, "selection": selection, "loss": erase_file})
         mask, masked = several("mask", {"split": split, "selection": selection})
         answers, evaluated = several("evaluate", {"split": split, "delta": delta["delta"], "mmlu": QUESTIONS})
         made.append(

@@ -120,6 +120,9 @@ class Counts:
         sizes = {
             k: v for k, v in self.shape.kinds.items() if k != "gate" or self.config.components.include_gate
         }
+        kinds = chosen.kinds or (("up", "down") if chosen.kind == "manual" else tuple(sizes))
+        everything = sizes
+        sizes = {k: v for k, v in sizes.items() if k in kinds}
         mlps = {k: v for k, v in sizes.items() if k in ("gate", "up", "down")}
         layers = self.shape.layers
         if chosen.kind == "all":
@@ -127,24 +130,31 @@ class Counts:
         if chosen.kind == "all_mlps":
             return layers * sum(mlps.values()), 0
         if chosen.kind == "manual":
-            each = sum(v for k, v in sizes.items() if k in chosen.kinds)
+            each = sum(sizes.values())
             # layers that the probes are still to choose: a quarter of them is more than was ever found
             layers_ = range(1, 1 + layers // 4) if isinstance(chosen.layers, str) else chosen.layers
             return len(layers_) * each, min(layers_)
         manual = self.config.localizations.get("manual")
-        if chosen.budget == "parameters" and manual is not None:
-            return self._budget(manual)[0], 0
+        if chosen.budget != "fraction" and manual is not None:
+            block = sum(sizes.values()) if chosen.unit == "block" else max(sizes.values())
+            return self._budget(manual)[0] + (block if chosen.budget == "parameters_reached" else 0), 0
+        if chosen.kind == "weights":
+            return chosen.fraction * layers * sum(sizes.values()), 0
         scores = self.config.scores.get(chosen.scores or "")
         if scores is not None and scores.method == "causal_tracing" and scores.sites == "units":
             units = math.ceil(2 * layers * chosen.fraction - 1e-9)
             return units * max(sum(mlps.values()), sum(sizes.values()) - sum(mlps.values())), 0
         if (chosen.granularity or self.config.components.granularity) == "head":
             ordered = sorted([*mlps.values()] * layers + self._heads(sizes) * layers, reverse=True)
+            per_layer = len([k for k in everything if k in ("gate", "up", "down")]) + len(
+                self._heads(everything)
+            )
         else:
             ordered = sorted([*sizes.values()] * layers, reverse=True)
+            per_layer = len(everything)
         # these two choose more than the fraction: 14 % instead of 5 of Gemma-7B's components
         more = 1 if chosen.selection == "absolute" else 3
-        return sum(ordered[: math.ceil(more * len(ordered) * chosen.fraction - 1e-9)]), 0
+        return sum(ordered[: math.ceil(more * layers * per_layer * chosen.fraction - 1e-9)]), 0
 
     def _heads(self, sizes: Mapping[Kind, int]) -> list[int]:
         s = self.shape

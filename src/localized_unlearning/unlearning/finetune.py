@@ -14,6 +14,7 @@ from localized_unlearning.models import components, deltas, loading, sharding
 from localized_unlearning.models import device as device_module
 from localized_unlearning.progress import Progress
 from localized_unlearning.unlearning import method as method_module
+from localized_unlearning.unlearning import precision
 from localized_unlearning.unlearning.method import Facts, Method, Training
 from localized_unlearning.unlearning.settings import finetune_settings
 from localized_unlearning.unlearning.steps import (
