@@ -78,13 +78,8 @@ def batch_tokens(compute: Compute, model: Any, kept: int = 1) -> int:
     if model.device.type != "cuda":
         return 4096
     config = model.config.get_text_config()
-<<<<<<< HEAD
     each = kept * (10 * config.hidden_size + 4 * components.geometry_of(model.config).mlp) * 4
-    free = torch.tensor(torch.cuda.mem_get_info(model.device)[0])
-=======
-    each = kept * (10 * config.hidden_size + 4 * config.intermediate_size) * 4
     free = torch.tensor(free_memory(model.device))
->>>>>>> 4665c4f (Speed and memory: masks ranked in chunks, the output layer in bfloat16 with float32 sums, micro-batches by free memory, boolean masks, kept prefixes, one pass an exam)
     least = -int(sharding.largest(-free, model))  # alike in all processes that share the model
     return _power_of_two(least / 2 / each, LEAST_TOKENS)
 

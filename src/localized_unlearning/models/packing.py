@@ -182,16 +182,9 @@ def to_batch(packs: Sequence[Pack], model: Any, before: int = 0) -> Batch:
         return additive.masked_fill_(torch.from_numpy(~seen), torch.finfo(dtype).min).to(device)
 
     attention_mask: Any = mask(None)
-<<<<<<< HEAD
     window = window_of(config)
     if window is not None:
-        longest = max(int(p.depth.max()) for p in packs) + 1
-=======
-    layer_types = set(getattr(config, "layer_types", None) or ())
-    if "sliding_attention" in layer_types:
         longest = before + max(int(p.depth.max()) for p in packs) + 1
-        window = int(config.sliding_window)
->>>>>>> 4665c4f (Speed and memory: masks ranked in chunks, the output layer in bfloat16 with float32 sums, micro-batches by free memory, boolean masks, kept prefixes, one pass an exam)
         sliding = mask(window) if longest > window else attention_mask
         by_layer = getattr(config, "layer_types", None)
         attention_mask = (

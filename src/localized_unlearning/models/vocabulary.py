@@ -39,15 +39,13 @@ def logits_of(model: Any, hidden: Tensor, tokens: slice | Sequence[int] = slice(
     rows = tokens if isinstance(tokens, slice) else list(tokens)
     weight = head.weight[rows]
     bias = None if getattr(head, "bias", None) is None else head.bias[rows].float()
-<<<<<<< HEAD
-    logits = _factor(model) * torch.nn.functional.linear(hidden.float(), head.weight[rows].float(), bias)
-=======
     if has_wide_products(hidden, weight):
         logits = wide_product(hidden.flatten(0, -2), weight.T).view(*hidden.shape[:-1], len(weight))
         logits = logits if bias is None else logits.add_(bias)
     else:
         logits = torch.nn.functional.linear(hidden.float(), weight.float(), bias)
->>>>>>> 4665c4f (Speed and memory: masks ranked in chunks, the output layer in bfloat16 with float32 sums, micro-batches by free memory, boolean masks, kept prefixes, one pass an exam)
+    factor = _factor(model)
+    logits = logits if factor == 1 else logits * factor
     cap = _cap(model)
     return logits if not cap else cap * torch.tanh(logits / cap)
 
@@ -160,12 +158,8 @@ def _log_odds(model: Any, hidden: Tensor, answer: Tensor, graded: bool) -> tuple
             share = (logits - total[:, None]).exp_()
             if cap:  # the derivative of cap * tanh(x / cap); the answer's own share is 0
                 share *= 1 - (logits.clamp_(min=-cap) / cap) ** 2
-<<<<<<< HEAD
-            weight = factor * head.weight[rows].float()
-            push.mul_((others - total).exp_()[:, None]).addmm_(share, weight)
-=======
+            share = share if factor == 1 else share.mul_(factor)
             _add_product(push.mul_((others - total).exp_()[:, None]), share, head.weight[rows])
->>>>>>> 4665c4f (Speed and memory: masks ranked in chunks, the output layer in bfloat16 with float32 sums, micro-batches by free memory, boolean masks, kept prefixes, one pass an exam)
         others = total
     if push is None:
         return own - others, None
