@@ -284,7 +284,7 @@ class Training:
             indices = range(len(self.forget.items))[start : start + size]
             total = [torch.zeros_like(tensor) for tensor in tensors]
             chosen = [(self.forget, indices)]
-            for (batch,), _ in micro_batches(self.model, chosen, self.settings.micro_batch_tokens):
+            for (batch,), _ in micro_batches(self.model, chosen, self.forget.tokens):
                 torch._foreach_add_(total, torch.autograd.grad(-batch.log_p.sum() / len(indices), tensors))
             yield tuple(total)
 
