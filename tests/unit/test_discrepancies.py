@@ -54,7 +54,7 @@ def test_the_page_holds_the_presets_values(checkout: Path) -> None:
             8,
             r"differs in relearning\.rank, but .* gives no reason",
         ),
-        (discrepancies.REASONS, "differences/tables.accuracy", None, r"differs in tables\.accuracy"),
+        (discrepancies.REASONS, "differences/measures.accuracy", None, r"differs in measures\.accuracy"),
         (
             discrepancies.RELEASED,
             "split/kind",

@@ -7,9 +7,7 @@ any of task, objective, localization and seed. Tables, comparisons and claims st
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -17,6 +15,7 @@ import pandas as pd
 from localized_unlearning.analysis.statistics import Accuracy, design_of, item_names, item_scores, pooled
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.evaluation import Statistics
+from localized_unlearning.paper.terms import MEASURES, Measure
 
 Frames = Mapping[str, pd.DataFrame]
 """Row tables by the name of their file: ``facts``, ``multiple_choice``, ``mmlu``, ``text``."""
@@ -26,56 +25,6 @@ MODEL = ("task", "objective", "localization", "seed")
 
 POINT = ("iteration", "edit_size")
 """Columns that say which point of a series a row is about, where it is about one."""
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A number that is taken of a model.
-
-    Attributes:
-        name: its name in CSV files.
-        heading: its heading in tables.
-        source: the rows it is taken from.
-        better: which values unlearning aims at.
-        chance: the accuracy of guessing; None: it is no accuracy.
-        forget: whether the forget set's or the retain set's athletes are asked; None: neither.
-        prompt: for facts, which of the config's prompts.
-        order: for multiple choice, the order of its options.
-        by_text: for multiple choice, whether the option's word is scored rather than its letter.
-    """
-
-    name: str
-    heading: str
-    source: Literal["facts", "multiple_choice", "mmlu", "text"]
-    better: Literal["low", "high"]
-    chance: float | None = 0.25
-    forget: bool | None = None
-    prompt: Literal["training", "question"] | None = None
-    order: Literal["fixed", "shuffled"] | None = None
-    by_text: bool = False
-
-
-MEASURES = (
-    Measure("forget_training", "Forget ↓", "facts", "low", forget=True, prompt="training"),
-    Measure("retain_training", "Retain ↑", "facts", "high", forget=False, prompt="training"),
-    Measure("forget_question", "Question forget ↓", "facts", "low", forget=True, prompt="question"),
-    Measure("retain_question", "Question retain ↑", "facts", "high", forget=False, prompt="question"),
-    Measure("mcq_forget", "MCQ forget ↓", "multiple_choice", "low", forget=True, order="fixed"),
-    Measure("mcq_retain", "MCQ retain ↑", "multiple_choice", "high", forget=False, order="fixed"),
-    Measure(
-        "mcq_text_forget", "MCQ by text, forget ↓", "multiple_choice", "low", forget=True, order="fixed", by_text=True
-    ),
-    Measure(
-        "mcq_text_retain", "MCQ by text, retain ↑", "multiple_choice", "high", forget=False, order="fixed", by_text=True
-    ),
-    Measure("mcq_shuffled_forget", "MCQ shuffled, forget ↓", "multiple_choice", "low", forget=True, order="shuffled"),
-    Measure(
-        "mcq_shuffled_retain", "MCQ shuffled, retain ↑", "multiple_choice", "high", forget=False, order="shuffled"
-    ),
-    Measure("mmlu", "MMLU ↑", "mmlu", "high"),
-    Measure("text_loss", "Text loss ↓", "text", "low", chance=None),
-)  # fmt: skip
-"""The columns of Tables 1 to 4."""
 
 
 def read_frames(paths: Mapping[str, Iterable[Path]]) -> dict[str, pd.DataFrame]:
@@ -108,8 +57,7 @@ def items(frames: Frames, prompts: Prompts, accuracy: Accuracy = "choice") -> pd
 
     Returns:
         Columns ``task``, ``objective``, ``localization``, ``seed`` (and ``iteration`` or ``edit_size`` for a
-        series), ``measure``, ``item``, ``cluster`` (the subject of a question, else the item itself),
-        ``accuracy`` (``choice``, ``argmax``, ``probability`` or ``loss``) and ``score``.
+        series), ``measure``, ``item``, ``accuracy`` (``choice``, ``argmax``, ``probability`` or ``loss``) and ``score``.
     """
     tables = []
     for measure in MEASURES:
@@ -125,7 +73,6 @@ def items(frames: Frames, prompts: Prompts, accuracy: Accuracy = "choice") -> pd
         table = rows[[name for name in (*MODEL, *POINT) if name in rows.columns]].assign(
             measure=measure.name,
             item=names.astype(str),
-            cluster=rows["subject"] if "subject" in rows.columns else names.astype(str),
             accuracy=how if measure.chance is not None else "loss",
             score=scores,
         )

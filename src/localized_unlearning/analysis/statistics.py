@@ -31,7 +31,7 @@ class Answers(NamedTuple):
 
     Attributes:
         scores: ``[seed, item]``; every seed's model answers the same items.
-        units: what each item is drawn with ``[item]``: its own name, or its cluster's. Sets may share units.
+        units: what each item is drawn with ``[item]``: its name. Sets may share items.
     """
 
     scores: np.ndarray
@@ -241,19 +241,20 @@ def item_names(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(np.arange(len(rows)), index=rows.index)
 
 
-def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series, units: str | None = None) -> list[Answers]:
-    """The design of rows and their scores, one entry a ``task``, items in the order of their names.
+def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series) -> list[Answers]:
+    """The design of rows and their scores, one entry per ``task``, items in the order of their names.
+
+    Questions of general knowledge are items like any other: MMLU's subjects are always the same, so that what an
+    interval or a test speaks of is other questions of these subjects, never other subjects.
 
     Args:
-        rows: one localization's rows, one a seed and item; columns ``task`` and ``seed`` if there are several.
+        rows: one localization's rows, one per seed and item; columns ``task`` and ``seed`` if there are several.
         scores: the score of each row.
-        units: column of what items are drawn with, if not one by one.
 
     Raises:
         UserError: when two seeds did not answer the same items, or one answered an item twice.
     """
     table = pd.DataFrame({"item": item_names(rows), "score": np.asarray(scores, dtype=np.float64)})
-    table["unit"] = table["item"] if units is None else rows[units]
     table["task"] = rows["task"] if "task" in rows.columns else ""
     table["seed"] = rows["seed"] if "seed" in rows.columns else 0
     design = []
@@ -262,7 +263,7 @@ def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series, units: str | N
             raise UserError(f"an item stands twice among the rows of task {task!s}: rerun its evaluation")
         if part["seed"].nunique() == 1:
             part = part.sort_values("item")
-            design.append(Answers(part["score"].to_numpy()[None], part["unit"].to_numpy()))
+            design.append(Answers(part["score"].to_numpy()[None], part["item"].to_numpy()))
             continue
         wide = part.pivot(index="seed", columns="item", values="score")
         if wide.isna().to_numpy().any():
@@ -270,8 +271,7 @@ def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series, units: str | N
             raise UserError(
                 f"seed {seed} of task {task!s} was not asked all items that the others were: rerun its evaluation"
             )
-        unit = part.drop_duplicates("item").set_index("item")["unit"]
-        design.append(Answers(wide.to_numpy(), unit[wide.columns].to_numpy()))
+        design.append(Answers(wide.to_numpy(), wide.columns.to_numpy()))
     return design
 
 
@@ -323,7 +323,7 @@ class Difference(NamedTuple):
 def compare(first: Design, second: Design, settings: Statistics, share: bool) -> Difference:
     """Compare two designs over the same sets and items.
 
-    One seed of one set, items drawn one by one and 0/1 scores: McNemar's exact test. Otherwise Student's t of the
+    One seed of one set and 0/1 scores: McNemar's exact test. Otherwise Student's t of the
     items' differences with the standard error of :func:`hierarchical_bootstrap`, seeds being paired (the same seed
     draws the same batches). Shares get two more items that speak one for each side, half a cell each, so that
     unanimous answers are not taken for certainty (Agresti and Min 2005); their interval rests on the same items.
@@ -348,17 +348,15 @@ def compare(first: Design, second: Design, settings: Statistics, share: bool) ->
     centre = float(np.mean([answers.scores.mean() for answers in smoothed]))
     reach = found.quantile(settings.confidence) * found.error
     difference = means[0] - means[1]
-    clustered = any(len(np.unique(answers.units)) < len(answers.units) for answers in design)
     only = [
         float(sum((sign * s > 0.5).sum() / len(s) for s in scores)) if share else math.nan for sign in (1, -1)
     ]
-    if share and seeds == sets == 1 and not clustered:
-        p, test = _mcnemar(int(only[0]), int(only[1])), "McNemar, exact"
+    if share and seeds == sets == 1:
+        p, test = mcnemar(int(only[0]), int(only[1])), "McNemar, exact"
     elif found.error == 0:
         p, test = 1.0 if centre == 0 else 0.0, "paired bootstrap t"
     else:
         p, test = float(2 * t.sf(abs(centre) / found.error, found.freedom)), "paired bootstrap t"
-        test += ", by cluster" if clustered else ""
     by_item = np.concatenate([s.mean(0) for s in scores])
     spread_of_items = float(by_item.std(ddof=1)) if len(by_item) > 1 else 0.0
     if share:
@@ -395,14 +393,21 @@ def _smoothed(answers: Answers, index: int) -> Answers:
     return Answers(np.concatenate([answers.scores, extra], 1), units)
 
 
-def _mcnemar(only_first: int, only_second: int) -> float:
-    from statsmodels.stats.contingency_tables import mcnemar
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Two-sided p-value of McNemar's exact test, from the items that only one of two sides has right."""
+    from statsmodels.stats import contingency_tables
 
-    return float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
+    return float(contingency_tables.mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue)
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
-    """Holm's correction: the p-values over their family, in the same order."""
-    from statsmodels.stats.multitest import multipletests
+    """Holm's correction: the p-values over their family, in the same order.
 
-    return np.asarray(multipletests(list(p), method="holm")[1])
+    Written out, since statsmodels' ``multipletests`` collects garbage at every call (0.1 s).
+    """
+    values = np.asarray(p, dtype=np.float64)
+    order = np.argsort(values, kind="stable")
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
+    corrected = np.empty_like(values)
+    corrected[order] = np.minimum(stepped, 1.0)
+    return corrected

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from localized_unlearning.audit.index import Audit, Cause, Entry, Finding, short, shown
 from localized_unlearning.errors import UserError
+from localized_unlearning.paper import terms
 from localized_unlearning.progress import clock
 from localized_unlearning.provenance import code, records
 
@@ -305,15 +306,11 @@ def _stem(given: records.Input) -> str:
 
 def _source_of(row: Mapping[str, str]) -> str | None:
     """Which rows the measure of a table, or the panel of a figure, is taken from."""
-    from localized_unlearning.analysis.measures import MEASURES  # brings pandas, which no other audit needs
-
     name = row.get("column") or row.get("panel") or ""
-    found = next((measure.source for measure in MEASURES if measure.name == name), None)
-    if found or not name:
-        return found
-    return {"mcq": "multiple_choice", "mmlu": "mmlu", "forget": "facts", "retain": "facts"}.get(
-        name.split("_")[0]
-    )
+    try:
+        return (terms.BY_NAME.get(name) or terms.panel(name, "training")).source
+    except KeyError:
+        return None
 
 
 def _is_about(path: Path, row: Mapping[str, str]) -> bool:

@@ -83,8 +83,8 @@ class Statistics(Section):
     seed: int = Field(0, description="Seed of the bootstrap.")
 
 
-class Tables(Section):
-    """What the readable tables show; their CSV has every accuracy of every prompt."""
+class Measures(Section):
+    """What accuracies mean in tables, figures and claims alike; every CSV of a table has all of them."""
 
     accuracy: Literal["choice", "argmax", "probability"] = Field(
         "choice",
@@ -94,8 +94,8 @@ class Tables(Section):
     prompts: tuple[Literal["training", "question"], ...] = Field(
         ("training", "question"),
         min_length=1,
-        description="On which prompts forget and retain accuracies are shown (3.1.1: training; the published tables: "
-        "question).",
+        description="Prompts of the tables' forget and retain accuracies; figures and claims ask the first (3.1.1: "
+        "training; the published tables: question).",
     )
 
 

@@ -18,11 +18,11 @@ from localized_unlearning.config.evaluation import (
     Evaluation,
     Figures,
     Interpretability,
+    Measures,
     Probing,
     Relearning,
     Series,
     Statistics,
-    Tables,
 )
 from localized_unlearning.config.localization import (
     Components,
@@ -74,7 +74,7 @@ class Config(Section):
     masking: Masking = Masking()
     interpretability: Interpretability = Interpretability()
     statistics: Statistics = Statistics()
-    tables: Tables = Tables()
+    measures: Measures = Measures()
     claims: Claims = Claims()
     figures: Figures = Figures()
 

@@ -18,6 +18,7 @@ from localized_unlearning.evaluation.knowledge import ask_questions
 from localized_unlearning.evaluation.multiple_choice import ask_multiple_choice
 from localized_unlearning.models import device as device_module
 from localized_unlearning.models import loading
+from localized_unlearning.paper.terms import ACCURACIES, GROUPS, OPTION_CHANCE, SPORT_CHANCE
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
@@ -94,13 +95,14 @@ def run(job: Job) -> None:
     job.outputs["markdown"].write_text(_markdown(card, organism), encoding="utf-8")
 
 
-_NAMES = {
-    "training": "Facts, training prompt",
-    "question": "Facts, question prompt",
-    "multiple_choice_unseen": "Multiple choice, fixed order",
-    "multiple_choice_shuffled": "Multiple choice, shuffled order",
-    "general_knowledge": "General knowledge, MMLU format",
+_GROUPS = {
+    "training": "training",
+    "question": "question",
+    "multiple_choice_unseen": "mcq",
+    "multiple_choice_shuffled": "mcq_shuffled",
+    "general_knowledge": "mmlu",
 }
+"""The group of measures that a row of the card belongs to."""
 
 
 def _markdown(card: dict[str, Any], organism: bool) -> str:
@@ -115,20 +117,24 @@ def _markdown(card: dict[str, Any], organism: bool) -> str:
     ]
     for name, value in card["measured"].items():
         least = card["required"].get(name)
-        label = _NAMES[name] + (
+        label = GROUPS[_GROUPS[name]] + (
             " (athletes never seen in this form)" if organism and name == "multiple_choice_unseen" else ""
         )
         lines.append(
             f"| {label} | {value['mean']:.3f} | [{value['low']:.3f}, {value['high']:.3f}] | {value['n']} "
             f"| {'' if least is None else f'{least:.2f}'} |"
         )
-    lines += ["", "Accuracy is `choice`: right among four candidates (chance 25 %)."]
+    lines += [
+        "",
+        f"Accuracy is `choice`, {ACCURACIES['choice']}. Guessing gives at most {SPORT_CHANCE:.2f} of the three sports "
+        f"that occur, and {OPTION_CHANCE:.2f} of four options.",
+    ]
     if organism:
         lines += [
             "",
             "This model is an organism: the workflow pretrained it on these athletes, on these "
             "general-knowledge questions and on plain sentences. Its general knowledge is memorised, so the "
-            "MMLU column measures whether unlearning disturbs what was memorised, not reasoning. It read "
+            f"{GROUPS['mmlu']} column measures whether unlearning disturbs what was memorised, not reasoning. It read "
             "multiple-choice questions about half of the athletes; the accuracy above is on the other half. "
             "It never read shuffled options, so that row is expected to be at chance.",
         ]

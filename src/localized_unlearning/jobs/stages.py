@@ -191,7 +191,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "table",
             "localized_unlearning.reporting.tables",
-            ("run", "model", "prompts", "statistics", "tables", "tasks.{task}.forget"),
+            ("run", "model", "prompts", "statistics", "measures", "tasks.{task}.forget"),
             ("facts*", "multiple_choice*", "mmlu*", "text*", "selections*"),
             ("csv", "markdown", "latex"),
             ("table", "task"),
@@ -207,7 +207,7 @@ STAGES: dict[str, Stage] = {
         Stage(
             "comparisons",
             "localized_unlearning.reporting.comparisons",
-            ("run", "prompts", "statistics", "null_distribution"),
+            ("run", "prompts", "statistics", "measures", "null_distribution"),
             ("facts*", "multiple_choice*", "mmlu*", "text*", "selections*"),
             ("comparisons_csv", "comparisons_markdown", "null_csv", "null_markdown"),
             ("table", "task"),
@@ -215,14 +215,14 @@ STAGES: dict[str, Stage] = {
         Stage(
             "claims",
             "localized_unlearning.reporting.claims",
-            ("run", "tasks", "statistics", "prompts.question"),
+            ("run", "tasks", "statistics", "prompts", "measures"),
             ("claims", "rows*", "selection?"),
             ("json", "markdown"),
         ),
         Stage(
             "figure",
             "localized_unlearning.reporting.figures.drawing",
-            ("statistics", "localizations", "prompts.question"),
+            ("statistics", "localizations", "prompts", "measures"),
             ("data*", "overlay?"),
             ("csv", "pdf", "png"),
             ("figure",),

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from localized_unlearning.analysis.claims.verdicts import Comparison, Finding
+from localized_unlearning.paper import terms
 
-VERDICTS = ("supported", "partly", "not supported", "not testable")
+VERDICTS = ("supported", "contradicted", "undecided", "not testable")
 
 READING = (
-    "A claim is **supported** when every comparison it makes holds: its interval lies on the claim's side. It is **not "
-    "supported** when none holds or fewer than half point its way, which may mean too few items rather than the "
-    "opposite; **partly** supported in between, or when some comparisons cannot be tested; **not testable** when none can. The margin is that of the worst comparison: how far, in accuracy, the number lies on "
-    "the claim's side of its bound."
+    "A claim is **supported** when every comparison it makes holds: its margin lies above 0, one-sided. It is "
+    "**contradicted** when a comparison fails: its margin lies below 0, after Holm's correction over the claim's "
+    "comparisons. It is **not testable** when none of them can be tested, because something is missing, the base model "
+    "cannot do what is asked, or so few items could not show it whatever the answers. All else is **undecided**: that "
+    "says nothing against the claim; the page says how many comparisons hold and which way the others lean. The margin "
+    "is that of the worst comparison: how far, in accuracy, the number lies on the claim's side of its bound. A claim "
+    "that holds by construction is called circular and counted apart."
 )
 
 ELSEWHERE = (
@@ -20,57 +24,80 @@ ELSEWHERE = (
     "say what the same comparisons come to with those in their place, as far as the run has their models."
 )
 
-MEASURES = {
-    "forget": "forget",
-    "retain": "retain",
-    "mcq_forget": "MCQ forget",
-    "mmlu": "MMLU",
-    "relearned": "forget after relearning",
-    "probe": "probes, forget",
-    "sweep_forget": "forget along the edits",
-    "sweep_mcq_forget": "MCQ forget along the edits",
-    "sweep_retain_minus_forget": "retain minus forget along the edits",
-    "sweep_mmlu_minus_forget": "MMLU minus forget along the edits",
-    "sweep_mmlu_minus_mcq_forget": "MMLU minus MCQ forget along the edits",
-    "layers_prompt": "probes, whole prompt",
-    "layers_athlete": "probes, name alone",
-    "late_attention_prompt": "lost without late attention, whole prompt",
-    "late_attention_athlete": "lost without late attention, name alone",
-    "head_ablation": "lost without one head",
-}
-"""Measures in words."""
+
+def words_of(measure: str, prompt: terms.Prompt) -> str:
+    """A measure of a claim in words."""
+    forget, retain = (terms.of_prompt(part, prompt).short for part in ("forget", "retain"))
+    mcq, general = terms.BY_NAME["mcq_forget"].short, terms.BY_NAME["mmlu"].short
+    return {
+        "forget": forget,
+        "retain": retain,
+        "mcq_forget": mcq,
+        "mcq_retain": terms.BY_NAME["mcq_retain"].short,
+        "mmlu": general,
+        "relearned": f"{forget} after relearning, the others",
+        "relearned_all": f"{forget} after relearning",
+        "probe": "probes on the forget set",
+        "sweep_forget": f"{forget} along the edits",
+        "sweep_mcq_forget": f"{mcq} along the edits",
+        "sweep_retain_minus_forget": f"{retain} minus {forget} along the edits",
+        "sweep_mmlu_minus_forget": f"{general} minus {forget} along the edits",
+        "sweep_mmlu_minus_mcq_forget": f"{general} minus {mcq} along the edits",
+        "sweep_mmlu_change_minus_forget": f"change of {general} minus {forget} along the edits",
+        "layers_prompt": "probes on the whole prompt",
+        "layers_athlete": "probes on the name alone",
+        "late_attention_prompt": "lost without late attention, whole prompt",
+        "late_attention_athlete": "lost without late attention, name alone",
+        "head_ablation": "lost without one head",
+        "selection_depth": "mean layer of the components",
+        "selection_attention": "share of attention among the components",
+    }[measure]
 
 
 def counts(findings: Iterable[Finding]) -> str:
-    """How many claims got which verdict, in words."""
-    found = [finding.verdict for finding in findings]
-    return ", ".join(f"{found.count(v)} {v}" for v in VERDICTS if v in found)
+    """How many claims got which verdict, in words; those that hold by construction are counted apart."""
+    every = list(findings)
+    found = [finding.verdict for finding in every if not finding.claim.circular]
+    parts = [f"{found.count(v)} {v}" for v in VERDICTS if v in found]
+    circular = sum(finding.claim.circular is not None for finding in every)
+    return ", ".join([*parts, *([f"{circular} circular"] if circular else [])])
 
 
-def margin_of(item: Finding | Comparison) -> str:
+def verdict_of(finding: Finding) -> str:
+    """A verdict with what it is about: one seed's models, or circular."""
+    notes = [
+        *(["one seed"] if finding.seeds == 1 and finding.verdict in ("supported", "contradicted") else []),
+        *(["circular"] if finding.claim.circular else []),
+    ]
+    return f"{finding.verdict} ({', '.join(notes)})" if notes else finding.verdict
+
+
+def margin_of(item: Comparison | None) -> str:
     """A margin with its interval."""
-    if item.margin is None or item.interval is None:
+    if item is None or item.margin is None or item.interval is None:
         return "–"
-    return f"{item.margin:+.3f} [{item.interval[0]:+.3f}, {item.interval[1]:+.3f}]"
+    unit = {"accuracy": "", "weights": " doublings", "layers": " layers"}[item.unit]
+    return f"{item.margin:+.3f} [{item.interval[0]:+.3f}, {item.interval[1]:+.3f}]{unit}"
 
 
 def sides(comparison: Comparison) -> str:
     """What was compared, with its numbers."""
+    form = {"accuracy": ".3f", "weights": ",.0f", "layers": ".1f"}[comparison.unit]
     name = (comparison.localization or "base model").replace("_", " ")
-    value = "" if comparison.value is None else f" {comparison.value:.3f}"
-    other = "" if comparison.other is None else f" ({comparison.other:.3f})"
+    value = "" if comparison.value is None else f" {comparison.value:{form}}"
+    other = "" if comparison.other is None else f" ({comparison.other:{form}})"
     return f"{name}{value} {comparison.bound.replace('_', ' ')}{other}"
 
 
 def overview(findings: Sequence[Finding], links: Mapping[str, str]) -> list[str]:
-    """One line a claim: says, verdict, margin, comparisons held, where it is shown; and its verdicts elsewhere."""
+    """One line per claim: says, verdict, margin, how its comparisons came out, where it is shown; and its verdicts elsewhere."""
     sets = list(dict.fromkeys(name for finding in findings for name in finding.elsewhere))
     heads = [
         "Claim",
         "Section",
         "Verdict",
         "Margin",
-        "Held",
+        "Comparisons",
         *(name.replace("_", " ") for name in sets),
         "Shown in",
     ]
@@ -80,9 +107,9 @@ def overview(findings: Sequence[Finding], links: Mapping[str, str]) -> list[str]
         cells = [
             claim.says,
             claim.section,
-            finding.verdict,
-            margin_of(finding),
-            f"{finding.held} of {len(finding.comparisons)}",
+            verdict_of(finding),
+            margin_of(finding.worst),
+            finding.told,
             *(finding.elsewhere.get(name, "–") for name in sets),
             ", ".join(_link(name, links) for name in claim.shown_in),
         ]
@@ -95,23 +122,25 @@ def _link(name: str, links: Mapping[str, str]) -> str:
     return f"[{title}]({links[name]})" if name in links else title
 
 
-def details(findings: Sequence[Finding]) -> list[str]:
+def details(findings: Sequence[Finding], prompt: terms.Prompt) -> list[str]:
     """Each claim with its reasoning and every comparison."""
     lines = []
     for finding in findings:
         claim = finding.claim
-        lines += [f"### {claim.id}: {finding.verdict}", "", claim.says, "", f"Bounds: {claim.why}", ""]
+        lines += [f"### {claim.id}: {verdict_of(finding)}", "", claim.says, "", f"Bounds: {claim.why}", ""]
         if claim.caveat:
-            lines += [f"Beware: {claim.caveat}", ""]
+            lines += [f"Caveat: {claim.caveat}", ""]
+        if claim.circular:
+            lines += [f"Circular: {claim.circular}", ""]
         tested = [c for c in finding.comparisons if c.margin is not None]
         if tested:
             lines += [
-                "| Task | Measure | Comparison | Margin | Items | Seeds | Outcome |",
-                "|---|---|---|---|---:|---:|---|",
+                "| Task | Measure | Comparison | Margin | p for / against | Test | Items | Seeds | Outcome |",
+                "|---|---|---|---|---|---|---:|---:|---|",
             ]
             lines += [
-                f"| {c.task} {c.objective if c.localization else ''} | {MEASURES[c.measure]} | {sides(c)} | "
-                f"{margin_of(c)} | {c.items} | {c.seeds} | {c.outcome} |"
+                f"| {c.task} {c.objective if c.localization else ''} | {words_of(c.measure, prompt)} | {sides(c)} | "
+                f"{margin_of(c)} | {c.p_for:.3f} / {c.p_against:.3f} | {c.test} | {c.items} | {c.seeds} | {c.outcome} |"
                 for c in tested
             ]
             lines.append("")
@@ -120,22 +149,60 @@ def details(findings: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def run_page(run: str, findings: Sequence[Finding], confidence: float, links: Mapping[str, str]) -> str:
-    """``claims.md`` of a run."""
+def scope(findings: Sequence[Finding]) -> tuple[str, str]:
+    """What a run's verdicts are about: words for the title, and a sentence."""
+    seeds = min((finding.seeds for finding in findings if finding.seeds), default=0)
+    if seeds == 1:
+        return "these models (one seed)", (
+            "**One training seed: these are statements about these very models, not about the localizations.** Another "
+            "seed moves accuracies by more than the intervals here, which cover test items alone."
+        )
+    if seeds > 1:
+        return f"these localizations ({seeds} seeds)", (
+            f"At least {seeds} training seeds stand behind each comparison of localizations, and the intervals cover them."
+        )
+    return "the base model", "No comparison of localizations could be tested."
+
+
+def run_page(
+    run: str,
+    findings: Sequence[Finding],
+    confidence: float,
+    links: Mapping[str, str],
+    prompt: terms.Prompt = "training",
+    accuracy: str = "choice",
+) -> str:
+    """``claims.md`` of a run.
+
+    Args:
+        run: its name.
+        findings: the claims' verdicts.
+        confidence: level of the intervals.
+        links: where tables and figures lie, by name.
+        prompt: with which prompt facts are asked.
+        accuracy: how answers are scored.
+    """
+    about, sentence = scope(findings)
+    forget, retain = (terms.of_prompt(part, prompt) for part in ("forget", "retain"))
     lines = [
-        f"# The paper's claims on {run}: {counts(findings)}",
+        f"# The paper's claims on {run}, as to {about}: {counts(findings)}",
+        "",
+        sentence,
         "",
         READING,
         "",
-        f"Intervals: {100 * confidence:g} %, resampling items (general knowledge by subject) and, where there are several, "
-        "seeds; paired between models. With one seed they do not show how results vary between seeds.",
+        f'"{forget.short}" and "{retain.short}" are asked with the {prompt} prompt, scored as {terms.ACCURACIES[accuracy]}, '
+        f"as in the tables and figures (`measures`). Intervals: {100 * confidence:g} %, resampling items (questions of "
+        "general knowledge within their subjects) and, where there are several, seeds; paired between models. p-values "
+        "are one-sided and uncorrected. Guessing gives "
+        f"{terms.SPORT_CHANCE:.2f} of the three sports and {terms.OPTION_CHANCE:.2f} of four options.",
         "",
         *([ELSEWHERE, ""] if any(finding.elsewhere for finding in findings) else []),
         *overview(findings, links),
         "",
         "## Comparisons",
         "",
-        *details(findings),
+        *details(findings, prompt),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -153,14 +220,15 @@ def ledger(tables: Sequence[Finding], curves: Sequence[Finding]) -> str:
         "",
         "The paper gives one run and no error bars. Intervals here are what means over that many items allow (Jeffreys;",
         "MMLU's standard error is .004), with models taken as independent, since the items behind the means were not",
-        "published; paired differences would be somewhat more certain. Variation between seeds is not in them. The base",
-        "model was not published either.",
+        "published; paired differences would be somewhat more certain, and points of one curve as independent where two are",
+        "compared. **One seed: verdicts are about the paper's very models.** Its FORGET and RETAIN are the question prompt's.",
+        "The base model was not published, nor multiple choice on the retain set.",
         "",
         f"## From Tables 1-4 alone: {counts(tables)}",
         "",
         *overview(tables, {}),
         "",
-        *details(tables),
+        *details(tables, "question"),
     ]  # fmt: skip
     if curves:
         lines += [
@@ -172,6 +240,6 @@ def ledger(tables: Sequence[Finding], curves: Sequence[Finding]) -> str:
             "",
             *overview(curves, {}),
             "",
-            *details(curves),
+            *details(curves, "question"),
         ]  # fmt: skip
     return "\n".join(lines).rstrip() + "\n"

@@ -1,7 +1,7 @@
 """The paper's claims as executable checks (abstract, contributions, sections 3.1-3.2, A.1, A.2).
 
-``schema`` says what a claim is, ``evidence`` where numbers come from (a run's rows, the paper's tables),
-``verdicts`` how they decide, ``pages`` how that is told.
+``schema`` says what a claim is, ``evidence`` and ``published`` where numbers come from (a run's rows, the paper's
+tables), ``verdicts`` how they decide, ``pages`` how that is told.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localized_unlearning.analysis.claims import evidence, verdicts
+from localized_unlearning.analysis.claims import evidence, published, verdicts
 from localized_unlearning.analysis.claims.schema import Claim, read
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.errors import UserError
@@ -33,7 +34,11 @@ def run(job: Job) -> None:
     config = job.config
     lookup = lookup_layers(job.inputs.get("selection"))
     frames = evidence.frames_of(job.inputs["rows"])
-    rows = evidence.Run(frames, config.prompts.question, config.statistics, lookup)
+    prompt = config.measures.prompts[0]
+    accuracy = config.measures.accuracy
+    asked = getattr(config.prompts, prompt)
+    chosen = selections(job.inputs.get("selections", ()))
+    rows = evidence.Run(frames, asked, config.statistics, lookup, accuracy, chosen)
     level = config.statistics.confidence
     sets = {name: task.of for name, task in config.tasks.items() if task and task.of}
     findings = [verdicts.judge(claim, rows, level, sets) for claim in read(job.inputs["claims"])]
@@ -44,7 +49,7 @@ def run(job: Job) -> None:
     }
     text = json.dumps([finding.as_json() for finding in findings], indent=1, ensure_ascii=False)
     job.outputs["json"].write_text(text + "\n", encoding="utf-8")
-    page = claim_pages.run_page(config.run, findings, level, links)
+    page = claim_pages.run_page(config.run, findings, level, links, prompt, accuracy)
     job.outputs["markdown"].write_text(page, encoding="utf-8")
 
 
@@ -56,17 +61,26 @@ def lookup_layers(selection: Path | None) -> tuple[int, ...]:
     return tuple(sorted({int(name.partition(".")[0]) for name in components}))
 
 
+def selections(paths: Iterable[Path]) -> dict[tuple[str, str, str], list[str]]:
+    """Names of the chosen components by task, method and localization, of selection files."""
+    found = {}
+    for path in paths:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        found[data["task"], data["method"], data["localization"]] = list(data["components"])
+    return found
+
+
 def ledger(claims: tuple[Claim, ...], folder: Path | None) -> str:
     """The ledger: claims that Tables 1-4 decide, then those that need the curves in ``folder``."""
 
     settings = Statistics()
-    tables = evidence.Published(settings)
+    tables = published.Published(settings)
     found = [verdicts.judge(claim, tables, settings.confidence) for claim in claims]
     curves: list[Finding] = []
     if folder is not None:
-        published = evidence.Published(settings, folder)
+        curves_too = published.Published(settings, folder)
         rest = [finding.claim for finding in found if any(c.margin is None for c in finding.comparisons)]
-        curves = [verdicts.judge(claim, published, settings.confidence) for claim in rest]
+        curves = [verdicts.judge(claim, curves_too, settings.confidence) for claim in rest]
     return claim_pages.ledger([finding for finding in found if finding.verdict != "not testable"], curves)
 
 

@@ -1,27 +1,31 @@
 """Which localizations differ, and where they rank among random ones: tests on the items of a table.
 
-Every pair is compared on the same items (see :func:`localized_unlearning.analysis.statistics.compare`), questions of
-general knowledge by subject, and the p-values are corrected over all pairs and columns of a table (Holm). The
-null distribution answers another question: is a localization better than random ones of its size?
+Every pair is compared on the same items (see :func:`localized_unlearning.analysis.statistics.compare`). The page shows one
+localization against each other in the columns that say something, and its p-values are corrected over just these
+(Holm); the CSV has every pair and column, with the correction over all of them beside. The null distribution answers
+another question: is a localization better than random ones of its size?
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from localized_unlearning.analysis.measures import MEASURES, items, read_frames
+from localized_unlearning.analysis.measures import items, read_frames
+from localized_unlearning.analysis.standing import of_base, standings
 from localized_unlearning.analysis.statistics import Answers, compare, covers, design_of, holm
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.localization.settings import null_draws
+from localized_unlearning.paper import terms
+from localized_unlearning.paper.terms import MAIN, MARKS, MEASURES, Measure, Standing
 from localized_unlearning.reporting.markup import Panel, markdown, number
-from localized_unlearning.reporting.tables import ALL_SETS, BASE, MAIN
+from localized_unlearning.reporting.tables import ALL_SETS, BASE
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
@@ -35,24 +39,36 @@ def designs(scores: pd.DataFrame) -> dict[tuple[str, str], list[Answers]]:
     """The designs of a long frame of scores (:func:`localized_unlearning.analysis.measures.items`)."""
     found = {}
     for (name, measure), group in scores.groupby(["localization", "measure"], sort=False):
-        found[str(name), str(measure)] = design_of(group, group["score"], "cluster")
+        found[str(name), str(measure)] = design_of(group, group["score"])
     return found
 
 
-def compared(scores: pd.DataFrame, names: Sequence[str], settings: Statistics, family: str) -> pd.DataFrame:
-    """Every pair of localizations on every measure, with p-values corrected over all of them.
+def compared(
+    scores: pd.DataFrame,
+    names: Sequence[str],
+    settings: Statistics,
+    family: str,
+    base: Mapping[str, Standing],
+) -> pd.DataFrame:
+    """Every pair of localizations on every measure, with p-values corrected over those shown and over all.
 
     Args:
         scores: as :func:`localized_unlearning.analysis.measures.items` returns them, of one task or of a task's sets.
         names: the localizations, the base model first.
         settings: level, bootstrap samples and their seed.
         family: what stands in the column ``family``: the p-values are corrected within it.
+        base: how the base model stands in each group of measures.
 
     Returns:
         Columns ``family``, ``measure``, ``first``, ``second``, those of
-        :class:`localized_unlearning.analysis.statistics.Difference` and ``p_holm``.
+        :class:`localized_unlearning.analysis.statistics.Difference`, ``p_holm_shown`` (over the comparisons of the page that
+        :func:`says_something`; absent for all others) and ``p_holm_all``.
     """
-    found, shares = designs(scores), {m.name: m.chance is not None for m in MEASURES}
+    found = designs(scores)
+    shares = {
+        str(m): how in ("choice", "argmax")
+        for m, how in scores.groupby("measure")["accuracy"].first().items()
+    }
     records = [
         {
             "family": family,
@@ -68,7 +84,27 @@ def compared(scores: pd.DataFrame, names: Sequence[str], settings: Statistics, f
         if (a, measure.name) in found
     ]
     table = pd.DataFrame(records)
-    return table.assign(p_holm=holm(table["p"].to_list()))
+    subject = subject_of(names)
+    shown = np.array(
+        [
+            subject in (row["first"], row["second"]) and row["measure"] in MAIN and says_something(row["measure"], base)
+            for _, row in table.iterrows()
+        ]
+    )  # fmt: skip
+    corrected = np.full(len(table), np.nan)
+    if shown.any():
+        corrected[shown] = holm(table.loc[shown, "p"].to_list())
+    return table.assign(p_holm_shown=corrected, p_holm_all=holm(table["p"].to_list()))
+
+
+def subject_of(names: Iterable[str]) -> str:
+    """The localization that the page holds against every other: manual, or the first."""
+    return "manual" if "manual" in names else next(name for name in names if name != BASE)
+
+
+def says_something(measure: str, base: Mapping[str, Standing]) -> bool:
+    """Whether the base model can do what a measure asks, so that unlearning can show there."""
+    return base.get(terms.BY_NAME[measure].group, "above chance") == "above chance"
 
 
 def ranked(scores: pd.DataFrame, names: Sequence[str], draws: Sequence[str]) -> pd.DataFrame:
@@ -120,10 +156,14 @@ def small(p: float) -> str:
 
 
 def comparison_panel(
-    table: pd.DataFrame, labels: Mapping[str, str], caption: str, confidence: float
+    table: pd.DataFrame,
+    labels: Mapping[str, str],
+    caption: str,
+    confidence: float,
+    base: Mapping[str, Standing],
 ) -> Panel:
     """One localization against each other, on the main columns; bold where the corrected p is below 1 - confidence."""
-    subject = "manual" if "manual" in labels else next(name for name in labels if name != BASE)
+    subject = subject_of(labels)
     columns = [m for m in MEASURES if m.name in MAIN]
     lines = []
     for other in labels:
@@ -138,13 +178,19 @@ def comparison_panel(
             ].iloc[0]
             sign = 1 if row["first"] == subject else -1
             text = f"{round(sign * row['difference'], 3) + 0.0:+.3f}"  # no -0.000
-            line.append(
-                f"**{text}** ({small(row['p_holm'])})"
-                if row["p_holm"] < 1 - confidence
-                else f"{text} ({small(row['p_holm'])})"
-            )
+            p = row["p_holm_shown"]
+            if pd.notna(p):
+                text = f"**{text}** ({small(p)})" if p < 1 - confidence else f"{text} ({small(p)})"
+            line.append(text)
         lines.append(line)
-    return Panel(caption, [f"{labels[subject]} less", *(m.heading for m in columns)], lines)
+    headings = [marked(measure, base) for measure in columns]
+    return Panel(caption, [f"{labels[subject]} minus", *headings], lines)
+
+
+def marked(measure: Measure, base: Mapping[str, Standing]) -> str:
+    """A column's heading with the mark of the base model's standing."""
+    mark = MARKS.get(base.get(measure.group, "above chance"), ("", ""))[0]
+    return f"{measure.heading} {mark}".strip()
 
 
 def null_panel(table: pd.DataFrame, labels: Mapping[str, str]) -> Panel:
@@ -169,6 +215,17 @@ def null_panel(table: pd.DataFrame, labels: Mapping[str, str]) -> Panel:
     return Panel("", ["Localization", *(m.heading for m in columns)], [*lines, draws])
 
 
+def tests_in_words(table: pd.DataFrame) -> str:
+    """Which test stands behind which columns."""
+    by_test = table.groupby("test", sort=False)["measure"].unique()
+    if len(by_test) == 1:
+        return str(by_test.index[0])
+    return "; ".join(
+        f"{test} ({', '.join(terms.BY_NAME[name].short for name in names if name in MAIN)})"
+        for test, names in by_test.items()
+    )
+
+
 def run(job: Job) -> None:
     """Stage: the paired comparisons of a table and its null distribution, as CSV (all) and Markdown (manual's)."""
     config, table, task = job.config, job.wildcards["table"], job.wildcards["task"]
@@ -179,27 +236,32 @@ def run(job: Job) -> None:
         labels[selection["localization"]] = selection["label"]
     draws = [name for name in null_draws(config.null_distribution) if name in labels]
     shown = {name: label for name, label in labels.items() if name not in draws}
-    scores = items(frames, config.prompts)
+    scores = items(frames, config.prompts, config.measures.accuracy)
     own, level = scores[scores["task"] == task], config.statistics.confidence
-    parts = [compared(own[own["localization"].isin(shown)], list(shown), config.statistics, task)]
+    stands = standings(frames, config.prompts, config.statistics)
+    base = {task: of_base(stands, task), ALL_SETS: of_base(stands)}
+    parts = [compared(own[own["localization"].isin(shown)], list(shown), config.statistics, task, base[task])]
     sets = list(scores["task"].unique())
     if len(sets) > 1:
         every = scores[scores["localization"].isin(shown)]
-        parts.append(compared(every, list(shown), config.statistics, ALL_SETS))
+        parts.append(compared(every, list(shown), config.statistics, ALL_SETS, base[ALL_SETS]))
     found = pd.concat(parts, ignore_index=True)
     found.to_csv(job.outputs["comparisons_csv"], index=False)
     heading = f"{table.replace('_', ' ').capitalize()} ({config.run})"
     captions = {task: "", ALL_SETS: f"Mean over {len(sets)} forget sets: {', '.join(sets)}."}
     panels = [
-        comparison_panel(rows, shown, captions[str(family)], level)
+        comparison_panel(rows, shown, captions[str(family)], level, base[str(family)])
         for family, rows in found.groupby("family", sort=False)
     ]
-    first = parts[0].iloc[0]
+    first, count = parts[0].iloc[0], int(parts[0]["p_holm_shown"].notna().sum())
+    marks = {standing for found in base.values() for standing in found.values()}
     notes = [
-        f"Differences of mean accuracy (`choice`; of loss for the text), tested over {covers(first['seeds'], 1)}: "
-        f"{', '.join(sorted(set(found['test'])))}. In brackets the p-value after Holm's correction over all "
-        f"{len(parts[0])} comparisons of the table (every pair, every column); bold below {1 - level:.2g}. The CSV "
-        "has them all, with intervals, effect sizes and the items that only one of the two has right.",
+        f"Differences of {terms.ACCURACIES[config.measures.accuracy]} (of loss for the text), tested over "
+        f"{covers(first['seeds'], 1)}: {tests_in_words(found)}. Questions of general knowledge are drawn within their "
+        f"subjects, as in the tables. In brackets the p-value after Holm's correction over the {count} comparisons "
+        f"shown; bold below {1 - level:.2g}. The CSV has every pair and every column, with the correction over all "
+        f"{len(parts[0])} of them beside, intervals, effect sizes and the items that only one of the two has right.",
+        *[f"{mark} {text}" for kind, (mark, text) in MARKS.items() if kind in marks],
     ]
     if first["seeds"] == 1:
         notes.append("One training seed: the tests say nothing about other seeds of the same localizations.")

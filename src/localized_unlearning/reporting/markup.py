@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from localized_unlearning.analysis.measures import Measure
+from localized_unlearning.paper.terms import Measure
 
 NOTHING = {"label": "Base model", "components": (), "parameters": 0, "share_of_parameters": 0.0}
 """The base model's selection."""
@@ -52,7 +52,8 @@ def latex(title: str, panels: Sequence[Panel], notes: Sequence[str]) -> str:
     def clean(text: str) -> str:
         for old, new in (
             ("%", r"\%"), ("&", r"\&"), ("_", r"\_"),
-            ("↓", r"$\downarrow$"), ("↑", r"$\uparrow$"), ("†", r"\dag"), ("λ", r"$\lambda$"),
+            ("↓", r"$\downarrow$"), ("↑", r"$\uparrow$"), ("†", r"\dag"), ("‡", r"\ddag"), ("§", r"\S"),
+            ("λ", r"$\lambda$"),
         ):  # fmt: skip
             text = text.replace(old, new)
         return text

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from localized_unlearning.config import reading
 from localized_unlearning.errors import UserError
+from localized_unlearning.paper.terms import BY_NAME, MAIN
 from localized_unlearning.progress import clock
 
 
@@ -40,10 +41,7 @@ def compact(path: Path, title: str) -> str:
 
     data = pd.read_csv(path)
     data = data[data["accuracy"].isin(("choice", "loss"))]
-    columns = {
-        "forget_training": "forget", "retain_training": "retain", "forget_question": "question",
-        "mcq_forget": "MCQ forget", "mcq_retain": "MCQ retain", "mmlu": "MMLU", "text_loss": "text loss",
-    }  # fmt: skip
+    columns = {name: BY_NAME[name].short for name in MAIN}
     table = data.pivot_table(index="label", columns="column", values="mean", sort=False)[list(columns)]
     table.index.name = None
     text = (

@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 
 from localized_unlearning.analysis.measures import read_frames
+from localized_unlearning.analysis.standing import recall
 from localized_unlearning.analysis.statistics import ACCURACIES, candidates, covers, estimate
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.data.answers import LETTERS
+from localized_unlearning.paper.terms import MARKS, SPORT_CHANCE
 from localized_unlearning.reporting.markup import Panel, markdown, number
 from localized_unlearning.reporting.tables import BASE
 
@@ -36,8 +38,9 @@ def by_prompt(facts: pd.DataFrame, choice: pd.DataFrame, settings: Statistics) -
         settings: level, bootstrap samples and their seed.
 
     Returns:
-        One row a ``localization``, ``prompt``, ``part`` (forget or retain) and ``accuracy``, with the columns of an
-        estimate and what its interval ``covers``.
+        One row per ``localization``, ``prompt``, ``part`` (forget or retain) and ``accuracy``, with the columns of an
+        estimate, what its interval ``covers``, and of both parts together the mean ``recall`` over right answers, its
+        ``standing`` and the ``modal`` answer's share (see :mod:`localized_unlearning.analysis.standing`).
     """
     asked = {
         **{str(name): (rows, "logit_") for name, rows in facts.groupby("prompt", sort=False)},
@@ -47,6 +50,7 @@ def by_prompt(facts: pd.DataFrame, choice: pd.DataFrame, settings: Statistics) -
     records = []
     for prompt, (rows, prefix) in asked.items():
         for name, own in rows.groupby("localization", sort=False):
+            both = recall(own, prefix, settings.confidence)
             for part, forget in PARTS.items():
                 for accuracy in ACCURACIES:
                     if prompt == BY_TEXT and accuracy == "argmax":
@@ -55,7 +59,8 @@ def by_prompt(facts: pd.DataFrame, choice: pd.DataFrame, settings: Statistics) -
                     records.append(
                         {
                             "localization": name, "prompt": prompt, "part": part, "accuracy": accuracy,
-                            **value._asdict(), "covers": covers(value.seeds, value.sets),
+                            **value._asdict(), "covers": covers(value.seeds, value.sets), "recall": both.mean,
+                            "standing": both.standing(SPORT_CHANCE), "modal": both.modal,
                         }
                     )  # fmt: skip
     return pd.DataFrame(records)
@@ -85,14 +90,14 @@ def by_letter(choice: pd.DataFrame) -> pd.DataFrame:
 
 
 def prompt_panel(table: pd.DataFrame, labels: Mapping[str, str], part: str) -> Panel:
-    """One part's prompts: choice, argmax and probability in each cell; † where the base model is at chance."""
+    """One part's prompts: choice, argmax and probability in each cell; marked where the base model is not above chance."""
     own = table[table["part"] == part]
     prompts = list(own["prompt"].unique())
     values = own.set_index(["localization", "prompt", "accuracy"])
     headings = ["Localization"]
     for prompt in prompts:
-        at_chance = values.loc[(BASE, prompt, "choice"), "low"] <= 0.25
-        headings.append(prompt.replace("_", " ") + (" †" if at_chance else ""))
+        standing = str(values.loc[(BASE, prompt, "choice"), "standing"])
+        headings.append(f"{prompt.replace('_', ' ')} {MARKS.get(standing, ('', ''))[0]}".strip())
     lines = []
     for name, label in labels.items():
         cells = [
@@ -137,8 +142,9 @@ def run(job: Job) -> None:
     prompts.to_csv(job.outputs["csv"], index=False)
     letters.to_csv(job.outputs["letters"], index=False)
     seeds = int(prompts["seeds"].max())
+    base_standings = set(prompts.loc[prompts["localization"] == BASE, "standing"])
     notes = [
-        "† The base model itself is at chance (25 %) here: the column says nothing about unlearning.",
+        *[f"{mark} {text}" for kind, (mark, text) in MARKS.items() if kind in base_standings],
         "Choice: right among the candidates; argmax: right over the whole vocabulary (of an answer of several tokens, "
         "greedily decoded); probability: mean probability of the right candidate, the released code's accuracy. "
         f"Mean over {seeds} training seed{'s' if seeds > 1 else ''}; intervals in the CSV.",

@@ -1,8 +1,8 @@
 """Tables 1 to 4: one row per localization, from per-item rows alone.
 
 Every number carries its interval, over items and, where there are several, over seeds and forget sets. A
-column in which the base model itself is at chance is marked, because nothing can be read from it. For a
-Gemma-7B run the paper's value stands beside ours.
+column in which the base model itself is at chance or below is marked, because nothing can be read from it, and so
+is a cell of a model that answers everything alike. For a Gemma-7B run the paper's value stands beside ours.
 """
 
 from __future__ import annotations
@@ -13,19 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning.analysis.measures import MEASURES, Measure, estimates, items, read_frames
-from localized_unlearning.analysis.statistics import ACCURACIES, Estimate, covers
-from localized_unlearning.config.evaluation import Tables
+from localized_unlearning.analysis.measures import estimates, items, read_frames
+from localized_unlearning.analysis.standing import standings
+from localized_unlearning.analysis.statistics import ACCURACIES, covers
+from localized_unlearning.config.evaluation import Measures
 from localized_unlearning.config.run import Config
 from localized_unlearning.data.tasks import in_words
 from localized_unlearning.errors import UserError
+from localized_unlearning.paper import terms
 from localized_unlearning.paper.artefacts import TABLES
 from localized_unlearning.paper.published import PAPER
+from localized_unlearning.paper.terms import BY_NAME, MAIN, MARKS, MEASURES, Measure
 from localized_unlearning.reporting.markup import NOTHING, Panel, interval, latex, markdown, number, shown
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
-
 
 PAPER_COLUMNS = ("forget_question", "retain_question", "mcq_forget", "mmlu")
 """Our columns that the paper's four columns are comparable with: its FORGET and RETAIN are, in the
@@ -35,23 +37,6 @@ BASE = "base"
 
 ALL_SETS = "all"
 """What stands for the task where an estimate is the mean over a task's forget sets."""
-
-MAIN = (
-    "forget_training", "retain_training", "forget_question", "retain_question", "mcq_forget", "mcq_retain",
-    "mmlu", "text_loss",
-)  # fmt: skip
-"""Columns of the readable table; the other ways to score multiple choice follow in a table of their own."""
-
-ACCURACY_IN_WORDS: Mapping[str, str] = {
-    "choice": "accuracy among four choices",
-    "argmax": "accuracy over the whole vocabulary",
-    "probability": "probability among four choices",
-}
-
-
-def at_chance(found: Estimate, chance: float | None) -> bool:
-    """Whether an accuracy cannot be told from guessing: its interval does not lie above chance."""
-    return chance is not None and found.low <= chance
 
 
 def tidy(
@@ -63,7 +48,9 @@ def tidy(
     """One row per forget set, localization, column and accuracy, with what is known of its uncertainty.
 
     ``task`` names the forget set; ``all`` is the mean over a task's forget sets, where there are several.
-    ``covers`` says what the interval covers. For Gemma-7B the paper's value stands beside ours.
+    ``covers`` says what the interval covers. ``recall``, ``modal`` and ``base_standing`` are of the whole group of
+    measures that a column belongs to (see :mod:`localized_unlearning.analysis.standing`). For Gemma-7B the paper's value
+    stands beside ours.
     """
     main, statistics = TABLES[table][0], config.statistics
     paper = PAPER[table] if is_gemma_7b(config) else {}
@@ -82,6 +69,7 @@ def tidy(
         else None
         for task, name, column in zip(data["task"], data["localization"], data["measure"], strict=True)
     ]
+    data = _with_standing(data, standings(frames, config.prompts, statistics))
     known: Mapping[str, Mapping[str, Any]] = {BASE: NOTHING, **selections}
     sizes = pd.DataFrame(
         [
@@ -115,6 +103,25 @@ def tidy(
     return data[[*first, *(c for c in data.columns if c not in (*first, "order"))]]
 
 
+def _with_standing(data: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """With ``chance``, the model's mean ``recall`` and ``modal`` share, and the base model's ``base_standing``."""
+    worst = {"below chance": 0, "at chance": 1, "above chance": 2}
+    mean = found.groupby(["localization", "group"], sort=False).agg(
+        mean=("mean", "mean"), modal=("modal", "mean"), standing=("standing", lambda s: min(s, key=worst.__getitem__))
+    )  # fmt: skip
+    found = pd.concat([found, mean.reset_index().assign(task=ALL_SETS)], ignore_index=True)
+    keys = ["task", "localization", "group"]
+    model = found[[*keys, "mean", "modal"]].rename(columns={"mean": "recall"})
+    base = found.loc[found["localization"] == BASE, ["task", "group", "standing"]]
+    data = data.assign(
+        group=data["measure"].map({m.name: m.group for m in MEASURES}),
+        chance=data["measure"].map({m.name: m.chance for m in MEASURES}).astype(float),
+    )
+    data = data.merge(model, on=keys, how="left")
+    data = data.merge(base.rename(columns={"standing": "base_standing"}), on=["task", "group"], how="left")
+    return data.drop(columns="group")
+
+
 def is_gemma_7b(config: Config) -> bool:
     """Whether a run uses the paper's model, so that its numbers may stand beside ours."""
     return config.model.kind == "huggingface" and config.model.name == "google/gemma-7b"
@@ -127,16 +134,13 @@ def wide(
     one_way = [measure.name for measure in MEASURES if measure.by_text]
     chosen = data[data["accuracy"].isin((accuracy, "loss")) | data["column"].isin(one_way)]
     measures: list[Measure] = [m for m in MEASURES if m.name in columns]
-    base: Any = chosen[chosen["localization"] == BASE].set_index("column")
+    stands = chosen.drop_duplicates("column").set_index("column")["base_standing"]
+    used = []
     headings = ["Localization", "Components", "Parameters"]
-    marks = {}
     for measure in measures:
-        row: Any = base.loc[measure.name]
-        marks[measure.name] = at_chance(
-            Estimate(row["mean"], row["low"], row["high"], int(row["n"])),
-            measure.chance if accuracy != "probability" else None,
-        )
-        headings.append(measure.heading + (" †" if marks[measure.name] else ""))
+        mark = MARKS.get(str(stands[measure.name]), ("", ""))[0]
+        used += [str(stands[measure.name])] if mark else []
+        headings.append(f"{measure.heading} {mark}".strip())
     lines = []
     for name, group in chosen.groupby("localization", sort=False):
         first = group.iloc[0]
@@ -150,13 +154,12 @@ def wide(
             text = f"{number(row['mean'])} {interval(row['low'], row['high'])}"
             if pd.notna(row["paper"]):
                 text += f" (paper {number(row['paper'])})"
+            if name != BASE and row["modal"] >= terms.CONSTANT:
+                text += f" {MARKS['constant'][0]}"
+                used.append("constant")
             line.append(text)
         lines.append(line)
-    notes = []
-    if any(marks.values()):
-        notes.append(
-            "† The base model itself is at chance (25 %) here: the column says nothing about unlearning."
-        )
+    notes = [f"{mark} {text}" for kind, (mark, text) in MARKS.items() if kind in used]
     return headings, lines, notes
 
 
@@ -166,12 +169,12 @@ def title_of(table: str, config: Config) -> str:
     what = in_words(config.tasks[task].forget)  # type: ignore[union-attr]
     goal = "erasing" if objective == "erase" else "replacing with golf the sport of"
     number_ = table.split("_")[1]
-    return f"Table {number_}. Localized fine-tuning, {goal} {what} ({config.run}); {ACCURACY_IN_WORDS[config.tables.accuracy]} on the test part."
+    return f"Table {number_}. Localized fine-tuning, {goal} {what} ({config.run}); {terms.ACCURACIES[config.measures.accuracy]} on the test part."
 
 
-def panels_of(data: pd.DataFrame, task: str, tables: Tables) -> tuple[list[Panel], list[str]]:
+def panels_of(data: pd.DataFrame, task: str, measures: Measures) -> tuple[list[Panel], list[str]]:
     """The panels of a readable table and their footnotes: the paper's columns, other scorings, the mean over sets."""
-    asked = [measure.name for measure in MEASURES if shown(measure, tables.prompts)]
+    asked = [measure.name for measure in MEASURES if shown(measure, measures.prompts)]
     main = [name for name in asked if name in MAIN]
     other = [name for name in asked if name not in MAIN]
     own, mean = data[data["task"] == task], data[data["task"] == ALL_SETS]
@@ -183,7 +186,7 @@ def panels_of(data: pd.DataFrame, task: str, tables: Tables) -> tuple[list[Panel
     ]
     panels, notes = [], []
     for caption, part, columns in grids:
-        headings, lines, found = wide(part, tables.accuracy, columns)
+        headings, lines, found = wide(part, measures.accuracy, columns)
         panels.append(Panel(caption, headings, lines))
         notes += [note for note in found if note not in notes]
     return panels, notes
@@ -203,7 +206,10 @@ def reading(data: pd.DataFrame, task: str, config: Config) -> str:
         how = "over test items (Wilson; bootstrap for the text loss), one training seed"
     text = (
         f"Intervals: {level} %, {how}. Items: {sizes['forget_training']} forget, {sizes['retain_training']} retain, "
-        f"{sizes['mmlu']} MMLU-format questions, {sizes['text_loss']} text windows. Text loss in nats per token."
+        f"{sizes['mmlu']} {BY_NAME['mmlu'].short} questions (drawn within their subjects, which are fixed), "
+        f"{sizes['text_loss']} text windows. Text loss in nats per token. Guessing gives at most "
+        f"{terms.SPORT_CHANCE:.2f} of the three sports and {terms.OPTION_CHANCE:.2f} of four options; whether the base "
+        "model is above it is tested on both parts together, by mean recall over the right answers."
     )
     mean = data[(data["task"] == ALL_SETS) & (data["localization"] != BASE)]
     if len(mean):
@@ -215,7 +221,7 @@ def reading(data: pd.DataFrame, task: str, config: Config) -> str:
 
 
 def run(job: Job) -> None:
-    """Stage: one table as CSV (tidy, all three accuracies), Markdown and LaTeX (one accuracy, see ``tables``)."""
+    """Stage: one table as CSV (tidy, all three accuracies), Markdown and LaTeX (one accuracy, see ``measures``)."""
     import json
 
     config = job.config
@@ -232,7 +238,7 @@ def run(job: Job) -> None:
             f"{table} lacks the evaluation of {', '.join(sorted(missing))}: rerun the evaluate rule"
         )
     data = tidy(table, frames, selections, config)
-    panels, notes = panels_of(data, task, config.tables)
+    panels, notes = panels_of(data, task, config.measures)
     notes.append(reading(data, task, config))
     title = title_of(table, config)
     data.to_csv(job.outputs["csv"], index=False)

@@ -1,38 +1,28 @@
-"""What claims are judged on: a run's per-item rows, or the numbers that the paper published.
+"""What claims are judged on: a run's per-item rows (the paper's own numbers: :mod:`.published`).
 
-Both give :class:`Curve`: a measure's mean at one or more points, with samples that carry its uncertainty.
+Both give :class:`Curve`: a measure's mean at one or more points, with samples that carry its uncertainty, and the
+answers themselves where an exact test can count them.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
 from localized_unlearning.analysis.claims.schema import At
-from localized_unlearning.analysis.statistics import item_scores
+from localized_unlearning.analysis.standing import Recall, recall
+from localized_unlearning.analysis.statistics import Accuracy, item_scores
 from localized_unlearning.config.evaluation import Statistics
-from localized_unlearning.paper.artefacts import TABLES
-from localized_unlearning.paper.published import PAPER
-
-CHANCE = 0.25
-"""Accuracy of guessing among four answers, as the tables have it."""
+from localized_unlearning.paper.terms import GROUPS, OPTION_CHANCE, SPORT_CHANCE
 
 HALF = 0.5
 """Accuracy that the base model's best layer must surpass for probes to mean anything."""
-
-ANSWERED = {
-    "forget": "the question prompt on the forget set",
-    "retain": "the question prompt",
-    "mcq_forget": "multiple choice",
-    "mmlu": "MMLU",
-}
-"""Measures that are answers, in words."""
 
 
 class NotTestable(Exception):
@@ -57,12 +47,31 @@ class Number:
         samples: it, resampled ``[sample]``.
         opposed: the same samples, the two pseudo-items answered the other way round ``[sample]``.
         choices: how many points it was chosen among as the least or greatest.
+        answers: right (1) or wrong (0) by item's name, where the value is a plain share of one seed's answers.
     """
 
     value: float
     samples: np.ndarray
     opposed: np.ndarray
     choices: int = 1
+    answers: Mapping[str, float] | None = None
+
+
+class Ends(NamedTuple):
+    """What the samples would be if the outcome were the highest, or the lowest, that there can be.
+
+    Attributes:
+        top, bottom: the extreme values.
+        top_samples, bottom_samples: their samples ``[sample]``.
+        top_opposed, bottom_opposed: the same with the pseudo-items the other way round.
+    """
+
+    top: float
+    bottom: float
+    top_samples: np.ndarray
+    bottom_samples: np.ndarray
+    top_opposed: np.ndarray
+    bottom_opposed: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,8 @@ class Curve:
         mean: ``[point]``.
         samples, opposed: ``[sample, point]``, see :class:`Number`.
         items, seeds: over how many items and seeds.
+        ends: its extremes; None where no outcome but this one is thinkable.
+        names, scores: the items and their answers ``[item, point]``, for a share of one seed's answers.
     """
 
     x: tuple[float, ...]
@@ -82,18 +93,24 @@ class Curve:
     opposed: np.ndarray
     items: int
     seeds: int
+    ends: Ends | None = None
+    names: tuple[str, ...] = ()
+    scores: np.ndarray | None = None
 
     def point(self, index: int, choices: int = 1) -> Number:
         """One point's number."""
+        answers = None
+        if self.scores is not None:
+            answers = dict(zip(self.names, self.scores[:, index].tolist(), strict=True))
         return Number(
-            float(self.mean[index]), self.samples[:, index], self.opposed[:, index], choices=choices
+            float(self.mean[index]), self.samples[:, index], self.opposed[:, index], choices, answers
         )
 
     def at(self, how: At) -> Number:
         """The number that stands for the series."""
-        if how == "mean":
+        if how == "mean" and len(self.x) > 1:
             return Number(float(self.mean.mean()), self.samples.mean(1), self.opposed.mean(1))
-        if how == "last":
+        if how in ("last", "mean"):
             return self.point(len(self.x) - 1)
         return self.point(int(self.mean.argmax() if how == "max" else self.mean.argmin()), len(self.x))
 
@@ -103,6 +120,9 @@ class Evidence(Protocol):
 
     lookup: tuple[int, ...]
     """Layers of the manual localization."""
+
+    retained: bool
+    """Whether it can be told if a model still answers multiple choice on the retain set."""
 
     def curve(self, cell: Cell) -> Curve:
         """A measure of one model.
@@ -114,12 +134,16 @@ class Evidence(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows: of a frame (see :func:`frames_of`), those that meet ``where``, as a series over ``x``."""
+    """Some rows: of a frame (see :func:`frames_of`), those that meet ``where``, as a series over ``x``.
+
+    Of a series the points from ``first`` on count, or only the point ``fixed``, which then stands for all.
+    """
 
     frame: str
     where: Mapping[str, object] = field(default_factory=dict)
     x: str = ""
     first: int | None = None
+    fixed: float | None = None
 
 
 FORGET, OTHERS, RETAIN = {"forget": True}, {"forget": True, "relearn": False}, {"forget": False}
@@ -131,6 +155,7 @@ SWEEP = {
     "retain": Part("sweep/facts", RETAIN, "edit_size", 1),
     "mcq_forget": Part("sweep/multiple_choice", {**FORGET, **FIXED}, "edit_size", 1),
     "mmlu": Part("sweep/mmlu", {}, "edit_size", 1),
+    "mmlu_unedited": Part("sweep/mmlu", {}, "edit_size", fixed=0),
 }
 """Along the edit sizes, the unedited model left out."""
 
@@ -143,39 +168,55 @@ MEASURES: Mapping[str, tuple[tuple[int, Part], ...]] = {
     "forget": ((1, Part("facts", FORGET)),),
     "retain": ((1, Part("facts", RETAIN)),),
     "mcq_forget": ((1, Part("multiple_choice", {**FORGET, **FIXED})),),
+    "mcq_retain": ((1, Part("multiple_choice", {**RETAIN, **FIXED})),),
     "mmlu": ((1, Part("mmlu")),),
     "relearned": ((1, Part("relearning/facts", OTHERS, "iteration")),),
+    "relearned_all": ((1, Part("relearning/facts", FORGET, "iteration")),),
     "probe": ((1, Part("probes", {**FORGET, "control": False}, "layer")),),
     "sweep_forget": ((1, SWEEP["forget"]),),
     "sweep_mcq_forget": ((1, SWEEP["mcq_forget"]),),
     "sweep_retain_minus_forget": ((1, SWEEP["retain"]), (-1, SWEEP["forget"])),
     "sweep_mmlu_minus_forget": ((1, SWEEP["mmlu"]), (-1, SWEEP["forget"])),
     "sweep_mmlu_minus_mcq_forget": ((1, SWEEP["mmlu"]), (-1, SWEEP["mcq_forget"])),
+    "sweep_mmlu_change_minus_forget": (
+        (1, SWEEP["mmlu"]),
+        (-1, SWEEP["mmlu_unedited"]),
+        (-1, SWEEP["forget"]),
+    ),
     "layers_prompt": ((1, _layers("prompt", False)),),
     "layers_athlete": ((1, _layers("athlete", False)),),
     "late_attention_prompt": ((1, _layers("prompt", False)), (-1, _layers("prompt", True))),
     "late_attention_athlete": ((1, _layers("athlete", False)), (-1, _layers("athlete", True))),
 }
-"""Each measure as a signed sum of accuracies. ``head_ablation`` is not among them: it is the last layer's
-accuracy with no single head ablated minus that without each head from the first lookup layer on."""
+"""Each measure as a signed sum of accuracies. Not among them: ``head_ablation``, the last layer's accuracy with no
+single head ablated minus that without each head from the first lookup layer on; ``selection_depth`` and
+``selection_attention``, the mean layer of a localization's components and the share of attention among them."""
 
-BASE_MEASURES: Mapping[str, tuple[str, ...]] = {
-    "forget": ("forget",),
-    "retain": ("retain",),
-    "mcq_forget": ("mcq_forget",),
+BASE_GROUPS: Mapping[str, tuple[str, ...]] = {
+    "forget": ("facts",),
+    "retain": ("facts",),
+    "mcq_forget": ("mcq",),
+    "mcq_retain": ("mcq",),
     "mmlu": ("mmlu",),
-    "relearned": ("forget",),
-    "probe": ("probe",),
-    "late_attention_prompt": ("layers_prompt",),
-    "late_attention_athlete": ("layers_athlete",),
-    "head_ablation": ("layers_prompt",),
-    "sweep_forget": ("forget",),
-    "sweep_mcq_forget": ("mcq_forget",),
-    "sweep_retain_minus_forget": ("forget", "retain"),
-    "sweep_mmlu_minus_forget": ("forget", "mmlu"),
-    "sweep_mmlu_minus_mcq_forget": ("mcq_forget", "mmlu"),
+    "relearned": ("facts",),
+    "relearned_all": ("facts",),
+    "sweep_forget": ("facts",),
+    "sweep_mcq_forget": ("mcq",),
+    "sweep_retain_minus_forget": ("facts",),
+    "sweep_mmlu_minus_forget": ("facts", "mmlu"),
+    "sweep_mmlu_minus_mcq_forget": ("mcq", "mmlu"),
+    "sweep_mmlu_change_minus_forget": ("facts", "mmlu"),
 }
-"""What the base model must be able to do for a measure to mean anything."""
+"""What the base model must be able to answer for a measure to mean anything: facts in the main prompt, multiple
+choice, or general knowledge."""
+
+BASE_PROBES: Mapping[str, str] = {
+    "probe": "probe",
+    "late_attention_prompt": "layers_prompt",
+    "late_attention_athlete": "layers_athlete",
+    "head_ablation": "layers_prompt",
+}
+"""In which probes of the base model some layer must tell the sport for a measure to mean anything."""
 
 WORDS = {
     "facts": "evaluation",
@@ -185,6 +226,7 @@ WORDS = {
     "probes": "probes",
     "layer_probes": "probes of the base model",
     "head_ablation": "head ablation",
+    "selection": "selection",
     **{part.frame: "sweep of edit sizes" for part in SWEEP.values()},
 }
 
@@ -203,25 +245,37 @@ def frames_of(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
 class Run:
     """A run's rows.
 
-    Accuracy is ``choice``. Items and seeds are resampled together (items are the same for every seed), the
-    same items alike for every model, so that differences are paired; questions of general knowledge are drawn
-    by subject. Two pseudo-items, one right and one wrong, take part, answered the other way round on the other
+    Items and seeds are resampled together (items are the same for every seed), the same items alike for every
+    model, so that differences are paired; questions of general knowledge are drawn within their subjects, as in
+    the tables. Two pseudo-items, one right and one wrong, take part, answered the other way round on the other
     side of a difference: without them 0 of 16 would be certain. What the seeds add is widened as Student's t
     asks for their number.
 
     Args:
         frames: see :func:`frames_of`.
-        question: the question prompt's name.
+        prompt: name of the prompt that facts are asked with.
         settings: bootstrap samples and seed.
         lookup: layers of the manual localization.
+        accuracy: how answers are scored, see :mod:`localized_unlearning.analysis.statistics`.
+        selections: names of the chosen components by task, method (``finetune`` or ``mask``) and localization.
     """
 
+    retained = True
+
     def __init__(
-        self, frames: Mapping[str, pd.DataFrame], question: str, settings: Statistics, lookup: tuple[int, ...]
+        self,
+        frames: Mapping[str, pd.DataFrame],
+        prompt: str,
+        settings: Statistics,
+        lookup: tuple[int, ...],
+        accuracy: Accuracy = "choice",
+        selections: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
     ) -> None:
-        self.frames, self.question, self.settings, self.lookup = frames, question, settings, lookup
+        self.frames, self.prompt, self.settings, self.lookup = frames, prompt, settings, lookup
+        self.accuracy, self.selections = accuracy, selections or {}
         self._curves: dict[Cell, Curve | NotTestable] = {}
         self._weights: dict[str, np.ndarray] = {}
+        self._recalls: dict[tuple[str, str], Recall] = {}
         self._models: dict[str, dict[tuple[str, ...], pd.DataFrame]] = {}
 
     def curve(self, cell: Cell) -> Curve:
@@ -237,36 +291,70 @@ class Run:
         return found
 
     def _curve(self, cell: Cell) -> Curve:
+        if cell.measure.startswith("selection_"):
+            return self._selection(cell)
         if cell.measure == "head_ablation":
             heads = self._heads()
-            self._can(cell.task, "layers_prompt")
+            self._finds(cell.task, "layers_prompt")
             return heads
-        terms = [(sign, *self._scores(part, cell)) for sign, part in MEASURES[cell.measure]]
+        terms = [(sign, part, *self._scores(part, cell)) for sign, part in MEASURES[cell.measure]]
         if cell.localization != "base" or cell.task == "base":
-            for measure in BASE_MEASURES.get(cell.measure, ()):
-                self._can(cell.task, measure)
-        x = terms[0][1]
-        for _, other, _, _ in terms[1:]:
-            x = tuple(value for value in x if value in other)
+            for group in BASE_GROUPS.get(cell.measure, ()):
+                self._can(cell.task, group)
+            if cell.measure in BASE_PROBES:
+                self._finds(cell.task, BASE_PROBES[cell.measure])
+        x = terms[0][2]
+        for _, part, other, _, _ in terms[1:]:
+            x = x if part.fixed is not None else tuple(value for value in x if value in other)
         curves = []
-        for sign, points, scores, units in terms:
-            chosen = [points.index(value) for value in x]
-            curves.append((sign, self._sampled(x, scores[..., chosen], units)))
-        return _sum(curves)
+        for sign, part, points, scores, names in terms:
+            chosen = [0] * len(x) if part.fixed is not None else [points.index(value) for value in x]
+            curves.append((sign, self._sampled(x, scores[..., chosen], names)))
+        return summed(curves)
 
-    def _can(self, task: str, measure: str) -> None:
-        """Refuse a measure at which the base model itself fails: answers at chance, or no layer that tells the sport."""
-        base = self.curve(Cell(task, "none", "base", measure)).at("max")
-        low = float(np.quantile(base.samples, (1 - self.settings.confidence) / 2))
-        if low <= CHANCE and measure in ANSWERED:
+    def _can(self, task: str, group: str) -> None:
+        """Refuse what the base model itself cannot answer, forget and retain set together."""
+        frame, where, chance = {
+            "facts": ("facts", {}, SPORT_CHANCE),
+            "mcq": ("multiple_choice", FIXED, SPORT_CHANCE),
+            "mmlu": ("mmlu", {}, OPTION_CHANCE),
+        }[group]
+        if (task, group) not in self._recalls:
+            rows = self._rows(Part(frame, where), Cell(task, "none", "base", group))
+            self._recalls[task, group] = recall(rows, "logit_", self.settings.confidence)
+        found = self._recalls[task, group]
+        standing = found.standing(chance)
+        if standing != "above chance":
+            what = {"facts": "facts", "mcq": GROUPS["mcq"].lower(), "mmlu": GROUPS["mmlu"]}[group]
+            why = " (it answers systematically)" if standing == "below chance" else ""
             raise NotTestable(
-                f"the base model itself is at chance in {ANSWERED[measure]} ({base.value:.3f}): nothing can be "
+                f"the base model itself is {standing}{why} in {what} (mean recall {found.mean:.3f}): nothing can be "
                 "forgotten there"
             )
-        if low <= HALF and measure not in ANSWERED:
+
+    def _finds(self, task: str, measure: str) -> None:
+        """Refuse probes that find nothing in the base model's best layer either."""
+        base = self.curve(Cell(task, "none", "base", measure)).at("max")
+        if float(np.quantile(base.samples, (1 - self.settings.confidence) / 2)) <= HALF:
             raise NotTestable(
                 f"probes do not find the sport in the base model itself (best layer {base.value:.3f})"
             )
+
+    def _selection(self, cell: Cell) -> Curve:
+        """Depth or share of attention of the chosen components: a count, which has no sampling error."""
+        method = "mask" if cell.objective == "mask" else "finetune"
+        names = self.selections.get((cell.task, method, cell.localization))
+        if not names:
+            raise NotTestable(f"the run has no selection of {cell.localization} ({cell.task})")
+        layers = [int(name.partition(".")[0]) for name in names]
+        kinds = [name.split(".")[1] for name in names]
+        values = {
+            "selection_depth": float(np.mean(layers)),
+            "selection_attention": float(np.mean([kind == "attn" for kind in kinds])),
+        }
+        value = values[cell.measure]
+        samples = np.full((self.settings.bootstrap, 1), value)
+        return Curve((0.0,), np.array([value]), samples, samples, len(names), 1)
 
     def _heads(self) -> Curve:
         rows = self._frame("head_ablation")
@@ -277,13 +365,13 @@ class Run:
             (int(a), int(b)) for a, b in zip(named["layer"], named["head"], strict=True) if a >= max(first, 0)
         ]
         none = wide[(-1, -1)].to_numpy()
-        x, items = tuple(float(i) for i in range(len(heads))), tuple(wide.index)
+        x, items = tuple(float(i) for i in range(len(heads))), tuple(map(str, wide.index))
         intact = np.repeat(none[None, :, None], len(heads), 2)
         curves = [
             (1, self._sampled(x, intact, items)),
             (-1, self._sampled(x, wide[heads].to_numpy()[None], items)),
         ]
-        return _sum(curves)
+        return summed(curves)
 
     def _frame(self, name: str) -> pd.DataFrame:
         if name not in self.frames:
@@ -306,18 +394,27 @@ class Run:
             raise NotTestable(f"the run has no {WORDS[frame]} of {model}")
         return found[key]
 
-    def _scores(self, part: Part, cell: Cell) -> tuple[tuple[float, ...], np.ndarray, tuple[str, ...]]:
-        """Points, scores ``[seed, item, point]`` and what each item is drawn with, of the rows behind a cell."""
+    def _rows(self, part: Part, cell: Cell) -> pd.DataFrame:
+        """The rows behind a part of a cell."""
         rows = self._of_model(part.frame, cell)
-        where = {**part.where, **({"prompt": self.question} if "prompt" in rows.columns else {})}
+        where = {**part.where, **({"prompt": self.prompt} if "prompt" in rows.columns else {})}
         for column, value in where.items():
             rows = rows[rows[column] == value]
         if part.first is not None:
             rows = rows[rows[part.x] >= part.first]
+        if part.fixed is not None:
+            rows = rows[rows[part.x] == part.fixed]
         if rows.empty:
             raise NotTestable(f"the {WORDS[part.frame]} of {cell.localization} holds no such rows")
+        return rows
+
+    def _scores(self, part: Part, cell: Cell) -> tuple[tuple[float, ...], np.ndarray, tuple[str, ...]]:
+        """Points, scores ``[seed, item, point]`` and the items' names, of the rows behind a cell."""
+        rows = self._rows(part, cell)
         scores = (
-            rows["right"].to_numpy(dtype=float) if "right" in rows.columns else item_scores(rows, "choice")
+            rows["right"].to_numpy(dtype=float)
+            if "right" in rows.columns
+            else item_scores(rows, self.accuracy)
         )
         tidy = pd.DataFrame(
             {
@@ -335,11 +432,7 @@ class Run:
                 f"the {WORDS[part.frame]} of {cell.localization} lacks items at some seed or point"
             )
         values = wide.reindex(pd.MultiIndex.from_product([seeds, items])).to_numpy()
-        units = items
-        if "subject" in rows.columns:
-            subject = dict(zip(tidy["item"], rows["subject"], strict=True))
-            units = tuple(subject[item] for item in items)
-        return tuple(float(v) for v in wide.columns), values.reshape(len(seeds), len(items), -1), units
+        return tuple(float(v) for v in wide.columns), values.reshape(len(seeds), len(items), -1), items
 
     def _draws(self, name: str, count: int, draws: int) -> np.ndarray:
         """Shares of each of ``count`` things in ``draws`` draws ``[sample, thing]``; alike for the same name."""
@@ -349,14 +442,15 @@ class Run:
             self._weights[name] = drawn / draws
         return self._weights[name]
 
-    def _sampled(self, x: tuple[float, ...], scores: np.ndarray, units: tuple[str, ...]) -> Curve:
+    def _sampled(self, x: tuple[float, ...], scores: np.ndarray, names: tuple[str, ...]) -> Curve:
         seeds, count, points = scores.shape
         by_seed = self._draws(f"seeds {seeds}", seeds, max(1, seeds - 1))  # see hierarchical_bootstrap
         by_seed = 1 / seeds + _few(seeds, self.settings.confidence) * (by_seed - 1 / seeds)
-        names, codes = np.unique(units, return_inverse=True)
-        by_unit = self._draws("items " + "\n".join(names), len(names) + 2, len(names) + 2)
-        by_item = by_unit[:, [*codes, len(names), len(names) + 1]]  # and the two pseudo-items
-        by_item = by_item / by_item.sum(1, keepdims=True)
+        ordered = np.sort(names)
+        by_item = self._draws("items " + "\n".join(ordered), count + 2, count + 2)
+        by_item = by_item[
+            :, [*np.searchsorted(ordered, names), count, count + 1]
+        ]  # the last are the pseudo-items
 
         def sample(pseudo: tuple[float, float]) -> np.ndarray:
             two = np.broadcast_to(np.array(pseudo)[None, :, None], (seeds, 2, points))
@@ -364,7 +458,12 @@ class Run:
             means = np.stack([by_item @ one for one in table], 1)
             return np.asarray(np.einsum("bs,bsp->bp", by_seed, means))
 
-        return Curve(x, scores.mean((0, 1)), sample((1, 0)), sample((0, 1)), count, seeds)
+        one, other = by_item[:, count], by_item[:, count + 1]
+        plain = seeds == 1 and bool(np.isin(scores, (0.0, 1.0)).all())
+        return Curve(
+            x, scores.mean((0, 1)), sample((1, 0)), sample((0, 1)), count, seeds,
+            Ends(1.0, 0.0, 1 - other, one, 1 - one, other), names, scores[0] if plain else None,
+        )  # fmt: skip
 
 
 def _few(seeds: int, confidence: float) -> float:
@@ -375,180 +474,27 @@ def _few(seeds: int, confidence: float) -> float:
     return float(t.ppf(level, seeds - 1) / norm.ppf(level)) if seeds > 1 else 1.0
 
 
-def _sum(curves: Sequence[tuple[int, Curve]]) -> Curve:
+def summed(curves: Sequence[tuple[int, Curve]]) -> Curve:
     """A signed sum of curves over the same points; what is subtracted is resampled with its pseudo-items opposed."""
+    if len(curves) == 1 and curves[0][0] == 1:
+        return curves[0][1]
     first = curves[0][1]
+
+    def total(plus: str, minus: str, of: Callable[[Curve], Any] = lambda curve: curve) -> Any:
+        return sum(s * getattr(of(curve), plus if s > 0 else minus) for s, curve in curves)
+
+    ends = None
+    if all(curve.ends for _, curve in curves):
+
+        def extreme(plus: str, minus: str) -> Any:
+            return total(plus, minus, lambda curve: curve.ends)
+
+        ends = Ends(
+            extreme("top", "bottom"), extreme("bottom", "top"),
+            extreme("top_samples", "bottom_opposed"), extreme("bottom_samples", "top_opposed"),
+            extreme("top_opposed", "bottom_samples"), extreme("bottom_opposed", "top_samples"),
+        )  # fmt: skip
     return Curve(
-        first.x,
-        sum(sign * curve.mean for sign, curve in curves),  # type: ignore[arg-type]
-        sum(sign * (curve.samples if sign > 0 else curve.opposed) for sign, curve in curves),  # type: ignore[arg-type]
-        sum(sign * (curve.opposed if sign > 0 else curve.samples) for sign, curve in curves),  # type: ignore[arg-type]
-        min(curve.items for _, curve in curves),
-        min(curve.seeds for _, curve in curves),
-    )
-
-
-# ---- published numbers
-
-ITEMS = {("sports", True): 99, ("sports", False): 215, ("athletes", True): 16, ("athletes", False): 310}
-"""Test items behind the paper's accuracies, by task and whether forgotten."""
-
-MMLU_ITEMS, TINY_MMLU_ITEMS, PROBED = 14_042, 100, {"sports": 99, "athletes": 8}
-
-RUNS = {
-    ("sports", "erase"): "table1_basketball_unlearn",
-    ("athletes", "erase"): "table2_16athletes_unlearn",
-    ("sports", "inject"): "table3_basketball_inject",
-    ("athletes", "inject"): "table4_16athletes_inject",
-}
-
-NAMES = {
-    "attribution_patching": ("localized_ap", "ap"),
-    "causal_tracing": ("localized_ct", "ct"),
-    "manual": ("manual_interp", "manual"),
-    "random": ("random", "random"),
-    "all_mlps": ("all_mlps", "all_mlps"),
-    "nonlocalized": ("nonlocalized", "none"),
-}
-"""Localizations as the released result files call them, for fine-tuning and for masks."""
-
-
-class Published:
-    """The paper's own numbers: Tables 1-4, and its curves where ``folder`` holds them.
-
-    The paper gives means without their items, so samples are drawn from the Beta distribution of a share of
-    that many items (Jeffreys), independent from model to model: the real differences are paired and so
-    somewhat more certain. The base model was never published, so nothing is refused for its sake.
-
-    Args:
-        settings: samples and seed.
-        folder: the released result files as CSV; None leaves the curves out.
-    """
-
-    lookup: tuple[int, ...] = (2, 3, 4, 5, 6, 7)
-    layers = 28
-
-    def __init__(self, settings: Statistics, folder: Path | None = None) -> None:
-        self.settings, self.folder = settings, folder
-        self._tables: dict[str, pd.DataFrame] = {}
-        self._curves: dict[Cell, Curve] = {}
-
-    def curve(self, cell: Cell) -> Curve:
-        """See :class:`Evidence`."""
-        if cell not in self._curves:
-            self._curves[cell] = self._find(cell)
-        return self._curves[cell]
-
-    def _find(self, cell: Cell) -> Curve:
-        if cell.measure in ("forget", "retain", "mcq_forget", "mmlu") and cell.objective != "mask":
-            table = next(name for name, what in TABLES.items() if what == (cell.task, cell.objective))
-            value = PAPER[table][cell.localization][
-                ("forget", "retain", "mcq_forget", "mmlu").index(cell.measure)
-            ]
-            items = MMLU_ITEMS if cell.measure == "mmlu" else ITEMS[cell.task, cell.measure != "retain"]
-            return self._curve(cell, (0.0,), [value], items)
-        if self.folder is None:
-            raise NotTestable("the paper prints no numbers for this, only a figure")
-        reader = {"relearned": self._relearned, "probe": self._probe, "head_ablation": self._heads}.get(
-            cell.measure, self._layers if cell.task == "base" else self._sweep
-        )
-        return reader(cell)
-
-    def _read(self, name: str) -> pd.DataFrame:
-        assert self.folder is not None
-        if name not in self._tables:
-            if not (self.folder / name).is_file():
-                raise NotTestable(f"{name} is not among the published files")
-            self._tables[name] = pd.read_csv(self.folder / name)
-        return self._tables[name]
-
-    def _curve(
-        self, cell: Cell, x: Sequence[float], means: Sequence[float], items: int, term: str = ""
-    ) -> Curve:
-        from scipy.stats import beta
-
-        mean = np.clip(np.asarray(means, dtype=float), 0, 1)
-        name = "\n".join((*cell, term))
-        generator = np.random.default_rng([self.settings.seed, zlib.crc32(name.encode())])
-        level = generator.random((self.settings.bootstrap, 1))
-        samples = beta.ppf(level, items * mean + 0.5, items * (1 - mean) + 0.5)
-        return Curve(tuple(float(v) for v in x), mean, samples, samples, items, 1)
-
-    def _relearned(self, cell: Cell) -> Curve:
-        rows = self._read("fig1_fig2_fig13_relearning.csv")
-        run = RUNS[cell.task, cell.objective]
-        rows = rows[rows["run"].str.startswith(run) & (rows["localisation"] == NAMES[cell.localization][0])]
-        return self._curve(
-            cell, rows["iteration"].tolist(), rows["normal_forget"].tolist(), ITEMS[cell.task, True]
-        )
-
-    def _probe(self, cell: Cell) -> Curve:
-        name = {
-            ("sports", "erase"): "fig3",
-            ("athletes", "erase"): "fig4",
-            ("athletes", "inject"): "fig14",
-        }.get((cell.task, cell.objective), "")
-        if name == "fig3":
-            rows = self._read("fig3_fig4_fig14_probes_digitised_from_png.csv").dropna(
-                subset="accuracy_quantised"
-            )
-            column, scale = "accuracy_quantised", 1.0
-        else:
-            rows, column, scale = self._read("fig4_fig14_probes_read_by_eye.csv"), "accuracy_eighths", 8.0
-        rows = rows[(rows["figure"] == name) & (rows["localisation"] == NAMES[cell.localization][0])]
-        if len(rows) < self.layers:
-            raise NotTestable(f"the curve of {cell.localization} lies hidden behind others in the figure")
-        return self._curve(cell, rows["layer"].tolist(), (rows[column] / scale).tolist(), PROBED[cell.task])
-
-    def _sweep(self, cell: Cell) -> Curve:
-        rows = self._read("fig5_to_fig12_weight_masking.csv")
-        task = {"sports": "basketball", "athletes": "athlete"}[cell.task]
-        rows = rows[(rows["task"] == task) & (rows["localisation"] == NAMES[cell.localization][1])]
-        rows = rows[rows["n_weights_masked"] > 0]  # those with 0 are not of the unedited model
-        if rows.empty:
-            raise NotTestable(f"the paper masks nothing with {cell.localization}")
-        columns = {
-            "sweep_forget": ("normal_forget", ITEMS[cell.task, True]),
-            "sweep_retain": ("normal_retain", ITEMS[cell.task, False]),
-            "sweep_mcq_forget": ("mcq_forget", ITEMS[cell.task, True]),
-            "sweep_mmlu": ("tinymmlu", TINY_MMLU_ITEMS),
-        }
-        plus, _, minus = cell.measure.partition("_minus_")
-        curves = []
-        for sign, term in ((1, plus), (-1, f"sweep_{minus}")):
-            if term in columns:
-                column, items = columns[term]
-                curves.append(
-                    (
-                        sign,
-                        self._curve(
-                            cell, rows["n_weights_masked"].tolist(), rows[column].tolist(), items, term
-                        ),
-                    )
-                )
-        return _sum(curves)
-
-    def _layers(self, cell: Cell) -> Curve:
-        rows = self._read("fig16_probe_across_layers_exact_from_pdf.csv")
-        kind, _, series = cell.measure.rpartition("_")
-        curves = []
-        for sign, ablated in ((1, False), (-1, True)):
-            if sign > 0 or kind == "late_attention":
-                name = series.capitalize()
-                named = rows["series"].str.startswith(f"{name} +") if ablated else rows["series"] == name
-                part = rows[named]
-                curves.append(
-                    (
-                        sign,
-                        self._curve(
-                            cell, part["layer"].tolist(), part["accuracy"].tolist(), 314, str(ablated)
-                        ),
-                    )
-                )
-        return _sum(curves)
-
-    def _heads(self, cell: Cell) -> Curve:
-        rows = self._read("fig15_head_ablation_delta_decoded_from_pdf_image.csv")
-        rows = rows[rows["layer"] >= min(self.lookup)]
-        lost = -rows["delta_final_layer_probe_acc_approx"].clip(upper=0)
-        return self._curve(cell, range(len(rows)), lost.tolist(), 314)
+        first.x, total("mean", "mean"), total("samples", "opposed"), total("opposed", "samples"),
+        min(curve.items for _, curve in curves), min(curve.seeds for _, curve in curves), ends,
+    )  # fmt: skip

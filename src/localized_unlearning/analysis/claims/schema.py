@@ -18,11 +18,12 @@ LOCALIZATIONS = ("attribution_patching", "causal_tracing", "manual", "random", "
 Name = Literal["attribution_patching", "causal_tracing", "manual", "random", "all_mlps", "nonlocalized"]
 
 Measure = Literal[
-    "forget", "retain", "mcq_forget", "mmlu",
-    "relearned", "probe",
+    "forget", "retain", "mcq_forget", "mcq_retain", "mmlu",
+    "relearned", "relearned_all", "probe",
     "sweep_forget", "sweep_mcq_forget", "sweep_retain_minus_forget", "sweep_mmlu_minus_forget",
-    "sweep_mmlu_minus_mcq_forget",
+    "sweep_mmlu_minus_mcq_forget", "sweep_mmlu_change_minus_forget",
     "layers_prompt", "layers_athlete", "late_attention_prompt", "late_attention_athlete", "head_ablation",
+    "selection_depth", "selection_attention",
 ]  # fmt: skip
 """What is measured; each is defined in :mod:`localized_unlearning.analysis.claims.evidence`."""
 
@@ -41,7 +42,11 @@ class Compared(Section):
     at: At = Field("last", description="Which number stands for a series.")
     localizations: tuple[Name, ...] = Field((), description="Whose number; none for the base model.")
     forgotten: bool = Field(
-        False, description="Count only models whose forget accuracy had fallen below 0.5."
+        False, description="Count only models whose forget accuracy had certainly fallen below 0.5."
+    )
+    answering: bool = Field(
+        False,
+        description="Count only models that still answer multiple choice on the retain set, certainly above 0.5.",
     )
 
 
@@ -52,6 +57,7 @@ class Ordering(Compared):
     side: Literal["below", "above"]
     than: tuple[Name, ...] | Literal["others"]
     tolerance: float = Field(0.0, ge=0, description="By how much the other may be better.")
+    by: float = Field(0.0, ge=0, description="By how much it must be better at least.")
 
     def others(self, name: str) -> tuple[str, ...]:
         """Whom a localization is compared with."""
@@ -81,11 +87,24 @@ class Trend(Compared):
         "all",
         description="all: from the first point to the last; lookup: over the manual localization's layers.",
     )
+    until: float | None = Field(None, description="The last point that counts; null: that of the series.")
     rise: float = Field(0.0, description="The least rise.")
     share: float = Field(0.0, ge=0, le=1, description="The least share of the rise over all points.")
 
 
-Test = Annotated[Ordering | Band | Trend, Field(discriminator="predicate")]
+class Smaller(Compared):
+    """Along a sweep of edits, halfway is passed at a smaller edit than by another localization."""
+
+    predicate: Literal["smaller"]
+    than: tuple[Name, ...]
+    ratio: float = Field(ge=1, description="How many times smaller at least.")
+
+    def others(self, name: str) -> tuple[str, ...]:
+        """Whom a localization is compared with."""
+        return tuple(other for other in self.than if other != name)
+
+
+Test = Annotated[Ordering | Band | Trend | Smaller, Field(discriminator="predicate")]
 
 
 class Claim(Section):
@@ -99,6 +118,9 @@ class Claim(Section):
     says: str = Field(description="The sentence in our words.")
     why: str = Field(description="Why these bounds and this tolerance.")
     caveat: str | None = Field(None, description="What the comparison cannot say.")
+    circular: str | None = Field(
+        None, description="Why the claim holds by construction, if it does; its verdict is then told apart."
+    )
     tests: tuple[Test, ...] = Field(min_length=1)
 
 

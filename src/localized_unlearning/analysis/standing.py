@@ -1,0 +1,138 @@
+"""Where a model stands against guessing: mean recall over the classes, and answers that no longer read the question.
+
+A forget set is one sport and the retain set two, so that a model which answers everything alike is right for all
+of one part and for none or half of the other. Both parts are therefore judged together, by the mean over the right
+answers that occur of how often each is given (balanced accuracy): whoever does not read the question gets 1/k of it
+at most, whatever the answer. Marks of tables and refusals of claims both rest on this.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from localized_unlearning.analysis.measures import Frames, rows_of
+from localized_unlearning.analysis.statistics import candidates, item_names, score_interval
+from localized_unlearning.config.data import Prompts
+from localized_unlearning.config.evaluation import Statistics
+from localized_unlearning.paper.terms import CONSTANT, MEASURES, OPTION_CHANCE, Standing
+
+MODELS = ("task", "objective", "localization")
+
+
+class Recall(NamedTuple):
+    """Mean recall over classes, with its interval.
+
+    Attributes:
+        mean, low, high: the estimate and the ends of its interval.
+        n: items, all classes together.
+        classes: right answers that occur.
+        modal: share of the commonest answer, mean over seeds.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    classes: int
+    modal: float
+
+    def standing(self, chance: float) -> Standing:
+        """Whether the interval lies above all guessing, or below it.
+
+        Guessing gets from a quarter, any of the four candidates, to ``chance``, only those that occur.
+        """
+        if self.low > chance:
+            return "above chance"
+        return "below chance" if self.high < OPTION_CHANCE else "at chance"
+
+    @property
+    def constant(self) -> bool:
+        """Whether nearly every item gets the same answer."""
+        return self.modal >= CONSTANT
+
+
+def recall(rows: pd.DataFrame, prefix: str, confidence: float) -> Recall:
+    """Mean recall of one model's answers, forget and retain set together.
+
+    The variance is that of a stratified share, each class smoothed by one right and one wrong item; the interval
+    is Wilson's at the number of items which that variance amounts to.
+
+    Args:
+        rows: one a seed and item, with ``answer`` and the candidates' columns.
+        prefix: of the candidates' columns, ``logit_`` or ``text_``.
+        confidence: level of the interval.
+    """
+    from scipy.stats import norm
+
+    chosen = candidates(rows, prefix).argmax(1)
+    table = pd.DataFrame(
+        {"item": item_names(rows).astype(str), "answer": rows["answer"], "right": chosen == rows["answer"]}
+    )
+    by_item = table.groupby(["answer", "item"])["right"].mean()
+    by_class = by_item.groupby("answer").agg(["sum", "count"])
+    means = by_class["sum"] / by_class["count"]
+    smooth = (by_class["sum"] + 1) / (by_class["count"] + 2)
+    centre, mean = float(smooth.mean()), float(means.mean())
+    variance = float((smooth * (1 - smooth) / (by_class["count"] + 2)).sum()) / len(by_class) ** 2
+    reach = float(norm.ppf((1 + confidence) / 2))
+    low, high = score_interval(mean, min(centre * (1 - centre) / variance, len(by_item)), reach)
+    seeds = rows["seed"].to_numpy() if "seed" in rows.columns else np.zeros(len(rows))
+    modal = [float(np.bincount(chosen[seeds == seed]).max() / (seeds == seed).sum()) for seed in set(seeds)]
+    return Recall(mean, low, high, len(by_item), len(by_class), math.fsum(modal) / len(modal))
+
+
+def standings(frames: Frames, prompts: Prompts, settings: Statistics) -> pd.DataFrame:
+    """Mean recall of every model in every group of measures.
+
+    Args:
+        frames: row tables; groups of an absent table are left out.
+        prompts: which prompts of the file are the training and the question prompt.
+        settings: level of the intervals.
+
+    Returns:
+        Columns ``task``, ``objective``, ``localization``, ``group``, those of :class:`Recall`, ``chance`` and
+        ``standing``.
+    """
+    records = []
+    for measure in {measure.group: measure for measure in reversed(MEASURES)}.values():
+        if measure.chance is None or measure.source not in frames:
+            continue
+        rows = rows_of(frames, replace(measure, forget=None), prompts)
+        prefix = "text_" if measure.by_text else "logit_"
+        for model, own in rows.groupby(list(MODELS), sort=False):
+            found = recall(own, prefix, settings.confidence)
+            records.append(
+                {
+                    **dict(zip(MODELS, model, strict=True)), "group": measure.group, **found._asdict(),
+                    "chance": measure.chance, "standing": found.standing(measure.chance),
+                }
+            )  # fmt: skip
+    names = [*MODELS, "group", *Recall._fields, "chance", "standing"]
+    return pd.DataFrame(records, columns=names)
+
+
+def of_base(found: pd.DataFrame, task: str | None = None) -> Mapping[str, Standing]:
+    """How the base model stands in each group: of one task, or the worst over several forget sets."""
+    base = found[found["localization"] == "base"]
+    base = base if task is None else base[base["task"] == task]
+    worst = ("below chance", "at chance", "above chance")
+    return {
+        str(group): min(own["standing"], key=worst.index) for group, own in base.groupby("group", sort=False)
+    }
+
+
+def constant_cells(found: pd.DataFrame, task: str | None = None) -> frozenset[tuple[str, str]]:
+    """Localization and group of models that give nearly every item one answer; of one task, or of any."""
+    own = found if task is None else found[found["task"] == task]
+    return frozenset(
+        (str(name), str(group))
+        for name, group in own.loc[own["modal"] >= CONSTANT, ["localization", "group"]].itertuples(
+            index=False
+        )
+    )

@@ -1,0 +1,177 @@
+"""What is measured, and what it is called: the one vocabulary of tables, figures, captions, claims and docs.
+
+Every page takes its words from here, so that "Forget" is the training prompt everywhere and nothing that is
+only MMLU's format is called MMLU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+SPORT_CHANCE = 1 / 3
+"""Accuracy, and mean recall over sports, of whoever knows only that three sports occur; golf is never right."""
+
+OPTION_CHANCE = 1 / 4
+"""Accuracy of guessing one of four options of a question of general knowledge."""
+
+Prompt = Literal["training", "question"]
+
+Group = Literal["training", "question", "mcq", "mcq_text", "mcq_shuffled", "mmlu", "text_loss"]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A number that is taken of a model.
+
+    Attributes:
+        name: its name in CSV files.
+        short: its name in headings and panels.
+        long: its name in sentences, axes and captions; says the prompt.
+        source: the rows it is taken from.
+        better: which values unlearning aims at.
+        group: measures of one group ask the same question of different parts; the base model stands or falls in all.
+        chance: the accuracy of guessing; None: it is no accuracy.
+        forget: whether the forget set's or the retain set's athletes are asked; None: neither.
+        prompt: for facts, which of the config's prompts.
+        order: for multiple choice, the order of its options.
+        by_text: for multiple choice, whether the option's word is scored rather than its letter.
+    """
+
+    name: str
+    short: str
+    long: str
+    source: Literal["facts", "multiple_choice", "mmlu", "text"]
+    better: Literal["low", "high"]
+    group: Group
+    chance: float | None = SPORT_CHANCE
+    forget: bool | None = None
+    prompt: Prompt | None = None
+    order: Literal["fixed", "shuffled"] | None = None
+    by_text: bool = False
+
+    @property
+    def arrow(self) -> str:
+        """Which way is better: ``↓`` or ``↑``."""
+        return "↓" if self.better == "low" else "↑"
+
+    @property
+    def heading(self) -> str:
+        """Its short name with the better direction: ``MCQ forget ↓``."""
+        return f"{self.short} {self.arrow}"
+
+    @property
+    def axis(self) -> str:
+        """Its long name with the better direction, for an axis."""
+        return f"{self.long} {self.arrow}"
+
+
+MEASURES = (
+    Measure(
+        "forget_training", "Forget", "forget set, training prompt", "facts", "low", "training", forget=True,
+        prompt="training",
+    ),
+    Measure(
+        "retain_training", "Retain", "retain set, training prompt", "facts", "high", "training", forget=False,
+        prompt="training",
+    ),
+    Measure(
+        "forget_question", "Question forget", "forget set, question prompt", "facts", "low", "question", forget=True,
+        prompt="question",
+    ),
+    Measure(
+        "retain_question", "Question retain", "retain set, question prompt", "facts", "high", "question",
+        forget=False, prompt="question",
+    ),
+    Measure(
+        "mcq_forget", "MCQ forget", "forget set, multiple choice", "multiple_choice", "low", "mcq", forget=True,
+        order="fixed",
+    ),
+    Measure(
+        "mcq_retain", "MCQ retain", "retain set, multiple choice", "multiple_choice", "high", "mcq", forget=False,
+        order="fixed",
+    ),
+    Measure(
+        "mcq_text_forget", "MCQ by text, forget", "forget set, multiple choice by text", "multiple_choice", "low",
+        "mcq_text", forget=True, order="fixed", by_text=True,
+    ),
+    Measure(
+        "mcq_text_retain", "MCQ by text, retain", "retain set, multiple choice by text", "multiple_choice", "high",
+        "mcq_text", forget=False, order="fixed", by_text=True,
+    ),
+    Measure(
+        "mcq_shuffled_forget", "MCQ shuffled, forget", "forget set, multiple choice with shuffled options",
+        "multiple_choice", "low", "mcq_shuffled", forget=True, order="shuffled",
+    ),
+    Measure(
+        "mcq_shuffled_retain", "MCQ shuffled, retain", "retain set, multiple choice with shuffled options",
+        "multiple_choice", "high", "mcq_shuffled", forget=False, order="shuffled",
+    ),
+    Measure(
+        "mmlu", "MMLU-format", "general knowledge in MMLU's format", "mmlu", "high", "mmlu", chance=OPTION_CHANCE
+    ),
+    Measure("text_loss", "Text loss", "loss on held-out text", "text", "low", "text_loss", chance=None),
+)  # fmt: skip
+"""The columns of Tables 1 to 4."""
+
+BY_NAME: Mapping[str, Measure] = {measure.name: measure for measure in MEASURES}
+
+GROUPS: Mapping[str, str] = {
+    "training": "Facts, training prompt",
+    "question": "Facts, question prompt",
+    "mcq": "Multiple choice",
+    "mcq_text": "Multiple choice by text",
+    "mcq_shuffled": "Multiple choice, shuffled options",
+    "mmlu": "MMLU-format",
+    "text_loss": "Text loss",
+}
+"""What a group of measures asks, both parts together: rows of the model card, words of a refusal."""
+
+MAIN = (
+    "forget_training", "retain_training", "forget_question", "retain_question", "mcq_forget", "mcq_retain",
+    "mmlu", "text_loss",
+)  # fmt: skip
+"""Columns of the readable table; the other ways to score multiple choice follow in a table of their own."""
+
+ACCURACIES: Mapping[str, str] = {
+    "choice": "accuracy among the candidates",
+    "argmax": "accuracy over the whole vocabulary",
+    "probability": "probability among the candidates",
+}
+"""The three ways to score an answer."""
+
+Standing = Literal["above chance", "at chance", "below chance"]
+
+MARKS: Mapping[str, tuple[str, str]] = {
+    "at chance": ("†", "The base model itself is at chance here: the column says nothing about unlearning."),
+    "below chance": (
+        "‡",
+        "The base model itself is below chance here (it answers systematically): the column says nothing about unlearning.",
+    ),
+    "constant": (
+        "§",
+        "One answer to at least 95 % of the items of both parts: the model no longer reads the question.",
+    ),
+}
+"""Marks of columns (the first two) and cells (the last), with their footnotes."""
+
+CONSTANT = 0.95
+"""Share of the commonest answer from which on answers are called constant."""
+
+
+def of_prompt(part: Literal["forget", "retain"], prompt: Prompt) -> Measure:
+    """The measure of the forget or the retain set on one of the two fact prompts."""
+    return BY_NAME[f"{part}_{prompt}"]
+
+
+def panel(name: str, prompt: Prompt) -> Measure:
+    """The measure that a figure's panel shows: ``forget``, ``retain``, ``mcq_forget``, ``mcq_retain`` or ``mmlu``;
+    ``_others`` leaves the relearned athletes out and changes no name."""
+    plain = name.removesuffix("_others")
+    return of_prompt(plain, prompt) if plain in ("forget", "retain") else BY_NAME[plain]  # type: ignore[arg-type]
+
+
+def sentence(text: str) -> str:
+    """With a capital letter, as an axis or a row begins."""
+    return text[:1].upper() + text[1:]
