@@ -49,7 +49,7 @@ def test_the_check_passes(name: str, tmp_path: Path) -> None:
     assert checking.check_packing(model, own)["packing_difference"] < 1e-5
     found = checking.check_components(model)
     assert 0 < found["parameters_of_components"] < found["parameters"]
-    headers = loading.from_folder(folder, "float32", weights=False)
+    headers = loading.from_folder(folder, "float32", "meta")
     assert {n: p.shape for n, p in headers.named_parameters()} == {
         n: p.shape for n, p in model.named_parameters()
     }
@@ -187,9 +187,9 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("fault", BAD)
-@pytest.mark.parametrize("weights", [True, False], ids=["load", "headers"])
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", "meta"], ids=["load", "straight to a device", "headers"])
 def test_a_bad_folder_is_one_sentence(
-    fault: str, weights: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fault: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Catches weights drawn at random, code of a folder that runs, and tracebacks; from headers too."""
     folder = written("llama", tmp_path)
@@ -197,8 +197,18 @@ def test_a_bad_folder_is_one_sentence(
     spoil(folder)
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
     with pytest.raises(UserError, match=sentence) as error:
-        loading.from_folder(folder, "float32", weights=weights)
+        loading.from_folder(folder, "float32", device)
     assert "\n" not in str(error.value) and not (folder / "ran").exists()
+
+
+def test_weights_that_go_straight_to_a_device_are_the_same(tmp_path: Path) -> None:
+    """Catches another type, hooks around the modules, or a tied head that is loaded apart."""
+    folder = written("gemma", tmp_path)
+    host, device = (loading.from_folder(folder, "bfloat16", where) for where in ("cpu", "cpu:0"))
+    assert host.state_dict().keys() == device.state_dict().keys()
+    assert all(torch.equal(value, device.state_dict()[name]) for name, value in host.state_dict().items())
+    assert device.get_output_embeddings().weight is device.get_input_embeddings().weight
+    assert not any(p.requires_grad for p in device.parameters()) and device.dtype == torch.bfloat16
 
 
 def test_code_beside_a_known_architecture_is_not_run(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -290,6 +291,7 @@ def test_a_seed_gives_the_same_bytes(tiny: Callable[[str], Any], tmp_path: Path)
     for index, seed in enumerate((0, 0, 1)):
         torch.manual_seed(index)
         random.seed(index)
-        deltas.save_delta(tmp_path / "delta", trained(tiny("gemma").float(), seed), "base")
+        told = deltas.save_delta(tmp_path / "delta", trained(tiny("gemma").float(), seed), "base")
         written.append((tmp_path / "delta").read_bytes())
+        assert told == hashlib.sha256(written[-1]).hexdigest()  # taken while it was written
     assert written[0] == written[1] != written[2]

@@ -26,7 +26,7 @@ def sweep(job: Job) -> None:
     config = job.config
     device = device_module.setup(config.compute)
     model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
-    ranked, sizes = read_mask(job.inputs["mask"], deltas.weights_digest(job.inputs["base_model"]))
+    ranked, sizes = read_mask(job.inputs["mask"], deltas.base_digest(job))
     exam = ready(short_exam(job), tokenizer)
     points = sorted(config.masking.edit_sizes)
     parts: dict[str, list[pd.DataFrame]] = {}

@@ -58,7 +58,9 @@ class Job:
         inputs: input paths by name; a list of paths for a starred input.
         outputs: where to write each output; temporary paths that the runner publishes.
         key: the job's deterministic key, which figures carry in their metadata.
+        digests: SHA-256 of each file of an input, by the input's name and the file's relative one; taken before the job.
         facts: what the stage wants recorded besides (seeds by name, device, measured figures).
+        written: SHA-256 of an output file by the output's name, where its writer has taken it while writing.
     """
 
     stage: Stage
@@ -67,7 +69,9 @@ class Job:
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Path]
     key: str
+    digests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    written: dict[str, str] = field(default_factory=dict)
 
 
 class View:

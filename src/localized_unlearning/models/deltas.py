@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,25 +19,64 @@ if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
 
 
-def weights_digest(folder: Path) -> str:
-    """SHA-256 over the weight files of a model folder: what a delta belongs to."""
+def weights_digest(folder: Path, known: Mapping[str, str] | None = None) -> str:
+    """SHA-256 over the weight files of a model folder: what a delta belongs to.
+
+    Args:
+        folder: the model's.
+        known: SHA-256 of its files by name, where somebody has read them already; a large model is not read again.
+    """
     total = hashlib.sha256()
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         raise UserError(f"{folder.name} holds no .safetensors weights: convert the model first")
     for file in files:
-        with file.open("rb") as stream:
-            total.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+        digest = (known or {}).get(file.name)
+        if digest is None:
+            with file.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        total.update(file.name.encode() + bytes.fromhex(digest))
     return total.hexdigest()
 
 
-def save_delta(path: Path, tensors: Mapping[str, Tensor], base: str) -> None:
-    """Write trained tensors, named by the base model's :func:`weights_digest`."""
-    from safetensors.torch import save_file
+def base_digest(job: Job) -> str:
+    """:func:`weights_digest` of a job's base model, whose files were read when the job's inputs were checked."""
+    return weights_digest(job.inputs["base_model"], job.digests.get("base_model"))
 
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
-    # One entry only: safetensors writes several in an order that differs from process to process.
-    save_file(contiguous, path, metadata={"base": base})
+
+TYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
+"""How safetensors names what weights are made of."""
+
+
+def save_delta(path: Path, tensors: Mapping[str, Tensor], base: str) -> str:
+    """Write trained tensors as safetensors, named by the base model's :func:`weights_digest`; returns the SHA-256.
+
+    One tensor at a time comes to the host, and is written and hashed side by side, while safetensors' own writer wants
+    all of them there and the file is then read again to be hashed.
+    """
+    import torch
+
+    entries: dict[str, Any] = {"__metadata__": {"base": base}}
+    end = 0
+    for name, tensor in sorted(tensors.items()):
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        kind = TYPES[str(tensor.dtype).removeprefix("torch.")]
+        entries[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    total = hashlib.sha256()
+    with path.open("wb") as stream, ThreadPoolExecutor(2) as pool:
+
+        def put(data: Any) -> None:
+            for done in [pool.submit(stream.write, data), pool.submit(total.update, data)]:
+                done.result()
+
+        put(len(header).to_bytes(8, "little") + header)
+        for _, tensor in sorted(tensors.items()):
+            whole = tensor.detach().cpu().contiguous()
+            if whole.numel():
+                put(memoryview(whole.flatten().view(torch.uint8).numpy()))
+    return total.hexdigest()
 
 
 def read_delta(path: Path, base: str) -> dict[str, Tensor]:
@@ -85,5 +126,5 @@ def unlearned(job: Job, model: Any) -> Any:
 
     if not job.inputs.get("delta"):
         return nullcontext()
-    digest = weights_digest(job.inputs["base_model"])
+    digest = base_digest(job)
     return applied(model, read_delta(job.inputs["delta"], digest))

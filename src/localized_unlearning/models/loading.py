@@ -8,6 +8,7 @@ from typing import Any
 
 from localized_unlearning.data.tokens import load_tokenizer
 from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.room import exhausted
 from localized_unlearning.models import components, folders, sharding
 
 
@@ -22,12 +23,14 @@ def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:
     def on_host() -> Any:
         return from_folder(folder, dtype)
 
-    model = sharding.sharded(on_host, kind) if several else on_host().to(device)
+    model = sharding.sharded(on_host, kind) if several else from_folder(folder, dtype, device).to(device)
     return model, load_tokenizer(folder)
 
 
-def from_folder(folder: Path, dtype: str, weights: bool = True) -> Any:
-    """The model in ``folder`` on the CPU, in evaluation mode, without gradients; without ``weights`` its shapes alone.
+def from_folder(folder: Path, dtype: str, device: str = "cpu") -> Any:
+    """The model in ``folder`` in evaluation mode, without gradients; on device ``meta`` its shapes alone.
+
+    Weights go from the files straight to a GPU: the host never holds them all.
 
     No code of the folder runs. Every tensor of the model comes from the folder, and every tensor of the folder goes
     into the model (tied weights, and buffers that the architecture itself ignores, apart).
@@ -40,7 +43,7 @@ def from_folder(folder: Path, dtype: str, weights: bool = True) -> Any:
     from transformers.utils import logging
 
     folders.require(folder)
-    place: dict[str, Any] = {} if weights else {"device_map": "meta"}
+    place: dict[str, Any] = {} if device == "cpu" else {"device_map": {"": device}}
     logging.disable_progress_bar()
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # what it would warn of is said below, in one sentence
@@ -54,6 +57,8 @@ def from_folder(folder: Path, dtype: str, weights: bool = True) -> Any:
     except UserError:
         raise
     except Exception as error:  # whatever transformers, safetensors or a quantizer make of a broken folder
+        if exhausted(error, "") is not None:
+            raise
         raise UserError(
             f"no causal language model could be loaded from {folder.name}: {_first_line(error)}"
         ) from error

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from localized_unlearning import memory as memory_module
 from localized_unlearning.errors import UserError
+from localized_unlearning.jobs import room
 from localized_unlearning.models import components
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def run(job: Job, function: Callable[[Job], None], processes: int) -> dict[str, 
                 process.join()
         found = json.loads((place / "report.json").read_text(encoding="utf-8"))
     job.facts.update(found["facts"])
+    job.written.update(found["written"])
     memory: dict[str, float] | None = found["memory"]
     return memory
 
@@ -87,15 +89,19 @@ def _work(rank: int, processes: int, job: Job, function: Callable[[Job], None], 
     try:
         if rank == 0:
             function(job)
-            report = {"facts": job.facts, "memory": memory_module.peak_memory(before)}
+            memory = memory_module.peak_memory(before)
+            report = {"facts": job.facts, "written": job.written, "memory": memory}
             (place / "report.json").write_text(json.dumps(report), encoding="utf-8")
         else:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
             elsewhere = place / str(rank)
             elsewhere.mkdir()
             function(replace(job, outputs={n: elsewhere / p.name for n, p in job.outputs.items()}))
-    except UserError as error:
-        (place / f"{rank}.error").write_text(str(error), encoding="utf-8")
+    except Exception as error:
+        told = str(error) if isinstance(error, UserError) else room.exhausted(error, job.stage.name)
+        if told is None:
+            raise
+        (place / f"{rank}.error").write_text(told, encoding="utf-8")
         raise SystemExit(1) from error
     distributed.destroy_process_group()
 

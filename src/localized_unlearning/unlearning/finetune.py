@@ -140,5 +140,5 @@ def run(job: Job) -> None:
     history.to_csv(job.outputs["history"], index=False)
     parameters = {name: model.get_parameter(name) for name in trainable}
     tensors = {name: sharding.whole(p, sharding.held(p)) for name, p in parameters.items()}
-    deltas.save_delta(job.outputs["delta"], tensors, deltas.weights_digest(job.inputs["base_model"]))
+    job.written["delta"] = deltas.save_delta(job.outputs["delta"], tensors, deltas.base_digest(job))
     job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))

@@ -183,9 +183,7 @@ def mask(job: Job) -> None:
         by_half += int((d > 0.5).sum())
         ranking.add(d)
     sizes = {name: p.numel() for name, p in parameters.items()}
-    save_mask(
-        job.outputs["mask"], ranking.places.cpu(), sizes, deltas.weights_digest(job.inputs["base_model"])
-    )
+    save_mask(job.outputs["mask"], ranking.places.cpu(), sizes, deltas.base_digest(job))
     last: Any = history.iloc[-1]
     if last["most_removed"] < HARDLY:
         print(

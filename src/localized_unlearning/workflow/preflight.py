@@ -25,6 +25,7 @@ from localized_unlearning.costs.sizes import GB
 from localized_unlearning.costs.stages import LIGHT
 from localized_unlearning.data.fetching import describe, hub_address, hub_refusal, sha256_of
 from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.room import remedy
 from localized_unlearning.workflow.plan import Plan, device_of, lines_of, open_plan
 from localized_unlearning.workflow.profile import installed_profile
 
@@ -241,13 +242,6 @@ def disk(plan: Plan, world: World) -> Iterator[Finding]:
         yield Finding("ok", what)
 
 
-REMEDIES = {
-    "finetune": "lower finetune.micro_batch_tokens, take finetune.precision bf16_stochastic_rounding, or shard the model over more GPUs (compute.shards)",
-    "mask": "lower masking.micro_batch_tokens, or shard the model over more GPUs (compute.shards)",
-    "relearn": "lower relearning.micro_batch_tokens, or shard the model over more GPUs (compute.shards)",
-}
-
-
 def memory(plan: Plan, world: World, device: Device) -> Iterator[Finding]:
     """Whether each job fits its device: the GPU's memory, or this machine's."""
     room = device.memory
@@ -276,9 +270,7 @@ def memory(plan: Plan, world: World, device: Device) -> Iterator[Finding]:
             yield Finding(
                 "missing",
                 f"{stage}{names} needs {needs(largest) / GB:.1f} GB of {room / GB:.0f} GB on {device.name}",
-                REMEDIES.get(
-                    stage, "lower compute.batch_tokens, or shard the model over more GPUs (compute.shards)"
-                ),
+                remedy(stage),
             )
     if fits:
         yield Finding("ok", f"every job fits the {room / GB:.0f} GB of {device.name}")

@@ -24,6 +24,7 @@ from typing import Any
 from localized_unlearning import memory as memory_module
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
+from localized_unlearning.jobs import room
 from localized_unlearning.jobs.job import Job, Stage, restrict, settings_of
 from localized_unlearning.models import sharding
 from localized_unlearning.provenance import cache, code, digests, environment, hashing, locks, records
@@ -46,6 +47,7 @@ class _Basis:
     versions: dict[str, str]
     deviations: dict[str, str]
     inputs: tuple[records.Input, ...]
+    files: dict[str, dict[str, str]]
     key: str
 
 
@@ -88,7 +90,15 @@ def execute(
             for path in outputs.values():
                 _sweep(path)
             basis = _basis(stage, config, wildcards, flat, root)
-            job = Job(stage, restrict(config, stage, wildcards), wildcards, inputs, temporary, basis.key)
+            job = Job(
+                stage,
+                restrict(config, stage, wildcards),
+                wildcards,
+                inputs,
+                temporary,
+                basis.key,
+                basis.files,
+            )
             store = cache.of(config) if stage.cached else None
             kept = store.restore(basis.key, temporary) if store else None
             if kept is None and not compute:
@@ -106,6 +116,8 @@ def execute(
                 store.keep(record, outputs)
             return record
         except Exception as error:
+            if sentence := room.exhausted(error, stage.name):
+                raise UserError(sentence) from error
             if _disk_is_full(error):
                 free = shutil.disk_usage(first.parent).free / 1e9
                 raise UserError(
@@ -129,6 +141,8 @@ def _compute(job: Job, before: float | None) -> dict[str, float] | None:
     else:
         function(job)
         memory = memory_module.peak_memory(before)
+    if str(job.facts.get("device", "")).startswith("cuda"):
+        job.facts["precision"] = job.config.compute.precision
     for name, path in job.outputs.items():
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             raise RuntimeError(f"stage {job.stage.name} did not write its output '{name}'")
@@ -155,25 +169,29 @@ def _basis(
     deviations = environment.deviations(
         versions, environment.lock_lines(root, lock_name) if lock_name else None
     )
-    inputs = tuple(_input(name, path, root) for name, path in flat)
+    trees = [digests.digest_tree(path) for _, path in flat]
+    inputs = tuple(_input(name, path, tree, root) for (name, path), tree in zip(flat, trees, strict=True))
+    files = {
+        name: {file: d.sha256 for file, d in tree.items()}
+        for (name, _), tree in zip(flat, trees, strict=True)
+    }
     key = records.key_of(
         stage.name, _function(stage), settings, wildcards, code.code_digest(modules), lock, deviations,
         [(i.name, i.sha256) for i in inputs],
     )  # fmt: skip
-    return _Basis(settings, modules, lock_name, lock, versions, deviations, inputs, key)
+    return _Basis(settings, modules, lock_name, lock, versions, deviations, inputs, files, key)
 
 
 def _function(stage: Stage) -> str:
     return f"{stage.module}:{stage.function}"
 
 
-def _input(name: str, path: Path, root: Path) -> records.Input:
-    """An input's digest and the record that made it.
+def _input(name: str, path: Path, tree: dict[str, hashing.FileDigest], root: Path) -> records.Input:
+    """An input's digest, by those of its files, and the record that made it.
 
     Raises:
         UserError: when the file is no longer what that record says.
     """
-    tree = digests.digest_tree(path)
     sha256 = hashing.combined(tree)
     place = records.find(path)
     made_by = None
@@ -191,6 +209,14 @@ def _input(name: str, path: Path, root: Path) -> records.Input:
     )
 
 
+def _tree(job: Job, name: str) -> dict[str, hashing.FileDigest]:
+    """The digests of an output's files; one that was taken while the file was written is not taken again."""
+    path = job.outputs[name]
+    if name in job.written and path.suffix not in COMMENT:
+        return {"": hashing.FileDigest(path.stat().st_size, job.written[name])}
+    return hashing.digest_tree(path)
+
+
 def _record(
     job: Job,
     basis: _Basis,
@@ -203,7 +229,7 @@ def _record(
     ended = datetime.now(UTC)
     written = []
     for name, target in outputs.items():
-        tree = hashing.digest_tree(job.outputs[name])
+        tree = _tree(job, name)
         files = tuple(records.File(name=n, size=d.size, sha256=d.sha256) for n, d in tree.items())
         written.append(
             records.Output(name=name, path=target.name, sha256=hashing.combined(tree), files=files)
