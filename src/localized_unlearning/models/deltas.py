@@ -68,14 +68,15 @@ def save_delta(path: Path, tensors: Mapping[str, Tensor], base: str) -> str:
     with path.open("wb") as stream, ThreadPoolExecutor(2) as pool:
 
         def put(data: Any) -> None:
-            for done in [pool.submit(stream.write, data), pool.submit(total.update, data)]:
-                done.result()
+            writing, hashing = pool.submit(stream.write, data), pool.submit(total.update, data)
+            writing.result()
+            hashing.result()
 
         put(len(header).to_bytes(8, "little") + header)
         for _, tensor in sorted(tensors.items()):
             whole = tensor.detach().cpu().contiguous()
             if whole.numel():
-                put(memoryview(whole.flatten().view(torch.uint8).numpy()))
+                put(whole.flatten().view(torch.uint8).numpy().data)
     return total.hexdigest()
 
 
