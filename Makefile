@@ -13,7 +13,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all test test-quick check bench test-gemma-7b test-slurm slurm-profile slurm-cancel setup format lock clean-env
+.PHONY: help all docs test test-quick check bench test-gemma-7b test-slurm slurm-profile slurm-cancel setup format lock clean-env
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -35,6 +35,7 @@ help:
 	@echo '                PYTHON=python3.12 takes another Python; LOCK=envs/cuda.txt is for a CUDA machine'
 	@echo '                PIP_ARGS="--index-url https://my.mirror/simple" goes to pip'
 	@echo 'make bench      measure speed and memory beside what a user would otherwise run (20 minutes); docs/performance.md'
+	@echo 'make docs       build the documentation site in site/'
 	@echo 'make format     format the code and the rules'
 	@echo 'make lock       make the locks in envs/ again from envs/direct.txt'
 	@echo 'make clean-env  remove .venv/'
@@ -75,6 +76,18 @@ $(VENV)/bench/.installed: envs/bench.txt | setup
 	@rm -rf $(VENV)/bench
 	@echo "Setting up $(VENV)/bench/ from envs/bench.txt"
 	@pip install --quiet --no-deps --target $(VENV)/bench $(PIP_ARGS) -r envs/bench.txt
+	@touch $@
+
+# ---- documentation: site/ from docs/, without a network once its tools are there
+
+docs: $(VENV)/docs/.installed
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --quiet
+	@python tools/site.py site && echo 'open site/index.html in a browser'
+
+$(VENV)/docs/.installed: envs/docs.txt | setup
+	@echo "Setting up $(VENV)/docs/ from envs/docs.txt: 60 MB to fetch"
+	@$(PYTHON) -m venv --clear $(VENV)/docs
+	@$(VENV)/docs/bin/pip install --quiet --no-compile $(PIP_ARGS) -r envs/docs.txt
 	@touch $@
 
 # ---- checks

@@ -16,6 +16,7 @@ compile() { # LOCK [OPTION ...]: its text without a header, in $new
         --python-version 3.11 --python-platform x86_64-manylinux_2_28 --output-file "$new/$1.pins" "${@:2}"
 }
 
+cp envs/docs.txt "$new/docs.pins"
 header() { sed -n '/^#/p; /^$/q' "envs/$1"; }
 
 if [ -n "$UV_FIND_LINKS" ] || [[ " $* " == *" --find-links"* ]]; then
@@ -28,6 +29,10 @@ UV_FIND_LINKS='' compile cuda --constraints "$new/constraints" "$@"
 
 # torch without its build tag, as a machine without that build (a Mac) needs it; the digest is the CPU build's.
 sed -i 's/^\(torch==[^+ ]*\)+cpu/\1/' "$new/cpu.pins"
+
+uv pip compile envs/docs.in --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 \
+    --python-platform x86_64-manylinux_2_28 --output-file "$new/docs.pins" "$@"
+{ header docs.txt; echo; cat "$new/docs.pins"; } > envs/docs.txt
 
 for name in cpu cuda; do
     { header "$name.txt"; echo; cat "$new/$name.pins"; } > "$new/$name.txt"
