@@ -46,7 +46,9 @@ def _add_ledger(commands: words.Commands) -> None:
     )
     parser.add_argument("--claims", type=Path, default=Path(Claims().file), help="the claims")
     parser.add_argument("--published", type=Path, help="folder of the released result files, for the curves")
-    parser.add_argument("--out", type=Path, default=Path("docs/claims-in-the-paper.md"))
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/claims-in-the-paper.md"), help="the page to write"
+    )
     parser.set_defaults(function=_ledger)
 
 
