@@ -1,13 +1,12 @@
 # Robust Knowledge Unlearning via Mechanistic Localizations (Guo et al. 2024), rebuilt.
 # A table of contents: the config, the stages in workflow/rules, and the targets by name.
-import re
 from pathlib import Path
 
 from snakemake.utils import min_version
 
 from localized_unlearning.config.reading import overlays
 from localized_unlearning.errors import UserError
-from localized_unlearning.workflow.snakefile import Workflow
+from localized_unlearning.workflow.snakefile import Rules
 
 min_version("9.27")
 
@@ -17,7 +16,7 @@ configfile: "config.yaml"
 
 try:
     files = ["config.yaml", *map(str, workflow.config_settings.configfiles)]
-    plan = Workflow([*overlays(map(Path, files)), ("--config", workflow.config_settings.config)])
+    plan = Rules([*overlays(map(Path, files)), ("--config", workflow.config_settings.config)])
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -25,21 +24,15 @@ shell.prefix(plan.shell_prefix)
 
 
 wildcard_constraints:
-    task="|".join(plan.tasks),
-    localization="|".join(["base", *plan.localizations]),
-    objective="none|" + "|".join(plan.config.objectives),
-    scores="|".join(plan.config.scores),
-    seed=r"\d+",
+    **plan.constraints(),
 
 
 include: "workflow/rules/data.smk"
 include: "workflow/rules/base_model.smk"
 include: "workflow/rules/localization.smk"
 include: "workflow/rules/unlearning.smk"
-include: "workflow/rules/masking.smk"
 include: "workflow/rules/evaluation.smk"
-include: "workflow/rules/relearning.smk"
-include: "workflow/rules/probing.smk"
+include: "workflow/rules/attacks.smk"
 include: "workflow/rules/interpretability.smk"
 include: "workflow/rules/collect.smk"
 
@@ -52,7 +45,7 @@ rule all:
         rules.figures.input,
         rules.statistics.input,
         rules.claims.output,
-        f"{plan.results}/model_card.md",
+        plan.model_cards(),
     localrule: True
     message:
         "everything is there"
@@ -63,4 +56,4 @@ onstart:
 
 
 onsuccess:
-    shell(f"localized-unlearning audit verify {' '.join(plan.folders())} --config {plan.resolved} || true")
+    shell(plan.verify)

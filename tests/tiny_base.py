@@ -55,7 +55,7 @@ class TinyBase:
         wildcards: Mapping[str, str] | None = None,
     ) -> dict[str, pd.DataFrame]:
         """The tables that a stage writes; it sees its own settings only, as in a real run."""
-        found, wildcards = STAGES[stage], wildcards or {}
+        found, wildcards = STAGES[stage], {"base_seed": "0", **(wildcards or {})}
         outputs = {name: folder / f"{stage}-{name}.parquet" for name in found.outputs}
         fixed = {"base_model": self.folder, "prompts": PROMPTS, "text": TEXT}
         job = Job(found, restrict(config, found, wildcards), wildcards, {**fixed, **inputs}, outputs, "key")

@@ -10,7 +10,7 @@ import yaml
 
 from localized_unlearning.audit.index import Audit, Finding
 from localized_unlearning.config import reading
-from localized_unlearning.jobs.job import Stage
+from localized_unlearning.jobs.job import Input, Stage
 from localized_unlearning.provenance.records import Record
 from localized_unlearning.workflow import runner
 
@@ -47,12 +47,12 @@ STAGES = {
             "train",
             "toylab.train",
             ("finetune", "tasks.{task}"),
-            ("data", "prompts"),
+            (Input("data"), Input("prompts")),
             ("model", "history"),
             ("task", "seed"),
         ),
-        Stage("evaluate", "toylab.evaluate", ("evaluation",), ("model",), ("rows",), ("task", "seed")),
-        Stage("table", "toylab.table", ("statistics",), ("rows*",), ("csv",), ("table",)),
+        Stage("evaluate", "toylab.evaluate", ("evaluation",), (Input("model"),), ("rows",), ("task", "seed")),
+        Stage("table", "toylab.table", ("statistics",), (Input("rows", many=True),), ("csv",), ("table",)),
     )
 }
 

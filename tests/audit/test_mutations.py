@@ -14,7 +14,7 @@ import pytest
 from lab import SOURCES, Lab
 
 import localized_unlearning
-from localized_unlearning.jobs.job import Stage
+from localized_unlearning.jobs.job import Input, Stage
 from localized_unlearning.provenance import digests, hashing, locks, records
 
 TRAINED = {
@@ -186,7 +186,9 @@ def test_a_stage_that_is_gone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_stage_that_takes_other_wildcards_now(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = Stage("table", "toylab.table", ("tasks.{task}",), ("rows*",), ("csv",), ("table", "task"))
+    changed = Stage(
+        "table", "toylab.table", ("tasks.{task}",), (Input("rows", many=True),), ("csv",), ("table", "task")
+    )
     monkeypatch.setitem(lab.audit().stages, "table", changed)  # type: ignore[arg-type]
     assert lab.status() == DOWNSTREAM
     assert lab.findings()["figure_1.csv"].reasons == (

@@ -61,7 +61,7 @@ def test_the_paper(folder: Path) -> None:
     assert len(list(records(results, "finetune"))) == 24 and len(list(records(results, "mask"))) == 12
     sizes = {
         path.stem: len(json.loads(path.read_text())["components"])
-        for path in (results / "sports/selections").glob("*.json")
+        for path in (results / "base0/sports/selections").glob("*.json")
         if not path.name.endswith(".record.json")
     }
     # 5 % of 168 matrices, 5 % of 56 units (two to four matrices each), six layers, all
@@ -73,10 +73,10 @@ def test_the_paper(folder: Path) -> None:
         "all_mlps": 56,
         "nonlocalized": 168,
     }
-    short = pd.read_parquet(results / "sports/erase/manual/seed0/relearning/mmlu.parquet")
+    short = pd.read_parquet(results / "base0/sports/erase/manual/seed0/relearning/mmlu.parquet")
     assert short["item"].nunique() == 8
-    delta = results / "sports/erase/manual/seed0/delta.safetensors"
-    tensors = deltas.read_delta(delta, deltas.weights_digest(results / "base_model"))
+    delta = results / "base0/sports/erase/manual/seed0/delta.safetensors"
+    tensors = deltas.read_delta(delta, deltas.weights_digest(results / "base0/base_model"))
     assert len(tensors) == 12 and {str(t.dtype) for t in tensors.values()} == {"torch.bfloat16"}
 
 
@@ -85,12 +85,12 @@ def test_as_released(folder: Path) -> None:
     name = "gemma-7b-as-released"
     results = run(
         folder, name,
-        *(f"results/{name}/sports/mask/{mask}/seed0/sweep/facts.parquet" for mask in masks),
-        f"results/{name}/sports/inject/manual/seed0/history.csv",
-        f"results/{name}/sports/erase/all_mlps/seed0/history.csv",
+        *(f"results/{name}/base0/sports/mask/{mask}/seed0/sweep/facts.parquet" for mask in masks),
+        f"results/{name}/base0/sports/inject/manual/seed0/history.csv",
+        f"results/{name}/base0/sports/erase/all_mlps/seed0/history.csv",
     )  # fmt: skip
     found = {
-        mask: json.loads((results / f"sports/mask/{mask}/selection.json").read_text())["components"]
+        mask: json.loads((results / f"base0/sports/mask/{mask}/selection.json").read_text())["components"]
         for mask in masks
     }
     layers = {name.split(".")[0] for name in found["manual"]}
@@ -98,8 +98,8 @@ def test_as_released(folder: Path) -> None:
     for mask in ("attribution_patching", "causal_tracing", "random"):
         assert any(len(name.split(".")) == 4 for name in found[mask]), found[mask]
     assert len(found["attribution_patching"]) > 0.05 * 1848
-    assert len(pd.read_csv(results / "sports/inject/manual/seed0/history.csv")) == 75
-    rates = pd.read_csv(results / "sports/erase/all_mlps/seed0/history.csv")["learning_rate"]
+    assert len(pd.read_csv(results / "base0/sports/inject/manual/seed0/history.csv")) == 75
+    rates = pd.read_csv(results / "base0/sports/erase/all_mlps/seed0/history.csv")["learning_rate"]
     assert rates.iloc[0] == 2.5e-5
-    rows = pd.read_parquet(results / "sports/mask/manual/seed0/sweep/facts.parquet")
+    rows = pd.read_parquet(results / "base0/sports/mask/manual/seed0/sweep/facts.parquet")
     assert set(rows["edit_size"]) == {0, 100, 1000}

@@ -19,9 +19,9 @@ from cluster import Cluster
 from localized_unlearning.jobs.stages import STAGES
 
 MODELS = ("sports/erase", "sports/inject", "athletes/erase", "athletes/inject")
-DELTAS = tuple(f"results/tiny/{model}/attribution_patching/seed0/delta.safetensors" for model in MODELS)
-MASK = "results/tiny/sports/mask/attribution_patching/seed0/mask.safetensors"
-PROBES = "results/tiny/sports/none/base/seed0/probes.parquet"
+DELTAS = tuple(f"results/tiny/base0/{model}/attribution_patching/seed0/delta.safetensors" for model in MODELS)
+MASK = "results/tiny/base0/sports/mask/attribution_patching/seed0/mask.safetensors"
+PROBES = "results/tiny/base0/sports/none/base/seed0/probes.parquet"
 
 
 def audit(checkout: Checkout) -> None:
@@ -47,7 +47,9 @@ def test_the_promised_line_goes_through_sbatch(cluster: Cluster, finished: Check
             job,
         )
         assert host["slurm_partition"] == job["Partition"] and record["attempt"] == 1
-        loads = record["stage"] == "pretrain" or "base_model" in STAGES[record["stage"]].inputs
+        loads = record["stage"] == "pretrain" or "base_model" in [
+            i.name for i in STAGES[record["stage"]].inputs
+        ]
         assert job["Partition"] == ("gpu" if loads and record["stage"] != "select" else "cpu"), record[
             "stage"
         ]
@@ -217,10 +219,10 @@ def test_a_model_in_two_processes(started: tuple[Checkout, list[subprocess.Popen
 def finetune(delta: str) -> str:
     """The command of the rule that makes a delta."""
     _, run, task, objective, localization, seed, _ = delta.split("/")
-    base = f"results/{run}"
+    base = f"results/{run}/base0"
     return (
         f"localized-unlearning finetune --config {base}/config.yaml --task {task} --objective {objective}"
-        f" --localization {localization} --seed {seed.removeprefix('seed')} --base-model {base}/base_model"
+        f" --localization {localization} --base-seed 0 --seed {seed.removeprefix('seed')} --base-model {base}/base_model"
         f" --split {base}/{task}/split.parquet --selection {base}/{task}/selections/{localization}.json"
         f" --prompts workflow/resources/prompts.yaml --text workflow/resources/text/train.txt"
         f" --out-delta {delta} --out-history {Path(delta).with_name('history.csv')}"

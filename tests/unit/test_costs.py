@@ -25,6 +25,27 @@ from localized_unlearning.unlearning import precision as precision_module
 from tiny_models import CONFIGS, SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+class Nowhere:
+    """A run of which nothing is on disk, or but selections."""
+
+    def __init__(self, folder: Path = Path("nowhere")) -> None:
+        self.folder = folder
+
+    def base_model(self) -> Path:
+        return self.folder / "base_model"
+
+    def card(self) -> Path:
+        return self.folder / "model_card.json"
+
+    def source(self, dotted: str) -> Path:
+        return self.folder / dotted
+
+    def selection(self, masks: bool, task: str, localization: str) -> Path:
+        return self.folder / task / "selections" / f"{localization}.json"
+
+
 JOB = {"task": "sports", "objective": "erase", "localization": "nonlocalized", "seed": "0"}
 PFLOP = 1e15
 
@@ -32,7 +53,7 @@ PFLOP = 1e15
 def model(*presets: str, **changes: object) -> stages.Model:
     """The cost model of a preset, of which nothing is on disk."""
     paths = [ROOT / "config.yaml", *(ROOT / "workflow/presets" / f"{name}.yaml" for name in presets)]
-    return stages.Model.of(reading.load(paths, changes), Path("nowhere"))
+    return stages.Model.of(reading.load(paths, changes), Nowhere())
 
 
 def gemma_7b(precision: str = "bf16", gate: bool = False) -> stages.Model:
@@ -293,7 +314,7 @@ def test_a_selection_that_is_there_is_counted_exactly(tmp_path: Path) -> None:
     path = tmp_path / "sports" / "selections" / "random.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"parameters": 1234, "components": ["9.mlp.up", "4.attn.q"]}))
-    gemma = replace(gemma_7b(), results=tmp_path)
+    gemma = replace(gemma_7b(), places=Nowhere(tmp_path))
     assert gemma.trained("random", "sports") == (1234, 4)
     bound, lowest = gemma.trained("random", "athletes")
     assert bound == 9 * 3072 * 24576 and lowest == 0

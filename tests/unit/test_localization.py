@@ -443,11 +443,12 @@ def test_a_selection_by_automatic_layers_and_another_for_masks(
     config = Config.model_validate({"localizations": {"manual": {**manual, "mask": {"layers": [0]}}}})
     rows = probes({"prompt": [0.4, 0.5, 1.0], "athlete": [0.4, 0.8, 1.0]})
     given = {"base_model": tiny_base.folder, "probes": tiny_base.write(tmp_path / "probes.parquet", rows)}
-    stage, wildcards = STAGES["select"], {"task": "sports", "localization": "manual", "method": method}
+    stage = STAGES["select" if method == "finetune" else "select_for_mask"]
+    wildcards = {"base_seed": "0", "task": "sports", "localization": "manual"}
     job = Job(
         stage, restrict(config, stage, wildcards), wildcards, given, {"selection": tmp_path / "s"}, "key"
     )
-    selecting.select(job)
+    getattr(selecting, stage.function)(job)
     expected = [Component(layer, kind) for layer in layers for kind in ("up", "down")]
     assert set(selection.read_selection(tmp_path / "s")) == set(expected)
     assert job.facts.get("layers") == (layers if method == "finetune" else None)

@@ -18,7 +18,7 @@ import pytest
 
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.jobs.job import Stage
+from localized_unlearning.jobs.job import Input, Stage
 from localized_unlearning.provenance import code, locks, records
 from localized_unlearning.workflow import runner
 
@@ -53,13 +53,13 @@ from pathlib import Path
 sys.path.insert(0, ".")
 from localized_unlearning.workflow import runner
 from localized_unlearning.config.run import Config
-from localized_unlearning.jobs.job import Stage
-stage = Stage("toy", "toystages.stage", ("finetune.steps",), ("data",), ("out", "folder"))
+from localized_unlearning.jobs.job import Input, Stage
+stage = Stage("toy", "toystages.stage", ("finetune.steps",), (Input("data"),), ("out", "folder"))
 root = Path.cwd()
 outputs = {"out": root / "results/r/out.txt", "folder": root / "results/r/tree"}
 runner.execute(stage, Config(), {}, {"data": root / "data.txt"}, outputs, root)
 """
-TOY = Stage("toy", "toystages.stage", ("finetune.steps",), ("data",), ("out", "folder"))
+TOY = Stage("toy", "toystages.stage", ("finetune.steps",), (Input("data"),), ("out", "folder"))
 
 
 @pytest.fixture

@@ -208,10 +208,16 @@ class Runs:
 
     def __call__(self, stage: str, inputs: dict[str, Path]) -> tuple[dict[str, Path], records.Record]:
         found = STAGES[stage]
-        named = {"task": "sports", "objective": "erase", "localization": "manual", "seed": "0"}
+        named = {
+            "base_seed": "0",
+            "task": "sports",
+            "objective": "erase",
+            "localization": "manual",
+            "seed": "0",
+        }
         wildcards = {name: named[name] for name in found.wildcards}
         outputs = {name: self.folder / stage / f"{name}.file" for name in found.outputs}
-        given = {name.rstrip("*?"): None for name in found.inputs}
+        given = {i.name: None for i in found.inputs}
         given |= {"base_model": self.base.folder, "prompts": BOOK, "text": TEXT, **inputs}
         record = runner.execute(found, self.config, wildcards, given, outputs, self.folder)
         assert record is not None
@@ -248,14 +254,15 @@ def test_stages_in_two_processes_make_the_same_files(runs: Callable[[int], Runs]
         split = several.base.write(several.folder / "split.parquet", several.base.split)
         delta, trained = several("finetune", {"split": split, "selection": selection, "loss": erase_file})
         mask, masked = several("mask", {"split": split, "selection": selection})
-        answers, evaluated = several("evaluate", {"split": split, "delta": delta["delta"], "mmlu": QUESTIONS})
+        facts, evaluated = several("facts", {"split": split, "delta": delta["delta"]})
+        mmlu, _ = several("mmlu", {"delta": delta["delta"], "mmlu": QUESTIONS})
         made.append(
             {
                 "history": pd.read_csv(delta["history"]),
                 "delta": load_file(delta["delta"]),
                 "mask": load_file(mask["mask"])["ranked"].tolist(),
-                "facts": pd.read_parquet(answers["facts"]),
-                "mmlu": pd.read_parquet(answers["mmlu"]),
+                "facts": pd.read_parquet(facts["facts"]),
+                "mmlu": pd.read_parquet(mmlu["mmlu"]),
                 "records": (trained, masked, evaluated),
             }
         )

@@ -31,7 +31,9 @@ def folder(tmp_path: Path) -> Path:
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose tiny organism is measured, split and selected; only training is to be done."""
     place = workplace(tmp_path_factory.mktemp("pretrained"))
-    done = snakemake(place, "results/tiny/sports/selections/manual.json", "results/tiny/sports/split.parquet")
+    done = snakemake(
+        place, "results/tiny/base0/sports/selections/manual.json", "results/tiny/base0/sports/split.parquet"
+    )
     assert done.returncode == 0, done.stderr
     return place
 
@@ -77,7 +79,7 @@ def test_a_corrupt_download_leaves_nothing(folder: Path, server: str) -> None:
 def test_a_missing_column_is_named(folder: Path) -> None:
     (folder / "facts.csv").write_text("name,sport\nAda Ace,football\n")
     configure(folder, merge(TINY, {"athletes": {"source": {"path": "facts.csv"}}}))
-    done = run(folder, "results/tiny/known.parquet")
+    done = run(folder, "results/tiny/base0/known.parquet")
     assert said(done, r"facts\.csv has no column 'athlete' \(it has name, sport\)"), done.stderr
     assert not any("base_model" in name for name in written(folder))
 
@@ -88,18 +90,18 @@ def test_an_unknown_model_type_is_named(folder: Path) -> None:
     config = transformers.GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=8)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
     configure(folder, merge(TINY, {"model": {"kind": "huggingface", "name": "model"}}))
-    done = run(folder, "results/tiny/sports/selections/manual.json")
+    done = run(folder, "results/tiny/base0/sports/selections/manual.json")
     assert said(done, r"no component adapter for model type 'gpt2' .* add one to ADAPTERS"), done.stderr
     assert not any("selections/manual.json" in name for name in written(folder))
 
 
 def test_an_athlete_in_both_parts_is_refused(pretrained: Path) -> None:
-    path = pretrained / "results/tiny/sports/split.parquet"
+    path = pretrained / "results/tiny/base0/sports/split.parquet"
     kept = path.read_bytes()
     split = pd.read_parquet(path)
     split.loc[split["test"], "train"] = True
     command = ("localized-unlearning", "audit", "adopt", str(path), "--reason", "a test")
-    delta = "results/tiny/sports/erase/manual/seed0/delta.safetensors"
+    delta = "results/tiny/base0/sports/erase/manual/seed0/delta.safetensors"
     try:
         split.to_parquet(path, index=False)
         changed = run(pretrained, delta, "--forcerun", "finetune")
@@ -117,7 +119,7 @@ def test_an_athlete_in_both_parts_is_refused(pretrained: Path) -> None:
 def test_a_killed_training_is_run_again(pretrained: Path) -> None:
     """SIGKILL to the whole job in the middle of training: nothing is left, and the rerun is clean."""
     configure(pretrained, merge(TINY, {"finetune": {"steps": 5000}}))
-    model = pretrained / "results/tiny/sports/erase/manual/seed0"
+    model = pretrained / "results/tiny/base0/sports/erase/manual/seed0"
     delta = model.relative_to(pretrained) / "delta.safetensors"
     log = pretrained / "logs/tiny/sports/erase/manual/seed0/finetune.log"
     words = [sys.executable, "-m", "snakemake", "--cores", "2", str(delta), "--configfile", "tiny.yaml"]

@@ -60,7 +60,7 @@ def test_the_run_verifies_itself_at_its_end(finished: Path) -> None:
     done = snakemake(finished, "audit")
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\d+ artefacts.* ok", done.stdout), done.stdout
-    path = finished / "results/tiny/sports/split.parquet"
+    path = finished / "results/tiny/base0/sports/split.parquet"
     kept = path.read_bytes()
     path.write_bytes(kept + b" ")
     try:
@@ -123,7 +123,7 @@ def test_ones_own_method_is_one_file(finished: Path) -> None:
         "localizations": {"weight_norm": {"label": "Norm", "kind": "scores", "scores": "weight_norm"}},
     }
     configure(finished, merge(TINY, own))
-    target = "results/own/sports/erase/weight_norm/seed0/delta.safetensors"
+    target = "results/own/base0/sports/erase/weight_norm/seed0/delta.safetensors"
     try:
         done = snakemake(finished, target)
         assert done.returncode == 0, done.stderr
@@ -143,7 +143,7 @@ def test_ones_own_method_is_one_file(finished: Path) -> None:
 
 
 def test_a_mask_made_again_takes_its_sweep_and_figures_along(finished: Path) -> None:
-    mask = "results/tiny/sports/mask/manual/seed0/mask.safetensors"
+    mask = "results/tiny/base0/sports/mask/manual/seed0/mask.safetensors"
     jobs = planned(finished, "all", "--forcerun", mask)
     assert jobs == {"mask": 1, "sweep": 1, "figure": 4, "claims": 1, "all": 1}
 
@@ -155,7 +155,15 @@ def test_a_changed_lambda_reruns_that_task_only(finished: Path) -> None:
         jobs = planned(finished, "table_1", "figure_16", "figure_5")
     finally:
         (finished / "tiny.yaml").write_text(yaml.safe_dump(TINY))
-    assert jobs == {"finetune": 3, "evaluate": 3, "table": 1, "table_1": 1}
+    assert jobs == {
+        "finetune": 3,
+        "facts": 3,
+        "multiple_choice": 3,
+        "mmlu": 3,
+        "text": 3,
+        "table": 1,
+        "table_1": 1,
+    }
 
 
 def test_swapped_lambdas_are_seen(finished: Path) -> None:
@@ -202,7 +210,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-TRAINED = ("base_model", "sports/erase/manual", "sports/mask/manual", "athletes/inject/manual")
+TRAINED = tuple(
+    f"base0/{name}"
+    for name in ("base_model", "sports/erase/manual", "sports/mask/manual", "athletes/inject/manual")
+)
 """Folders of the tiny run whose stages train."""
 
 
@@ -223,7 +234,7 @@ def test_everything_made_again_has_the_same_bytes(finished: Path) -> None:
     finally:
         configure(finished, TINY)
     assert done.returncode == 0, done.stderr
-    for stage in ("pretrain", "finetune", "mask", "relearn", "evaluate", "sweep", "probe"):
+    for stage in ("pretrain", "finetune", "mask", "relearn", "facts", "sweep", "probe"):
         assert re.search(rf"^{stage} +[1-9]", done.stderr, re.M), stage
     for name in TRAINED:
         after = contents(results / name)
@@ -257,7 +268,7 @@ def test_a_second_checkout_is_restored_from_the_store(finished: Path, tmp_path: 
 
 def test_other_threads_and_batches_are_equivalent(finished: Path) -> None:
     """Not the same bytes, but the same numbers to rounding, as ``audit diff`` tells."""
-    models = ("sports/erase/manual/seed0", "athletes/inject/manual/seed0")
+    models = ("base0/sports/erase/manual/seed0", "base0/athletes/inject/manual/seed0")
     kept = {name: finished / "results" / f"kept-{index}" for index, name in enumerate(models)}
     for name, copy in kept.items():
         shutil.copytree(finished / "results/tiny" / name, copy)
@@ -266,7 +277,7 @@ def test_other_threads_and_batches_are_equivalent(finished: Path) -> None:
         f"results/tiny/{name}/{part}.parquet" for name in models for part in ("facts", "relearning/facts")
     ]
     try:
-        done = snakemake(finished, *targets, "--forcerun", "finetune", "evaluate", "relearn")
+        done = snakemake(finished, *targets, "--forcerun", "finetune", "facts", "relearn")
     finally:
         configure(finished, TINY)
     assert done.returncode == 0, done.stderr

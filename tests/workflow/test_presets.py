@@ -11,14 +11,14 @@ import pytest
 
 from localized_unlearning.config import reading
 from localized_unlearning.workflow import plan
-from localized_unlearning.workflow.snakefile import Workflow
+from localized_unlearning.workflow.snakefile import Rules
 from tiny_run import ROOT, environment, workplace
 
 PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
 
 GEMMA_7B = {
     "download": 1, "fetch": 3, "fetch_folder": 2, "known_facts": 1, "model_card": 1, "split": 2, "score": 4,
-    "select": 12, "finetune": 24, "evaluate": 26, "relearn": 18, "probe": 20, "mask": 12, "sweep": 12,
+    "select": 12, "finetune": 24, "facts": 26, "multiple_choice": 26, "mmlu": 26, "text": 26, "relearn": 18, "probe": 20, "mask": 12, "sweep": 12,
     "layer_probes": 1, "head_ablation": 1, "table": 4, "figure": 16, "comparisons": 4, "supplement": 4,
     "claims": 1, "all": 1,
 }  # fmt: skip
@@ -53,10 +53,9 @@ def test_presets_plan(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(folder)  # the same jobs as in the plan of costs
     layers = reading.overlays([Path("config.yaml"), Path("workflow/presets") / preset.name])
     del jobs["all"]
-    for rule, stage in (("fetch_folder", "fetch"), ("select_for_mask", "select")):
-        if rule in jobs:
-            jobs[stage] = jobs.get(stage, 0) + jobs.pop(rule)
-    assert plan.counts(plan.Plan(Workflow(layers))) == jobs
+    if "fetch_folder" in jobs:
+        jobs["fetch"] = jobs.get("fetch", 0) + jobs.pop("fetch_folder")
+    assert plan.counts(plan.Plan(Rules(layers))) == jobs
 
 
 def test_gemma_7b_plans_the_paper(tmp_path: Path) -> None:
@@ -67,7 +66,7 @@ def test_gemma_7b_plans_the_paper(tmp_path: Path) -> None:
 def test_words_on_the_command_line_go_over_a_preset(tmp_path: Path) -> None:
     folder = workplace(tmp_path)
     words = ["--configfile", "workflow/presets/gemma-7b.yaml", "--config", "run=mine"]
-    assert planned(folder, "results/mine/known.parquet", *words) == {
+    assert planned(folder, "results/mine/base0/known.parquet", *words) == {
         "download": 1,
         "fetch": 1,
         "known_facts": 1,

@@ -4,16 +4,13 @@ if plan.config.model.kind == "organism":
 
     rule pretrain:
         input:
-            athletes=plan.source("athletes.source"),
-            prompts=plan.config.prompts.file,
-            general_knowledge=plan.source("mmlu.source"),
-            text=plan.source("text.train"),
+            unpack(plan.inputs("pretrain")),
         output:
-            directory(f"{plan.results}/base_model"),
+            **plan.outputs("pretrain", directory),
         log:
-            f"logs/{plan.config.run}/pretrain.log",
+            plan.log("pretrain"),
         benchmark:
-            f"logs/{plan.config.run}/pretrain.tsv"
+            plan.benchmark("pretrain")
         conda:
             "../../envs/cpu.yaml"
         threads: workflow.resource_settings.cores or 2
@@ -21,50 +18,46 @@ if plan.config.model.kind == "organism":
             mem_mb=plan.memory("pretrain"),
             runtime=plan.runtime("pretrain"),
         params:
-            config=plan.resolved,
-            settings=plan.seen("pretrain"),
-            code=plan.code("pretrain"),
+            **plan.params("pretrain"),
         message:
-            "pretrain the organism"
+            "pretrain the organism (base {wildcards.base_seed})"
         shell:
-            "localized-unlearning pretrain --config {params.config} --athletes {input.athletes}"
-            " --prompts {input.prompts} --general-knowledge {input.general_knowledge}"
-            " --text {input.text} --out-model {output} 2> {log}"
+            plan.command("pretrain")
 
 elif plan.config.model.kind == "gguf":
 
     rule convert:
         input:
-            gguf=plan.source("gguf"),
+            unpack(plan.inputs("convert")),
         output:
-            directory(f"{plan.results}/base_model"),
+            **plan.outputs("convert", directory),
         log:
-            f"logs/{plan.config.run}/convert.log",
+            plan.log("convert"),
         benchmark:
-            f"logs/{plan.config.run}/convert.tsv"
+            plan.benchmark("convert")
         conda:
             "../../envs/cpu.yaml"
         resources:
             mem_mb=plan.memory("convert"),
             runtime=plan.runtime("convert"),
         params:
-            config=plan.resolved,
-            settings=plan.seen("convert"),
-            code=plan.code("convert"),
+            **plan.params("convert"),
         message:
             "convert the GGUF model"
         shell:
-            "localized-unlearning convert --config {params.config} --gguf {input.gguf} --out-model {output} 2> {log}"
+            plan.command("convert")
 
-else:
+elif plan.config.model.kind == "huggingface":
 
     rule download:
+        input:
+            unpack(plan.inputs("download")),
         output:
-            directory(f"{plan.results}/base_model"),
+            **plan.outputs("download", directory),
         log:
-            f"logs/{plan.config.run}/download.log",
+            plan.log("download"),
         benchmark:
-            f"logs/{plan.config.run}/download.tsv"
+            plan.benchmark("download")
         localrule: True
         conda:
             "../../envs/cpu.yaml"
@@ -72,28 +65,22 @@ else:
             mem_mb=plan.memory("download"),
             runtime=plan.runtime("download"),
         params:
-            config=plan.resolved,
-            settings=plan.seen("download"),
-            code=plan.code("download"),
+            **plan.params("download"),
         message:
             "fetch the base model"
         shell:
-            "localized-unlearning download --config {params.config} --out-model {output} 2> {log}"
+            plan.command("download")
 
 
 rule model_card:
     input:
-        base_model=f"{plan.results}/base_model",
-        known=f"{plan.results}/known.parquet",
-        prompts=plan.config.prompts.file,
-        mmlu=plan.source("mmlu.source"),
+        unpack(plan.inputs("model_card")),
     output:
-        json=f"{plan.results}/model_card.json",
-        markdown=f"{plan.results}/model_card.md",
+        **plan.outputs("model_card", directory),
     log:
-        f"logs/{plan.config.run}/model_card.log",
+        plan.log("model_card"),
     benchmark:
-        f"logs/{plan.config.run}/model_card.tsv"
+        plan.benchmark("model_card")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -101,12 +88,8 @@ rule model_card:
         mem_mb=plan.memory("model_card"),
         runtime=plan.runtime("model_card"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("model_card"),
-        code=plan.code("model_card"),
+        **plan.params("model_card"),
     message:
-        "measure the base model"
+        "measure the base model (base {wildcards.base_seed})"
     shell:
-        "localized-unlearning model_card --config {params.config} --base-model {input.base_model}"
-        " --known {input.known} --prompts {input.prompts} --mmlu {input.mmlu}"
-        " --out-json {output.json} --out-markdown {output.markdown} 2> {log}"
+        plan.command("model_card")

@@ -1,171 +1,117 @@
 # Tables and figures, drawn from tidy rows alone, and the targets by name.
 
+
 from localized_unlearning.paper.artefacts import FIGURES, TABLES
 
 
 rule table:
     input:
-        facts=plan.rows_for("facts"),
-        multiple_choice=plan.rows_for("multiple_choice"),
-        mmlu=plan.rows_for("mmlu"),
-        text=plan.rows_for("text"),
-        selections=plan.selections_for,
+        unpack(plan.inputs("table")),
     output:
-        csv=f"{plan.results}/tables/{{table}}.csv",
-        markdown=f"{plan.results}/tables/{{table}}.md",
-        latex=f"{plan.results}/tables/{{table}}.tex",
+        **plan.outputs("table", directory),
     log:
-        f"logs/{plan.config.run}/{{table}}.log",
+        plan.log("table"),
     benchmark:
-        f"logs/{plan.config.run}/{{table}}.tsv"
-    wildcard_constraints:
-        table="|".join(TABLES),
+        plan.benchmark("table")
     conda:
         "../../envs/cpu.yaml"
     resources:
         mem_mb=plan.memory("table"),
         runtime=plan.runtime("table"),
     params:
-        config=plan.resolved,
-        task=plan.task_of,
-        settings=plan.seen("table"),
-        code=plan.code("table"),
+        **plan.params("table"),
     message:
         "write {wildcards.table}"
     shell:
-        "localized-unlearning table --config {params.config} --table {wildcards.table} --task {params.task} --facts {input.facts}"
-        " --multiple-choice {input.multiple_choice} --mmlu {input.mmlu} --text {input.text}"
-        " --selections {input.selections} --out-csv {output.csv} --out-markdown {output.markdown}"
-        " --out-latex {output.latex} 2> {log}"
+        plan.command("table")
 
 
 rule comparisons:
     input:
-        facts=plan.compared_rows_for("facts"),
-        multiple_choice=plan.compared_rows_for("multiple_choice"),
-        mmlu=plan.compared_rows_for("mmlu"),
-        text=plan.compared_rows_for("text"),
-        selections=plan.compared_selections_for,
+        unpack(plan.inputs("comparisons")),
     output:
-        comparisons_csv=f"{plan.results}/statistics/{{table}}/comparisons.csv",
-        comparisons_markdown=f"{plan.results}/statistics/{{table}}/comparisons.md",
-        null_csv=f"{plan.results}/statistics/{{table}}/null.csv",
-        null_markdown=f"{plan.results}/statistics/{{table}}/null.md",
+        **plan.outputs("comparisons", directory),
     log:
-        f"logs/{plan.config.run}/{{table}}_comparisons.log",
+        plan.log("comparisons"),
     benchmark:
-        f"logs/{plan.config.run}/{{table}}_comparisons.tsv"
-    wildcard_constraints:
-        table="|".join(TABLES),
+        plan.benchmark("comparisons")
     conda:
         "../../envs/cpu.yaml"
     resources:
         mem_mb=plan.memory("comparisons"),
         runtime=plan.runtime("comparisons"),
     params:
-        config=plan.resolved,
-        task=plan.task_of,
-        settings=plan.seen("comparisons"),
-        code=plan.code("comparisons"),
+        **plan.params("comparisons"),
     message:
         "compare the localizations of {wildcards.table}"
     shell:
-        "localized-unlearning comparisons --config {params.config} --table {wildcards.table} --task {params.task}"
-        " --facts {input.facts} --multiple-choice {input.multiple_choice} --mmlu {input.mmlu} --text {input.text}"
-        " --selections {input.selections} --out-comparisons-csv {output.comparisons_csv}"
-        " --out-comparisons-markdown {output.comparisons_markdown} --out-null-csv {output.null_csv}"
-        " --out-null-markdown {output.null_markdown} 2> {log}"
+        plan.command("comparisons")
 
 
 rule supplement:
     input:
-        facts=plan.rows_for("facts"),
-        multiple_choice=plan.rows_for("multiple_choice"),
-        selections=plan.selections_for,
+        unpack(plan.inputs("supplement")),
     output:
-        csv=f"{plan.results}/statistics/{{table}}/supplement.csv",
-        letters=f"{plan.results}/statistics/{{table}}/letters.csv",
-        markdown=f"{plan.results}/statistics/{{table}}/supplement.md",
+        **plan.outputs("supplement", directory),
     log:
-        f"logs/{plan.config.run}/{{table}}_supplement.log",
+        plan.log("supplement"),
     benchmark:
-        f"logs/{plan.config.run}/{{table}}_supplement.tsv"
-    wildcard_constraints:
-        table="|".join(TABLES),
+        plan.benchmark("supplement")
     conda:
         "../../envs/cpu.yaml"
     resources:
         mem_mb=plan.memory("supplement"),
         runtime=plan.runtime("supplement"),
     params:
-        config=plan.resolved,
-        task=plan.task_of,
-        settings=plan.seen("supplement"),
-        code=plan.code("supplement"),
+        **plan.params("supplement"),
     message:
         "every prompt of {wildcards.table}"
     shell:
-        "localized-unlearning supplement --config {params.config} --table {wildcards.table} --task {params.task}"
-        " --facts {input.facts} --multiple-choice {input.multiple_choice} --selections {input.selections}"
-        " --out-csv {output.csv} --out-letters {output.letters} --out-markdown {output.markdown} 2> {log}"
+        plan.command("supplement")
 
 
 rule figure:
     input:
-        data=plan.data_for,
-        overlay=plan.overlay_for,
+        unpack(plan.inputs("figure")),
     output:
-        csv=f"{plan.figures}/{{figure}}.csv",
-        pdf=f"{plan.figures}/{{figure}}.pdf",
-        png=f"{plan.figures}/{{figure}}.png",
+        **plan.outputs("figure", directory),
     log:
-        f"logs/{plan.config.run}/{{figure}}.log",
+        plan.log("figure"),
     benchmark:
-        f"logs/{plan.config.run}/{{figure}}.tsv"
-    wildcard_constraints:
-        figure="|".join(FIGURES),
+        plan.benchmark("figure")
     conda:
         "../../envs/cpu.yaml"
     resources:
         mem_mb=plan.memory("figure"),
         runtime=plan.runtime("figure"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("figure"),
-        code=plan.code("figure"),
+        **plan.params("figure"),
     message:
         "draw {wildcards.figure}"
     shell:
-        "localized-unlearning figure --config {params.config} --figure {wildcards.figure} --data {input.data} --overlay '{input.overlay}'"
-        " --out-csv {output.csv} --out-pdf {output.pdf} --out-png {output.png} 2> {log}"
+        plan.command("figure")
 
 
 rule claims:
     input:
-        claims=plan.config.claims.file,
-        rows=plan.claim_rows,
-        selection=plan.claim_selection,
+        unpack(plan.inputs("claims")),
     output:
-        json=f"{plan.results}/claims.json",
-        markdown=f"{plan.results}/claims.md",
+        **plan.outputs("claims", directory),
     log:
-        f"logs/{plan.config.run}/claims.log",
+        plan.log("claims"),
     benchmark:
-        f"logs/{plan.config.run}/claims.tsv"
+        plan.benchmark("claims")
     conda:
         "../../envs/cpu.yaml"
     resources:
         mem_mb=plan.memory("claims"),
         runtime=plan.runtime("claims"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("claims"),
-        code=plan.code("claims"),
+        **plan.params("claims"),
     message:
         "judge the paper's claims"
     shell:
-        "localized-unlearning claims --config {params.config} --claims {input.claims} --rows {input.rows}"
-        " --selection '{input.selection}' --out-json {output.json} --out-markdown {output.markdown} 2> {log}"
+        plan.command("claims")
 
 
 for name in [*TABLES, *FIGURES]:
@@ -198,42 +144,42 @@ rule statistics:
 
 rule report:
     log:
-        f"logs/{plan.config.run}/report.log",
+        f"{plan.layout.logs}/report.log",
     localrule: True
     conda:
         "../../envs/cpu.yaml"
     params:
-        config=plan.resolved,
+        config=plan.layout.resolved,
     message:
         "one page of what is there"
     shell:
-        "localized-unlearning report --config {params.config} 2> {log}"
+        "localized-unlearning report --config {params.config:q} 2> {log:q}"
 
 
 rule preflight:
     log:
-        f"logs/{plan.config.run}/preflight.log",
+        f"{plan.layout.logs}/preflight.log",
     localrule: True
     conda:
         "../../envs/cpu.yaml"
     params:
-        config=plan.resolved,
+        config=plan.layout.resolved,
     message:
         "the plan, and all that it lacks"
     shell:
-        "localized-unlearning preflight --config {params.config} | tee {log}"
+        "localized-unlearning preflight --config {params.config:q} | tee {log:q}"
 
 
 rule audit:
     log:
-        f"logs/{plan.config.run}/audit.log",
+        f"{plan.layout.logs}/audit.log",
     localrule: True
     conda:
         "../../envs/cpu.yaml"
     params:
-        config=plan.resolved,
+        config=plan.layout.resolved,
         folders=lambda _: plan.folders(),
     message:
         "compare every file with its record, and every record with what would be done now"
     shell:
-        "localized-unlearning audit verify {params.folders} --config {params.config} | tee {log}"
+        "localized-unlearning audit verify {params.folders:q} --config {params.config:q} | tee {log:q}"

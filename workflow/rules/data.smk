@@ -1,4 +1,4 @@
-# Files from outside, and the split of the athletes.
+# Files from outside, what the base model knows of them, and the split of the facts.
 
 
 localrules:
@@ -6,14 +6,16 @@ localrules:
 
 
 rule fetch:
+    input:
+        unpack(plan.inputs("fetch")),
     output:
-        f"{plan.results}/sources/{{source}}",
+        **plan.outputs("fetch", str),
     log:
-        f"logs/{plan.config.run}/fetch/{{source}}.log",
+        plan.log("fetch"),
     benchmark:
-        f"logs/{plan.config.run}/fetch/{{source}}.tsv"
+        plan.benchmark("fetch")
     wildcard_constraints:
-        source="|".join(map(re.escape, plan.fetched(folders=False))) or "none",
+        source=plan.fetched(folders=False),
     localrule: True
     conda:
         "../../envs/cpu.yaml"
@@ -21,33 +23,29 @@ rule fetch:
         mem_mb=plan.memory("fetch"),
         runtime=plan.runtime("fetch"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("fetch"),
-        code=plan.code("fetch"),
+        **plan.params("fetch"),
     message:
         "fetch {wildcards.source}"
     shell:
-        "localized-unlearning fetch --config {params.config} --source {wildcards.source} --out-file {output} 2> {log}"
+        plan.command("fetch")
 
 
 use rule fetch as fetch_folder with:
     output:
-        directory(f"{plan.results}/sources/{{source}}"),
+        **plan.outputs("fetch", directory, all_folders=True),
     wildcard_constraints:
-        source="|".join(map(re.escape, plan.fetched(folders=True))) or "none",
+        source=plan.fetched(folders=True),
 
 
 rule known_facts:
     input:
-        athletes=plan.source("athletes.source"),
-        base_model=f"{plan.results}/base_model",
-        prompts=plan.config.prompts.file,
+        unpack(plan.inputs("known_facts")),
     output:
-        f"{plan.results}/known.parquet",
+        **plan.outputs("known_facts", directory),
     log:
-        f"logs/{plan.config.run}/known_facts.log",
+        plan.log("known_facts"),
     benchmark:
-        f"logs/{plan.config.run}/known_facts.tsv"
+        plan.benchmark("known_facts")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -55,36 +53,30 @@ rule known_facts:
         mem_mb=plan.memory("known_facts"),
         runtime=plan.runtime("known_facts"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("known_facts"),
-        code=plan.code("known_facts"),
+        **plan.params("known_facts"),
     message:
-        "which facts the base model knows"
+        "which facts the base model knows (base {wildcards.base_seed})"
     shell:
-        "localized-unlearning known_facts --config {params.config} --athletes {input.athletes}"
-        " --base-model {input.base_model} --prompts {input.prompts} --out-known {output} 2> {log}"
+        plan.command("known_facts")
 
 
 rule split:
     input:
-        known=rules.known_facts.output,
+        unpack(plan.inputs("split")),
     output:
-        f"{plan.results}/{{task}}/split.parquet",
+        **plan.outputs("split", directory),
     log:
-        f"logs/{plan.config.run}/{{task}}/split.log",
+        plan.log("split"),
     benchmark:
-        f"logs/{plan.config.run}/{{task}}/split.tsv"
+        plan.benchmark("split")
     conda:
         "../../envs/cpu.yaml"
     resources:
         mem_mb=plan.memory("split"),
         runtime=plan.runtime("split"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("split"),
-        code=plan.code("split"),
+        **plan.params("split"),
     message:
-        "split the athletes ({wildcards.task})"
+        "split the facts (base {wildcards.base_seed}, {wildcards.task})"
     shell:
-        "localized-unlearning split --config {params.config} --task {wildcards.task}"
-        " --known {input.known} --out-split {output} 2> {log}"
+        plan.command("split")

@@ -1,40 +1,116 @@
-# Evaluations: one process and one model load for all four, one row per item.
+# Evaluations branch off each checkpoint, each a job of its own (3.1.1); a sweep asks at ever larger edits (3.2).
 
 
-rule evaluate:
+rule facts:
     input:
-        base_model=f"{plan.results}/base_model",
-        card=f"{plan.results}/model_card.json",
-        split=f"{plan.results}/{{task}}/split.parquet",
-        delta=plan.delta_for,
-        prompts=plan.config.prompts.file,
-        mmlu=plan.source("mmlu.source"),
-        text=plan.source("text.held_out"),
+        unpack(plan.inputs("facts")),
     output:
-        facts=f"{plan.results}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}/facts.parquet",
-        multiple_choice=f"{plan.results}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}/multiple_choice.parquet",
-        mmlu=f"{plan.results}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}/mmlu.parquet",
-        text=f"{plan.results}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}/text.parquet",
+        **plan.outputs("facts", directory),
     log:
-        f"logs/{plan.config.run}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}/evaluate.log",
+        plan.log("facts"),
     benchmark:
-        f"logs/{plan.config.run}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}/evaluate.tsv"
+        plan.benchmark("facts")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
     resources:
-        mem_mb=plan.memory("evaluate"),
-        runtime=plan.runtime("evaluate"),
+        mem_mb=plan.memory("facts"),
+        runtime=plan.runtime("facts"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("evaluate"),
-        code=plan.code("evaluate"),
+        **plan.params("facts"),
     message:
-        "evaluate {wildcards.localization} ({wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
+        "ask {wildcards.localization} for the facts (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
     shell:
-        "localized-unlearning evaluate --config {params.config} --task {wildcards.task}"
-        " --objective {wildcards.objective} --localization {wildcards.localization} --seed {wildcards.seed}"
-        " --base-model {input.base_model} --split {input.split} --delta '{input.delta}'"
-        " --prompts {input.prompts} --mmlu {input.mmlu} --text {input.text}"
-        " --out-facts {output.facts} --out-multiple-choice {output.multiple_choice}"
-        " --out-mmlu {output.mmlu} --out-text {output.text} 2> {log}"
+        plan.command("facts")
+
+
+rule multiple_choice:
+    input:
+        unpack(plan.inputs("multiple_choice")),
+    output:
+        **plan.outputs("multiple_choice", directory),
+    log:
+        plan.log("multiple_choice"),
+    benchmark:
+        plan.benchmark("multiple_choice")
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("multiple_choice"),
+        runtime=plan.runtime("multiple_choice"),
+    params:
+        **plan.params("multiple_choice"),
+    message:
+        "ask {wildcards.localization} by multiple choice (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
+    shell:
+        plan.command("multiple_choice")
+
+
+rule mmlu:
+    input:
+        unpack(plan.inputs("mmlu")),
+    output:
+        **plan.outputs("mmlu", directory),
+    log:
+        plan.log("mmlu"),
+    benchmark:
+        plan.benchmark("mmlu")
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("mmlu"),
+        runtime=plan.runtime("mmlu"),
+    params:
+        **plan.params("mmlu"),
+    message:
+        "ask {wildcards.localization} general knowledge (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
+    shell:
+        plan.command("mmlu")
+
+
+rule text:
+    input:
+        unpack(plan.inputs("text")),
+    output:
+        **plan.outputs("text", directory),
+    log:
+        plan.log("text"),
+    benchmark:
+        plan.benchmark("text")
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("text"),
+        runtime=plan.runtime("text"),
+    params:
+        **plan.params("text"),
+    message:
+        "read held-out text with {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
+    shell:
+        plan.command("text")
+
+
+rule sweep:
+    input:
+        unpack(plan.inputs("sweep")),
+    output:
+        **plan.outputs("sweep", directory),
+    log:
+        plan.log("sweep"),
+    benchmark:
+        plan.benchmark("sweep")
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("sweep"),
+        runtime=plan.runtime("sweep"),
+    params:
+        **plan.params("sweep"),
+    message:
+        "sweep the edit sizes of {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, seed {wildcards.seed})"
+    shell:
+        plan.command("sweep")

@@ -3,16 +3,13 @@
 
 rule layer_probes:
     input:
-        base_model=f"{plan.results}/base_model",
-        known=f"{plan.results}/known.parquet",
-        prompts=plan.config.prompts.file,
-        text=plan.source("text.held_out"),
+        unpack(plan.inputs("layer_probes")),
     output:
-        f"{plan.results}/interpretability/layer_probes.parquet",
+        **plan.outputs("layer_probes", directory),
     log:
-        f"logs/{plan.config.run}/layer_probes.log",
+        plan.log("layer_probes"),
     benchmark:
-        f"logs/{plan.config.run}/layer_probes.tsv"
+        plan.benchmark("layer_probes")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -20,28 +17,22 @@ rule layer_probes:
         mem_mb=plan.memory("layer_probes"),
         runtime=plan.runtime("layer_probes"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("layer_probes"),
-        code=plan.code("layer_probes"),
+        **plan.params("layer_probes"),
     message:
-        "probe the layers of the base model"
+        "probe the layers of the base model (base {wildcards.base_seed})"
     shell:
-        "localized-unlearning layer_probes --config {params.config} --base-model {input.base_model}"
-        " --known {input.known} --prompts {input.prompts} --text {input.text} --out-probes {output} 2> {log}"
+        plan.command("layer_probes")
 
 
 rule head_ablation:
     input:
-        base_model=f"{plan.results}/base_model",
-        known=f"{plan.results}/known.parquet",
-        prompts=plan.config.prompts.file,
-        text=plan.source("text.held_out"),
+        unpack(plan.inputs("head_ablation")),
     output:
-        f"{plan.results}/interpretability/head_ablation.parquet",
+        **plan.outputs("head_ablation", directory),
     log:
-        f"logs/{plan.config.run}/head_ablation.log",
+        plan.log("head_ablation"),
     benchmark:
-        f"logs/{plan.config.run}/head_ablation.tsv"
+        plan.benchmark("head_ablation")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -49,11 +40,8 @@ rule head_ablation:
         mem_mb=plan.memory("head_ablation"),
         runtime=plan.runtime("head_ablation"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("head_ablation"),
-        code=plan.code("head_ablation"),
+        **plan.params("head_ablation"),
     message:
-        "ablate the heads of the lookup layers"
+        "ablate the heads of the lookup layers (base {wildcards.base_seed})"
     shell:
-        "localized-unlearning head_ablation --config {params.config} --base-model {input.base_model}"
-        " --known {input.known} --prompts {input.prompts} --text {input.text} --out-ablation {output} 2> {log}"
+        plan.command("head_ablation")

@@ -3,17 +3,13 @@
 
 rule score:
     input:
-        base_model=f"{plan.results}/base_model",
-        card=f"{plan.results}/model_card.json",
-        split=f"{plan.results}/{{task}}/split.parquet",
-        prompts=plan.config.prompts.file,
-        method=plan.method_for,
+        unpack(plan.inputs("score")),
     output:
-        f"{plan.results}/{{task}}/scores/{{scores}}.parquet",
+        **plan.outputs("score", directory),
     log:
-        f"logs/{plan.config.run}/{{task}}/scores/{{scores}}.log",
+        plan.log("score"),
     benchmark:
-        f"logs/{plan.config.run}/{{task}}/scores/{{scores}}.tsv"
+        plan.benchmark("score")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -21,72 +17,52 @@ rule score:
         mem_mb=plan.memory("score"),
         runtime=plan.runtime("score"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("score"),
-        code=plan.code("score"),
+        **plan.params("score"),
     message:
-        "score components: {wildcards.scores} ({wildcards.task})"
+        "score components: {wildcards.scores} (base {wildcards.base_seed}, {wildcards.task})"
     shell:
-        "localized-unlearning score --config {params.config} --task {wildcards.task}"
-        " --scores {wildcards.scores} --base-model {input.base_model} --split {input.split}"
-        " --prompts {input.prompts} --method '{input.method}' --out-scores {output} 2> {log}"
+        plan.command("score")
 
 
 rule select:
     input:
-        base_model=f"{plan.results}/base_model",
-        scores=plan.scores_for,
-        manual=plan.manual_for,
-        probes=plan.probes_for,
+        unpack(plan.inputs("select")),
     output:
-        f"{plan.results}/{{task}}/selections/{{localization}}.json",
+        **plan.outputs("select", directory),
     log:
-        f"logs/{plan.config.run}/{{task}}/selections/{{localization}}.log",
+        plan.log("select"),
     benchmark:
-        f"logs/{plan.config.run}/{{task}}/selections/{{localization}}.tsv"
+        plan.benchmark("select")
     conda:
         "../../envs/cpu.yaml"
     resources:
         mem_mb=plan.memory("select"),
         runtime=plan.runtime("select"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("select"),
-        code=plan.code("select"),
+        **plan.params("select"),
     message:
-        "select components: {wildcards.localization} ({wildcards.task})"
+        "select components: {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task})"
     shell:
-        "localized-unlearning select --config {params.config} --task {wildcards.task}"
-        " --localization {wildcards.localization} --method finetune --base-model {input.base_model}"
-        " --scores '{input.scores}' --manual '{input.manual}' --probes '{input.probes}'"
-        " --out-selection {output} 2> {log}"
+        plan.command("select")
 
 
 rule select_for_mask:
     input:
-        base_model=f"{plan.results}/base_model",
-        scores=plan.scores_for_mask,
-        manual=plan.manual_for,
-        probes=plan.probes_for,
+        unpack(plan.inputs("select_for_mask")),
     output:
-        f"{plan.results}/{{task}}/mask/{{localization}}/selection.json",
+        **plan.outputs("select_for_mask", directory),
     log:
-        f"logs/{plan.config.run}/{{task}}/mask/{{localization}}/select.log",
+        plan.log("select_for_mask"),
     benchmark:
-        f"logs/{plan.config.run}/{{task}}/mask/{{localization}}/select.tsv"
+        plan.benchmark("select_for_mask")
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("select"),
-        runtime=plan.runtime("select"),
+        mem_mb=plan.memory("select_for_mask"),
+        runtime=plan.runtime("select_for_mask"),
     params:
-        config=plan.resolved,
-        settings=plan.seen("select"),
-        code=plan.code("select"),
+        **plan.params("select_for_mask"),
     message:
-        "select components to mask: {wildcards.localization} ({wildcards.task})"
+        "select components to mask: {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task})"
     shell:
-        "localized-unlearning select --config {params.config} --task {wildcards.task}"
-        " --localization {wildcards.localization} --method mask --base-model {input.base_model}"
-        " --scores '{input.scores}' --manual '{input.manual}' --probes '{input.probes}'"
-        " --out-selection {output} 2> {log}"
+        plan.command("select_for_mask")

@@ -21,6 +21,7 @@ from localized_unlearning.audit import diff as diff_module
 from localized_unlearning.audit import explain as explain_module
 from localized_unlearning.audit.index import Audit, absolute, shown
 from localized_unlearning.errors import UserError
+from localized_unlearning.workflow.layout import FIGURES_TOP, RESULTS, Layout
 
 if TYPE_CHECKING:
     from localized_unlearning.audit.index import Finding
@@ -145,7 +146,7 @@ def _audit(arguments: argparse.Namespace, paths: Sequence[Path]) -> Audit:
 
 
 def _default_paths(root: Path) -> list[Path]:
-    found = [root / name for name in ("results", "figures") if (root / name).is_dir()]
+    found = [root / name for name in (RESULTS, FIGURES_TOP) if (root / name).is_dir()]
     if not found:
         raise UserError(
             f"there is no results folder in {root.resolve()}: name the files or folders to verify"
@@ -182,9 +183,9 @@ def _run_folders(root: Path, run: str) -> list[Path]:
     Raises:
         UserError: when there is none.
     """
-    found = [folder for folder in (root / "results" / run, root / "figures" / run) if folder.is_dir()]
+    found = [folder for folder in (root / Layout(run).results, root / Layout(run).figures) if folder.is_dir()]
     if not found:
-        raise UserError(f"there is no run {run} in {root.resolve()}: name a folder of results/")
+        raise UserError(f"there is no run {run} in {root.resolve()}: name a folder of {RESULTS}/")
     return found
 
 
@@ -195,7 +196,7 @@ def _signatures(arguments: argparse.Namespace, audit: Audit) -> list[Signature]:
 
     found = []
     for run in signing.runs_of(audit):
-        folders = [audit.resolve(f"{top}/{run}") for top in ("results", "figures")]
+        folders = [audit.resolve(folder) for folder in (Layout(run).results, Layout(run).figures)]
         whole = _audit(arguments, [folder for folder in folders if folder.is_dir()])
         found.append(signing.check(whole, run, arguments.signature))
     return found

@@ -21,6 +21,7 @@ from localized_unlearning import __version__
 from localized_unlearning.audit.index import SIGNED, Audit, Entry, shown
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import hashing, records
+from localized_unlearning.workflow.layout import Layout
 
 if TYPE_CHECKING:
     from rocrate.model.entity import Entity
@@ -161,9 +162,9 @@ class _Builder:
         self._whole(jobs, actions, workflow)
         for run in runs:
             for name in ("config.yaml", SIGNED, f"{SIGNED}.sig"):
-                self._own(f"results/{run}/{name}")
-            for source in sorted(self.audit.resolve(f"results/{run}/.sources").glob("*.py")):
-                self._file(f"results/{run}/.sources/{source.name}", source, hashing.digest(source), own=True)
+                self._own(f"{Layout(run).results}/{name}")
+            for source in sorted(self.audit.resolve(Layout(run).sources).glob("*.py")):
+                self._file(f"{Layout(run).sources}/{source.name}", source, hashing.digest(source), own=True)
         for parameter, examples in self._examples.items():
             self.crate.dereference(parameter)["workExample"] = list(examples.values())
 

@@ -15,6 +15,7 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.paper import terms
 from localized_unlearning.progress import clock
 from localized_unlearning.provenance import code, records
+from localized_unlearning.workflow.layout import Layout
 
 LINES = 20  # lines of a code change that are shown
 
@@ -149,7 +150,7 @@ def job_name(entry: Entry) -> str:
 def code_diff(audit: Audit, entry: Entry, cause: Cause) -> list[str]:
     """The lines of a module that changed, where its old source was kept."""
     run = (entry.record.folder or "/").split("/")
-    kept = audit.resolve(f"results/{run[1] if len(run) > 1 else ''}/.sources/{cause.before}.py")
+    kept = audit.resolve(f"{Layout(run[1] if len(run) > 1 else '').sources}/{cause.before}.py")
     now = code.source_of(cause.name)
     if cause.before is None or now is None or not kept.is_file():
         return []

@@ -28,6 +28,8 @@ from localized_unlearning.jobs.job import Stage, settings_of
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.provenance import code, digests, environment, hashing, locks, records
 from localized_unlearning.provenance.records import Record
+from localized_unlearning.workflow.graph import Graph
+from localized_unlearning.workflow.layout import JobId, Layout
 
 ADOPTED_STAGE = "adopted"
 
@@ -406,7 +408,7 @@ class Audit:
         if self.configs:
             return reading.load(self.configs)
         default = self.root / "config.yaml"
-        layers = [self.resolve(f"results/{run}/config.yaml")] if run else []
+        layers = [self.resolve(Layout(run).resolved)] if run else []
         if default.is_file() and reading.read_yaml(default).get("run", Config().run) == run:
             layers.append(default)
         layers = [path for path in layers if path.is_file()]
@@ -661,9 +663,14 @@ def _orphan(config: Config, stage: Stage, wildcards: Mapping[str, str]) -> Cause
         section = OF_CONFIG.get(name)
         if section and value not in UNTRAINED and value not in getattr(config, section):
             return Cause("orphan", name, f"the config has no {section}.{value} now", value)
-    if (seed := wildcards.get("seed")) is not None and seed not in map(str, config.seeds):
+    if not Graph(config).has(JobId(stage.name, tuple(sorted(wildcards.items())))):
+        seeds = {name: wildcards[name] for name in ("base_seed", "seed") if name in wildcards}
+        said = " and ".join(f"{name} {value}" for name, value in seeds.items())
         return Cause(
-            "orphan", "seed", f"the config's seeds are {list(config.seeds)} now, without {seed}", seed
+            "orphan",
+            "seed",
+            f"the config asks for no {stage.name} with {said or 'these wildcards'} now",
+            said,
         )
     try:
         settings_of(config, stage, wildcards)

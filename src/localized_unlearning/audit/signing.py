@@ -20,6 +20,7 @@ from typing import Any
 from localized_unlearning.audit.index import SIGNED, Audit, shown
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import hashing, records
+from localized_unlearning.workflow.layout import FIGURES_TOP, RESULTS, Layout
 
 SCHEMA_VERSION = 1
 
@@ -48,7 +49,7 @@ def runs_of(audit: Audit) -> list[str]:
 
 def _run(folder: str | None) -> str | None:
     parts = (folder or "").split("/")
-    return parts[1] if len(parts) > 1 and parts[0] in ("results", "figures") else None
+    return parts[1] if len(parts) > 1 and parts[0] in (RESULTS, FIGURES_TOP) else None
 
 
 def statement(audit: Audit, run: str) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def statement(audit: Audit, run: str) -> dict[str, Any]:
 
 def place(audit: Audit, run: str) -> Path:
     """Where a run's statement lies; its signature has ``.sig`` behind its name."""
-    return audit.resolve(f"results/{run}/{SIGNED}")
+    return audit.resolve(f"{Layout(run).results}/{SIGNED}")
 
 
 def sign(audit: Audit, run: str, key: Path) -> dict[str, Any]:

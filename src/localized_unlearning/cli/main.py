@@ -10,7 +10,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from localized_unlearning import __version__
@@ -27,11 +27,11 @@ The workflow runs these commands: `make all`, or `snakemake figure_3`. Each can 
 
 
 def _option(name: str) -> str:
-    return "--" + name.rstrip("*?").replace("_", "-")
+    return "--" + name.replace("_", "-")
 
 
 def _add_stage(commands: words.Commands, stage: Stage) -> None:
-    sentence = words.STAGES.get(stage.name, f"stage {stage.name}")
+    sentence = stage.help or f"stage {stage.name}"
     parser = commands.add_parser(stage.name, help=sentence)
     parser.add_argument("--config", type=Path, action="append", required=True, help=words.CONFIG)
     for name in stage.wildcards:
@@ -42,19 +42,20 @@ def _add_stage(commands: words.Commands, stage: Stage) -> None:
             metavar="NAME",
             help=words.WILDCARDS.get(name, name),
         )
-    for name in stage.inputs:
-        plain = name.rstrip("*?")
+    for given in stage.inputs:
+        # an absent optional input is an option without a file, as a rule's shell line writes it
         parser.add_argument(
-            _option(name),
-            dest=f"input_{plain}",
-            nargs="*" if name.endswith("*") else None,
-            required=not name.endswith("?"),
+            _option(given.name),
+            dest=f"input_{given.name}",
+            type=Path,
+            nargs="*",
+            default=[],
             metavar="PATH",
-            help=f"where the {plain.replace('_', ' ')} lies that this job reads",
+            help=f"where the {given.name.replace('_', ' ')} lies that this job reads",
         )
     for name in stage.outputs:
         parser.add_argument(
-            "--out-" + name.replace("_", "-"),
+            _option(f"out_{name}"),
             dest=f"output_{name}",
             type=Path,
             required=True,
@@ -62,6 +63,26 @@ def _add_stage(commands: words.Commands, stage: Stage) -> None:
             help=f"where to write the {name.replace('_', ' ')}",
         )
     parser.set_defaults(stage=stage)
+
+
+def _inputs(stage: Stage, given: Mapping[str, list[Path]]) -> dict[str, Path | list[Path] | None]:
+    """A stage's inputs from the command line: a list, one file, or None.
+
+    Raises:
+        UserError: when one file is wanted and none or several are given.
+    """
+    found: dict[str, Path | list[Path] | None] = {}
+    for wanted in stage.inputs:
+        files = given[f"input_{wanted.name}"]
+        if wanted.many:
+            found[wanted.name] = files
+        elif len(files) == 1 or (wanted.optional and not files):
+            found[wanted.name] = files[0] if files else None
+        else:
+            raise UserError(
+                f"{stage.name} takes one file for {_option(wanted.name)}, not {len(files)}: give one"
+            )
+    return found
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
@@ -99,13 +120,6 @@ def _run_stage(arguments: argparse.Namespace, compute: bool = True) -> bool:
     """Run a stage's job; without ``compute`` only restore it from the cache. Returns whether it is done."""
     stage: Stage = arguments.stage
     given = vars(arguments)
-    inputs: dict[str, Path | list[Path] | None] = {}
-    for name in stage.inputs:
-        plain = name.rstrip("*?")
-        value = given[f"input_{plain}"]
-        inputs[plain] = (
-            [Path(v) for v in value] if isinstance(value, list) else (Path(value) if value else None)
-        )
     loaded = reading.load(arguments.config)
     if not compute and loaded.cache.dir is None:
         return False
@@ -113,7 +127,7 @@ def _run_stage(arguments: argparse.Namespace, compute: bool = True) -> bool:
         stage,
         loaded,
         {name: given[f"wildcard_{name}"] for name in stage.wildcards},
-        inputs,
+        _inputs(stage, given),
         {name: given[f"output_{name}"] for name in stage.outputs},
         Path.cwd(),
         compute,
@@ -139,7 +153,9 @@ def main(argv: Sequence[str] | None = None, warm_start: bool = True) -> int:
         if asked and warm.possible():
             if _run_stage(arguments, compute=False):  # before any process imports torch for it
                 return 0
-            status = warm.run(given, start="base_model" in arguments.stage.inputs)
+            status = warm.run(
+                given, start=any(given.name == "base_model" for given in arguments.stage.inputs)
+            )
             if status is not None:
                 return status
         _run_stage(arguments)

@@ -8,10 +8,10 @@ from pathlib import Path
 from localized_unlearning.audit import cli as audit
 from localized_unlearning.cli import words
 from localized_unlearning.cli.presets import presets
+from localized_unlearning.cli.summary import summary
 from localized_unlearning.config.evaluation import Claims
 from localized_unlearning.report import page
 from localized_unlearning.reporting.reference import reference
-from localized_unlearning.reporting.summary import summary
 from localized_unlearning.workflow import plan, preflight
 from localized_unlearning.workflow.profile import install_profile
 

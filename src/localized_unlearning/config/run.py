@@ -6,6 +6,7 @@ states it. Unknown keys are refused with the nearest valid one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -36,6 +37,14 @@ from localized_unlearning.config.model import Model, Organism
 from localized_unlearning.config.source import Source
 from localized_unlearning.config.unlearning import Finetune, Masking, Objective, _default_objectives
 
+RESERVED = {
+    "tasks": ("interpretability",),
+    "objectives": ("none", "mask", "scores", "selections"),
+    "scores": (),
+    "localizations": ("base",),
+}
+"""Names that would name two things in the results folder."""
+
 
 class Config(Section):
     """One run of the workflow."""
@@ -47,6 +56,11 @@ class Config(Section):
         "organism", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the results folder."
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds of unlearning; one model per seed.")
+    base_seeds: tuple[int, ...] = Field(
+        (0,),
+        min_length=1,
+        description="Seeds of pretraining; one base model per seed, each with everything below it (model kind organism).",
+    )
     mask_seeds: tuple[int, ...] | None = Field(
         None, description="Seeds of weight masks; null: those of unlearning; empty: no masks."
     )
@@ -90,6 +104,21 @@ class Config(Section):
         return data
 
     @model_validator(mode="after")
+    def _names(self) -> Config:
+        """Names become folders and wildcards of the workflow."""
+        for section, reserved in RESERVED.items():
+            for name in getattr(self, section):
+                if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+                    raise ValueError(
+                        f"{section} has the name '{name}': a name is a letter, then letters, digits and underscores"
+                    )
+                if name in reserved:
+                    raise ValueError(
+                        f"{section} has the name '{name}', which the workflow uses itself: choose another"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _references(self) -> Config:
         for name, localization in self.localizations.items():
             assert localization is not None
@@ -107,6 +136,7 @@ class Config(Section):
             )
         for name, seeds in (
             ("seeds", self.seeds),
+            ("base_seeds", self.base_seeds),
             ("mask_seeds", self.mask_seeds or ()),
             ("null_distribution.seeds", self.null_distribution.seeds),
             *((f"tasks.{task}.seeds", t.seeds) for task, t in self.tasks.items() if t),

@@ -18,6 +18,7 @@ from localized_unlearning.costs.sizes import (
     LARGE_VOCABULARY,
     TYPICAL_NAME,
     Data,
+    Places,
     Shape,
     find_data,
     find_shape,
@@ -35,7 +36,7 @@ class Counts:
         shape: the base model's.
         data: sizes of the data.
         origin: where the shape was found.
-        results: the run's folder, in which selections may be there already.
+        places: where selections may be there already; None where nothing is.
         packing: whether prompts share their beginnings, as the package has it; false for plain arithmetic.
     """
 
@@ -43,14 +44,14 @@ class Counts:
     shape: Shape
     data: Data
     origin: str = ""
-    results: Path = Path()
+    places: Places | None = None
     packing: bool = True
 
     @classmethod
-    def of(cls, config: Config, results: Path) -> Self:
-        """The cost model of a run whose outputs lie, or will lie, in ``results``."""
-        shape, origin = find_shape(config, results)
-        return cls(config, shape, find_data(config, results), origin, results)
+    def of(cls, config: Config, places: Places) -> Self:
+        """The cost model of a run."""
+        shape, origin = find_shape(config, places)
+        return cls(config, shape, find_data(config, places), origin, places)
 
     @property
     def width(self) -> int:
@@ -105,11 +106,8 @@ class Counts:
 
         Exact where the selection is there or the config says which; otherwise the most that the budget can hold.
         """
-        path = self.results / task / "selections" / f"{localization}.json"
-        other = self.config.localizations[localization]
-        if masks and other is not None and other.mask is not None:
-            path = self.results / task / "mask" / localization / "selection.json"
-        if task and path.is_file():
+        path = self.places.selection(masks, task, localization) if task and self.places else None
+        if path is not None and path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             return found["parameters"], min(int(name.split(".")[0]) for name in found["components"])
         chosen = self.config.localizations[localization]

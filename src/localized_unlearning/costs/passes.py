@@ -65,22 +65,20 @@ class Passes(Counts):
         )
         return self.forward(nodes, row, asked) + self.asking(asked)
 
-    def exam(self, task: str, short: bool) -> Work:
-        """What a trained model is asked."""
+    def exam(self, task: str) -> Work:
+        """What a model is asked at each point of a series."""
         c = self.config
         _, forget, retain = self.parts(task)
-        if short and c.series.retain is not None:
+        if c.series.retain is not None:
             retain = min(retain, c.series.retain)
-        names = (c.prompts.training, c.prompts.question, *(() if short else c.evaluation.prompts))
-        work = self.ask_choice(forget + retain, 1 if short else 2)
-        for name in names:
+        work = self.ask_choice(forget + retain, 1)
+        for name in (c.prompts.training, c.prompts.question):
             work += self.ask(name, forget + retain)
-        if short and c.series.source is not None:  # tinyMMLU, whose questions bring their examples
+        if c.series.source is not None:  # tinyMMLU, whose questions bring their examples
             asked = c.series.questions or TINY_MMLU
             tokens = self.tokens(self.data.question_characters * (1 + 0.9 * c.series.shots), "question")
             return work + self.forward(asked * tokens, 3 * tokens, asked) + self.asking(asked)
-        chosen = (c.series.questions, c.series.shots) if short else (c.mmlu.questions, c.mmlu.shots)
-        return work + self.ask_questions(*chosen)
+        return work + self.ask_questions(c.series.questions, c.series.shots)
 
     def training(
         self,

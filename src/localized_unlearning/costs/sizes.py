@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from localized_unlearning.config.base import Kind
 from localized_unlearning.config.run import Config
@@ -107,12 +108,28 @@ def shape_in(path: Path) -> Shape:
     )
 
 
-def find_shape(config: Config, results: Path) -> tuple[Shape, str]:
+class Places(Protocol):
+    """Where a run's files lie, or will lie."""
+
+    def base_model(self) -> Path:
+        """The base model's folder."""
+
+    def card(self) -> Path:
+        """The base model's card."""
+
+    def source(self, dotted: str) -> Path:
+        """A fetched source."""
+
+    def selection(self, masks: bool, task: str, localization: str) -> Path:
+        """The selection that a job trains, or masks."""
+
+
+def find_shape(config: Config, places: Places) -> tuple[Shape, str]:
     """The base model's shape, and where it was found: the weights' own config, the run's config or ``KNOWN``.
 
     An unknown model counts as Gemma-7B until its weights are there; the second value then says "assumed".
     """
-    for folder in (results / "base_model", Path(config.model.name).expanduser()):
+    for folder in (places.base_model(), Path(config.model.name).expanduser()):
         if (folder / "config.json").is_file():
             try:
                 return shape_in(folder / "config.json"), "its config.json"
@@ -192,18 +209,18 @@ def _sports(path: Path) -> dict[str, int]:
     return found
 
 
-def find_data(config: Config, results: Path) -> Data:
+def find_data(config: Config, places: Places) -> Data:
     """The sizes of the data that are there; of files still to come, those of the paper's.
 
     All athletes count as known until the model card says how many are.
     """
-    path = local_path(config.athletes.source, results / "sources" / "athletes.source")
+    path = local_path(config.athletes.source, places.source("athletes.source"))
     athletes = _sports(path) if path else dict(PAPER_ATHLETES)
-    card, rows = results / "model_card.json", sum(athletes.values())
+    card, rows = places.card(), sum(athletes.values())
     if card.is_file() and rows:
         share = json.loads(card.read_text(encoding="utf-8"))["athletes_known"] / rows
         athletes = {sport: math.ceil(count * share) for sport, count in athletes.items()}
-    path = local_path(config.mmlu.source, results / "sources" / "mmlu.source")
+    path = local_path(config.mmlu.source, places.source("mmlu.source"))
     asked = list(_questions(path)) if path else []
     if not asked:
         return Data(athletes, MMLU_TEST, MMLU_CHARACTERS)

@@ -88,7 +88,7 @@ def _relearn(model: Model, w: Wildcards) -> Cost:
     batch = model.micro_batch(r.micro_batch_tokens, each, sum(held.values()))
     work = model.training(r.iterations, facts, r.text_batch, lora, 0, batch)
     work += Work(flops=work.flops * 2 * lora / s.body) + Work(traffic=r.iterations * 40 * lora)
-    exam = model.exam(w["task"], short=True)
+    exam = model.exam(w["task"])
     asked = exam + Work(flops=exam.flops * lora / s.body, calls=exam.calls)  # the adapters answer too
     work += asked * (r.iterations + 1) + model.loading(trained)
     tokens = model.held(facts, r.text_batch, batch)
@@ -97,22 +97,40 @@ def _relearn(model: Model, w: Wildcards) -> Cost:
     return Cost(work, {**largest, **held}, 2 * trained * model.width, 2e4 * (r.iterations + 1))
 
 
-def _evaluate(model: Model, w: Wildcards) -> Cost:
+def _asked(model: Model, w: Wildcards, work: Work, rows: float) -> Cost:
+    """One evaluation of a checkpoint: the model is loaded, changed by its delta, and asked."""
     trained = 0.0 if w["localization"] == "base" else model.trained(w["localization"], w["task"])[0]
-    c = model.config
-    text = c.text.windows * c.text.tokens
-    work = (
-        model.exam(w["task"], short=False) + model.forward(text, c.text.tokens, text) + model.loading(trained)
-    )
     device = {**model.evaluating(), "base weights": model.width * trained}
-    rows = model.data.questions if c.mmlu.questions is None else c.mmlu.questions
-    return Cost(work, device, 2 * trained * model.width, 5e4 + 60.0 * rows)
+    return Cost(work + model.loading(trained), device, 2 * trained * model.width, 1e4 + 60.0 * rows)
+
+
+def _facts(model: Model, w: Wildcards) -> Cost:
+    c, test = model.config, sum(model.parts(w["task"])[1:])
+    names = (c.prompts.training, c.prompts.question, *c.evaluation.prompts)
+    return _asked(model, w, sum((model.ask(name, test) for name in names), Work()), test * len(names))
+
+
+def _multiple_choice(model: Model, w: Wildcards) -> Cost:
+    test = sum(model.parts(w["task"])[1:])
+    return _asked(model, w, model.ask_choice(test, 2), 2 * test)
+
+
+def _mmlu(model: Model, w: Wildcards) -> Cost:
+    m = model.config.mmlu
+    rows = model.data.questions if m.questions is None else m.questions
+    return _asked(model, w, model.ask_questions(m.questions, m.shots), rows)
+
+
+def _text(model: Model, w: Wildcards) -> Cost:
+    t = model.config.text
+    count = t.windows * t.tokens
+    return _asked(model, w, model.forward(count, t.tokens, count), t.windows)
 
 
 def _sweep(model: Model, w: Wildcards) -> Cost:
     points = len(model.config.masking.edit_sizes)
     return Cost(
-        model.exam(w["task"], short=True) * points + model.loading(), model.evaluating(),
+        model.exam(w["task"]) * points + model.loading(), model.evaluating(),
         8 * max(model.config.masking.edit_sizes), 2e4 * points,
     )  # fmt: skip
 
@@ -241,8 +259,12 @@ STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
     "split": _light,
     "score": _score,
     "select": _light,
+    "select_for_mask": _light,
     "finetune": _finetune,
-    "evaluate": _evaluate,
+    "facts": _facts,
+    "multiple_choice": _multiple_choice,
+    "mmlu": _mmlu,
+    "text": _text,
     "relearn": _relearn,
     "mask": _mask,
     "sweep": _sweep,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
@@ -10,11 +10,11 @@ import pandas as pd
 from localized_unlearning.config.data import Mmlu
 from localized_unlearning.data.mmlu import load_questions
 from localized_unlearning.data.prompts import load_prompts
-from localized_unlearning.data.splits import read_split
 from localized_unlearning.evaluation.asking import Asked, answered
-from localized_unlearning.evaluation.facts import facts_asked
+from localized_unlearning.evaluation.facts import facts_asked, prompts_of
 from localized_unlearning.evaluation.knowledge import questions_asked
 from localized_unlearning.evaluation.multiple_choice import choices_asked
+from localized_unlearning.evaluation.rows import test_part
 
 if TYPE_CHECKING:
     from localized_unlearning.data.mmlu import Questions
@@ -45,41 +45,25 @@ class Exam:
     mmlu: Mmlu
 
 
-def full_exam(job: Job) -> Exam:
-    """The exam of the tables: the whole test part, every configured prompt, both option orders."""
-
-    config = job.config
-    split = read_split(job.inputs["split"])
-    book = load_prompts(job.inputs["prompts"])
-    names = (config.prompts.training, config.prompts.question, *config.evaluation.prompts)
-    return Exam(
-        split[split["test"]].reset_index(drop=True),
-        tuple(book[name] for name in names),
-        book[config.prompts.multiple_choice],
-        ("fixed", "shuffled"),
-        config.evaluation.shuffled_seed,
-        load_questions(job.inputs["mmlu"]),
-        config.mmlu,
-    )
-
-
 def short_exam(job: Job) -> Exam:
-    """The exam at each point of a series (relearning iterations, mask sizes): fewer retained athletes and questions,
-    and the training and the question prompt alone.
+    """The exam at each point of a series (relearning iterations, mask sizes): the training and the question prompt,
+    the paper's option order, and fewer retained athletes and questions than the tables'.
 
     Every forget-set athlete of the test part stays; the others are drawn once, by seed.
     """
-    exam, series = full_exam(job), job.config.series
-    forget = exam.athletes[exam.athletes["forget"]]
-    retain = exam.athletes[~exam.athletes["forget"]]
+    config, series = job.config, job.config.series
+    athletes, book = test_part(job), load_prompts(job.inputs["prompts"])
+    forget, retain = athletes[athletes["forget"]], athletes[~athletes["forget"]]
     if series.retain is not None and series.retain < len(retain):
         retain = retain.sample(series.retain, random_state=series.seed).sort_index()
-    return replace(
-        exam,
-        athletes=pd.concat([forget, retain], ignore_index=True),
-        prompts=exam.prompts[:2],
-        orders=("fixed",),
-        mmlu=exam.mmlu.model_copy(update={"questions": series.questions, "shots": series.shots}),
+    return Exam(
+        pd.concat([forget, retain], ignore_index=True),
+        prompts_of(job)[:2],
+        book[config.prompts.multiple_choice],
+        ("fixed",),
+        config.evaluation.shuffled_seed,
+        load_questions(job.inputs["mmlu"]),
+        config.mmlu.model_copy(update={"questions": series.questions, "shots": series.shots}),
     )
 
 

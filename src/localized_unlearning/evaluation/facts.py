@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data.answers import CHOICES
-from localized_unlearning.data.prompts import Prompt
+from localized_unlearning.data.prompts import Prompt, load_prompts
 from localized_unlearning.evaluation.asking import Asked, answered
+from localized_unlearning.evaluation.rows import test_part, write_rows
 from localized_unlearning.models import packing
+from localized_unlearning.models.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from localized_unlearning.jobs.job import Job
 
 
 def ask_facts(
@@ -98,3 +103,18 @@ def whole_answers(
             total[:, index] += logs[:, place, tokens.index(token)]
             greedy[:, index] &= likely[:, place] == token
     return total, np.zeros(count), [bool(greedy[row, i]) for row, i in enumerate(right)]
+
+
+def prompts_of(job: Job) -> tuple[Prompt, ...]:
+    """The prompts on which facts are asked: training, question, and those that the config adds."""
+    book = load_prompts(job.inputs["prompts"])
+    config = job.config
+    names = (config.prompts.training, config.prompts.question, *config.evaluation.prompts)
+    return tuple(book[name] for name in names)
+
+
+def run(job: Job) -> None:
+    """Stage: one model's answers on the test part, prompt by prompt."""
+    with checkpoint(job) as (model, tokenizer, tokens):
+        rows = ask_facts(model, tokenizer, test_part(job), prompts_of(job), tokens)
+    write_rows(job, "facts", rows)

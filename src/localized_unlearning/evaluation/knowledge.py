@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -11,7 +11,12 @@ from localized_unlearning.data import mmlu
 from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data.answers import LETTERS
 from localized_unlearning.evaluation.asking import Asked, answered
+from localized_unlearning.evaluation.rows import write_rows
 from localized_unlearning.models import packing
+from localized_unlearning.models.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from localized_unlearning.jobs.job import Job
 
 
 def ask_questions(
@@ -53,3 +58,12 @@ def questions_asked(tokenizer: Any, questions: mmlu.Questions, settings: Mmlu) -
         return table
 
     return Asked(tokens_module.encode(tokenizer, texts), tokens, rows)
+
+
+def run(job: Job) -> None:
+    """Stage: one model's answers to general-knowledge questions."""
+    questions = mmlu.load_questions(job.inputs["mmlu"])
+    job.facts.update(seeds={"mmlu": job.config.mmlu.seed})
+    with checkpoint(job) as (model, tokenizer, batch_tokens):
+        rows = ask_questions(model, tokenizer, questions, job.config.mmlu, batch_tokens)
+    write_rows(job, "mmlu", rows)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from localized_unlearning.data import tokens
 from localized_unlearning.data.answers import LETTERS
-from localized_unlearning.data.prompts import Prompt
+from localized_unlearning.data.prompts import Prompt, load_prompts
 from localized_unlearning.evaluation.asking import Asked, answered
+from localized_unlearning.evaluation.rows import test_part, write_rows
 from localized_unlearning.models import packing
+from localized_unlearning.models.checkpoint import checkpoint
+
+if TYPE_CHECKING:
+    from localized_unlearning.jobs.job import Job
 
 
 def ask_multiple_choice(
@@ -65,3 +70,16 @@ def _asked(tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, order: str, r
         return table
 
     return Asked(tokens.encode(tokenizer, texts), [*letters, *words], rows)
+
+
+def run(job: Job) -> None:
+    """Stage: one model's answers on the test part, in the paper's option order and shuffled."""
+    config = job.config
+    prompt = load_prompts(job.inputs["prompts"])[config.prompts.multiple_choice]
+    seed = config.evaluation.shuffled_seed
+    job.facts.update(seeds={"option_order": seed})
+    with checkpoint(job) as (model, tokenizer, batch_tokens):
+        rows = ask_multiple_choice(
+            model, tokenizer, test_part(job), prompt, ("fixed", "shuffled"), seed, batch_tokens
+        )
+    write_rows(job, "multiple_choice", rows)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from localized_unlearning.data import windows as windows_module
+from localized_unlearning.data.documents import read_documents
+from localized_unlearning.evaluation.rows import write_rows
+from localized_unlearning.models.checkpoint import checkpoint
 from localized_unlearning.unlearning import losses
+
+if TYPE_CHECKING:
+    from localized_unlearning.jobs.job import Job
 
 
 def read_text(
@@ -24,3 +30,12 @@ def read_text(
             for part in table.split(max(1, batch_tokens // (tokens + 1)))
         ]
     return pd.DataFrame({"item": range(len(table)), "loss": torch.cat(found).numpy()})
+
+
+def run(job: Job) -> None:
+    """Stage: one model's loss on held-out text."""
+    settings = job.config.text
+    documents = read_documents(job.inputs["text"], settings.documents)
+    with checkpoint(job) as (model, tokenizer, batch_tokens):
+        rows = read_text(model, tokenizer, documents, settings.tokens, settings.windows, batch_tokens)
+    write_rows(job, "text", rows)

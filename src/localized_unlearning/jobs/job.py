@@ -12,6 +12,21 @@ from localized_unlearning.errors import UserError
 
 
 @dataclass(frozen=True)
+class Input:
+    """One input of a stage, a command-line option.
+
+    Attributes:
+        name: the option's name, and the key in ``Job.inputs``.
+        many: whether it is a list of files.
+        optional: whether it may be absent; ``Job.inputs`` then holds None.
+    """
+
+    name: str
+    many: bool = False
+    optional: bool = False
+
+
+@dataclass(frozen=True)
 class Stage:
     """One kind of job.
 
@@ -20,8 +35,7 @@ class Stage:
         module: the module whose ``run`` (or ``function``) does the work; its import closure
             inside the package is the stage's code.
         settings: dotted config paths the stage may read.
-        inputs: names of the input files, each a command-line option. A trailing ``*`` marks a
-            list of files, a trailing ``?`` an optional file.
+        inputs: the input files, each a command-line option.
         outputs: names of the output files (or folders), each a command-line option.
         wildcards: names of the wildcards, each a command-line option.
         function: the function inside ``module``.
@@ -29,18 +43,20 @@ class Stage:
         gpu: whether it loads a model to run it: on a GPU where there is one, in parts where ``compute.shards`` says so.
         online: whether it may use the network. All others run with ``HF_HUB_OFFLINE``, since compute nodes
             seldom have one, and a run must not depend on what a hub says today.
+        help: what it does, in one sentence.
     """
 
     name: str
     module: str
     settings: tuple[str, ...] = ()
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()
     outputs: tuple[str, ...] = ()
     wildcards: tuple[str, ...] = ()
     function: str = "run"
     cached: bool = True
     gpu: bool = False
     online: bool = False
+    help: str = ""
 
     def paths(self, wildcards: Mapping[str, str]) -> tuple[str, ...]:
         """The dotted config paths of this stage for one job."""

@@ -13,219 +13,336 @@ readable and never recorded as a setting, because results do not depend on it be
 
 from __future__ import annotations
 
-from localized_unlearning.jobs.job import Stage
+from localized_unlearning.jobs.job import Input, Stage
+
+BASE = Input("base_model")
+CARD = Input("card")  # a gate: the base model must have met its requirements
+SPLIT = Input("split")
+PROMPTS = Input("prompts")
+DELTA = Input("delta", optional=True)  # absent for the base model itself
+QUESTIONS = Input("mmlu")
+TEXT = Input("text")
+CHECKPOINT = ("base_seed", "task", "objective", "localization", "seed")
+MASKED = ("base_seed", "task", "localization", "seed")
+WINDOWS = ("text.tokens", "text.documents")
+
+
+def many(name: str) -> Input:
+    """A list of files."""
+    return Input(name, many=True)
+
+
+def optional(name: str) -> Input:
+    """A file that may be absent."""
+    return Input(name, optional=True)
+
+
+DATA = (
+    Stage(
+        name="fetch",
+        help="bring a file or folder from outside, and check its bytes",
+        module="localized_unlearning.data.fetching",
+        settings=("{source}",),
+        outputs=("file",),
+        wildcards=("source",),
+        online=True,
+    ),
+    Stage(
+        name="known_facts",
+        help="find out which facts the base model knows",
+        module="localized_unlearning.evaluation.known_facts",
+        function="known_facts",
+        settings=("athletes.known_threshold", "prompts.training", "model.dtype"),
+        inputs=(Input("athletes"), BASE, PROMPTS),
+        outputs=("known",),
+        wildcards=("base_seed",),
+        gpu=True,
+    ),
+    Stage(
+        name="split",
+        help="split the known facts into train and test, forget and retain",
+        module="localized_unlearning.data.splits",
+        settings=("split", "tasks.{task}.forget", "tasks.{task}.relearn"),
+        inputs=(Input("known"),),
+        outputs=("split",),
+        wildcards=("base_seed", "task"),
+    ),
+)
+
+BASE_MODEL = (
+    Stage(
+        name="pretrain",
+        help="pretrain the model organism",
+        module="localized_unlearning.models.organism",
+        settings=("organism", "prompts"),
+        inputs=(Input("athletes"), PROMPTS, Input("general_knowledge"), TEXT),
+        outputs=("model",),
+        wildcards=("base_seed",),
+    ),
+    Stage(
+        name="convert",
+        help="convert a GGUF file to a standard model folder",
+        module="localized_unlearning.models.gguf",
+        inputs=(Input("gguf"),),
+        outputs=("model",),
+        wildcards=("base_seed",),
+    ),
+    Stage(
+        name="download",
+        help="bring the base model from the hub or a local folder",
+        module="localized_unlearning.models.download",
+        function="download",
+        settings=("model",),
+        outputs=("model",),
+        wildcards=("base_seed",),
+        cached=False,  # a local folder is copied as it is; the hub has its own cache
+        online=True,
+    ),
+    Stage(
+        name="model_card",
+        help="measure the base model and hold it to its requirements",
+        module="localized_unlearning.evaluation.card",
+        settings=(
+            "model.kind",
+            "model.dtype",
+            "organism.requirements",
+            "prompts",
+            "evaluation.shuffled_seed",
+            "mmlu",
+            "statistics",
+        ),
+        inputs=(BASE, Input("known"), PROMPTS, QUESTIONS),
+        outputs=("json", "markdown"),
+        wildcards=("base_seed",),
+        gpu=True,
+    ),
+)
+
+LOCALIZATION = (
+    Stage(
+        name="score",
+        help="score every component by one method",
+        module="localized_unlearning.localization.scoring",
+        function="score",
+        settings=("scores.{scores}", "components", "prompts.training", "model.dtype"),
+        inputs=(BASE, CARD, SPLIT, PROMPTS, optional("method")),
+        outputs=("scores",),
+        wildcards=("base_seed", "task", "scores"),
+        gpu=True,
+    ),
+    Stage(
+        name="select",
+        help="choose the components that a localization trains",
+        module="localized_unlearning.localization.selecting",
+        function="select",
+        settings=("localizations.{localization}", "components"),
+        inputs=(BASE, optional("scores"), optional("manual"), optional("probes")),
+        outputs=("selection",),
+        wildcards=("base_seed", "task", "localization"),
+    ),
+    Stage(
+        name="select_for_mask",
+        help="choose the components that a weight mask covers, where they are others",
+        module="localized_unlearning.localization.selecting",
+        function="select_for_mask",
+        settings=("localizations.{localization}", "components"),
+        inputs=(BASE, optional("scores"), optional("manual"), optional("probes")),
+        outputs=("selection",),
+        wildcards=("base_seed", "task", "localization"),
+    ),
+)
+
+UNLEARNING = (
+    Stage(
+        name="finetune",
+        help="train the chosen weights until the facts are gone",
+        module="localized_unlearning.unlearning.finetune",
+        settings=(
+            "finetune",
+            "tasks.{task}.lambda_forget",
+            "objectives.{objective}",
+            "prompts.training",
+            *WINDOWS,
+            "model.dtype",
+        ),
+        inputs=(BASE, CARD, SPLIT, Input("selection"), PROMPTS, TEXT, optional("loss")),
+        outputs=("delta", "history"),
+        wildcards=CHECKPOINT,
+        gpu=True,
+    ),
+    Stage(
+        name="mask",
+        help="train a mask over the chosen weights",
+        module="localized_unlearning.unlearning.masking",
+        function="mask",
+        settings=("masking", "prompts.training", *WINDOWS, "model.dtype"),
+        inputs=(BASE, CARD, SPLIT, Input("selection"), PROMPTS, TEXT),
+        outputs=("mask", "history"),
+        wildcards=MASKED,
+        gpu=True,
+    ),
+)
+
+EVALUATION = (
+    Stage(
+        name="facts",
+        help="ask a model for the facts, in every configured prompt",
+        module="localized_unlearning.evaluation.facts",
+        settings=(
+            "evaluation.prompts",
+            "prompts",
+            "model.dtype",
+        ),
+        inputs=(BASE, CARD, SPLIT, DELTA, PROMPTS),
+        outputs=("facts",),
+        wildcards=CHECKPOINT,
+        gpu=True,
+    ),
+    Stage(
+        name="multiple_choice",
+        help="ask a model for the facts by multiple choice",
+        module="localized_unlearning.evaluation.multiple_choice",
+        settings=("evaluation.shuffled_seed", "prompts", "model.dtype"),
+        inputs=(BASE, CARD, SPLIT, DELTA, PROMPTS),
+        outputs=("multiple_choice",),
+        wildcards=CHECKPOINT,
+        gpu=True,
+    ),
+    Stage(
+        name="mmlu",
+        help="ask a model general-knowledge questions in MMLU's format",
+        module="localized_unlearning.evaluation.knowledge",
+        settings=("mmlu", "model.dtype"),
+        inputs=(BASE, CARD, DELTA, QUESTIONS),
+        outputs=("mmlu",),
+        wildcards=CHECKPOINT,
+        gpu=True,
+    ),
+    Stage(
+        name="text",
+        help="measure a model's loss on held-out plain text",
+        module="localized_unlearning.evaluation.text",
+        settings=(*WINDOWS, "text.windows", "model.dtype"),
+        inputs=(BASE, CARD, DELTA, TEXT),
+        outputs=("text",),
+        wildcards=CHECKPOINT,
+        gpu=True,
+    ),
+    Stage(
+        name="sweep",
+        help="ask a model again and again as ever more of its weights are edited",
+        module="localized_unlearning.evaluation.sweep",
+        function="sweep",
+        settings=("masking.edit_sizes", "series", "evaluation", "mmlu", "prompts", "model.dtype"),
+        inputs=(BASE, SPLIT, Input("mask"), PROMPTS, QUESTIONS),
+        outputs=("facts", "multiple_choice", "mmlu"),
+        wildcards=MASKED,
+        gpu=True,
+    ),
+)
+
+ATTACKS = (
+    Stage(
+        name="relearn",
+        help="retrain a few of the forgotten facts and ask for the others",
+        module="localized_unlearning.attacks.relearning",
+        settings=("relearning", "series", "evaluation", "mmlu", "prompts", *WINDOWS, "model.dtype"),
+        inputs=(BASE, SPLIT, Input("delta"), PROMPTS, QUESTIONS, TEXT),
+        outputs=("facts", "multiple_choice", "mmlu"),
+        wildcards=CHECKPOINT,
+        gpu=True,
+    ),
+    Stage(
+        name="probe",
+        help="read the facts off a model's activations, layer by layer",
+        module="localized_unlearning.attacks.probing",
+        settings=("probing", "split.kind", "prompts.training", "model.dtype"),
+        inputs=(BASE, CARD, SPLIT, DELTA, PROMPTS),
+        outputs=("probes",),
+        wildcards=CHECKPOINT,
+        gpu=True,
+    ),
+)
+
+INTERPRETABILITY = (
+    Stage(
+        name="layer_probes",
+        help="find the layers at which the base model's facts can be read",
+        module="localized_unlearning.interpretability.layers",
+        function="layer_probes",
+        settings=("interpretability", "prompts", *WINDOWS, "model.dtype"),
+        inputs=(BASE, Input("known"), PROMPTS, TEXT),
+        outputs=("probes",),
+        wildcards=("base_seed",),
+        gpu=True,
+    ),
+    Stage(
+        name="head_ablation",
+        help="ablate the base model's attention heads one by one",
+        module="localized_unlearning.interpretability.ablation",
+        function="head_ablation",
+        settings=("interpretability", "prompts.training", *WINDOWS, "model.dtype"),
+        inputs=(BASE, Input("known"), PROMPTS, TEXT),
+        outputs=("ablation",),
+        wildcards=("base_seed",),
+        gpu=True,
+    ),
+)
+
+ROWS = tuple(many(name) for name in ("facts", "multiple_choice", "mmlu", "text"))
+SELECTIONS = many("selections")
+
+COLLECTING = (
+    Stage(
+        name="supplement",
+        help="write every prompt of a table, and every letter",
+        module="localized_unlearning.reporting.supplement",
+        settings=("run", "statistics"),
+        inputs=(many("facts"), many("multiple_choice"), SELECTIONS),
+        outputs=("csv", "letters", "markdown"),
+        wildcards=("table", "task"),
+    ),
+    Stage(
+        name="comparisons",
+        help="compare a table's localizations with one another and with random ones",
+        module="localized_unlearning.reporting.comparisons",
+        settings=("run", "prompts", "statistics", "measures", "null_distribution"),
+        inputs=(*ROWS, SELECTIONS),
+        outputs=("comparisons_csv", "comparisons_markdown", "null_csv", "null_markdown"),
+        wildcards=("table", "task"),
+    ),
+    Stage(
+        name="claims",
+        help="judge the paper's claims on a run's rows",
+        module="localized_unlearning.reporting.claims",
+        settings=("run", "tasks", "statistics", "prompts", "measures"),
+        inputs=(Input("claims"), many("rows"), optional("selection")),
+        outputs=("json", "markdown"),
+    ),
+    Stage(
+        name="table",
+        help="write a table of the paper",
+        module="localized_unlearning.reporting.tables",
+        settings=("run", "model", "prompts", "statistics", "measures", "tasks.{task}.forget"),
+        inputs=(*ROWS, SELECTIONS),
+        outputs=("csv", "markdown", "latex"),
+        wildcards=("table", "task"),
+    ),
+    Stage(
+        name="figure",
+        help="draw a figure of the paper",
+        module="localized_unlearning.reporting.figures.drawing",
+        settings=("statistics", "localizations", "prompts", "measures"),
+        inputs=(many("data"), optional("overlay")),
+        outputs=("csv", "pdf", "png"),
+        wildcards=("figure",),
+    ),
+)
 
 STAGES: dict[str, Stage] = {
     stage.name: stage
-    for stage in (
-        Stage(
-            "fetch",
-            "localized_unlearning.data.fetching",
-            ("{source}",),
-            (),
-            ("file",),
-            ("source",),
-            online=True,
-        ),
-        Stage(
-            "pretrain",
-            "localized_unlearning.models.organism",
-            ("organism", "prompts"),
-            ("athletes", "prompts", "general_knowledge", "text"),
-            ("model",),
-        ),
-        Stage("convert", "localized_unlearning.models.gguf", (), ("gguf",), ("model",)),
-        Stage(
-            "download",
-            "localized_unlearning.models.download",
-            ("model",),
-            (),
-            ("model",),
-            function="download",
-            cached=False,  # a local folder is copied as it is; the hub has its own cache
-            online=True,
-        ),
-        Stage(
-            "known_facts",
-            "localized_unlearning.evaluation.known_facts",
-            ("athletes.known_threshold", "prompts.training", "model.dtype"),
-            ("athletes", "base_model", "prompts"),
-            ("known",),
-            function="known_facts",
-            gpu=True,
-        ),
-        Stage(
-            "model_card",
-            "localized_unlearning.evaluation.card",
-            (
-                "model.kind",
-                "model.dtype",
-                "organism.requirements",
-                "prompts",
-                "evaluation.shuffled_seed",
-                "mmlu",
-                "statistics",
-            ),
-            ("base_model", "known", "prompts", "mmlu"),
-            ("json", "markdown"),
-            gpu=True,
-        ),
-        Stage(
-            "split",
-            "localized_unlearning.data.splits",
-            ("split", "tasks.{task}.forget", "tasks.{task}.relearn"),
-            ("known",),
-            ("split",),
-            ("task",),
-        ),
-        Stage(
-            "score",
-            "localized_unlearning.localization.scoring",
-            ("scores.{scores}", "components", "prompts.training", "model.dtype"),
-            ("base_model", "split", "prompts", "method?"),
-            ("scores",),
-            ("task", "scores"),
-            function="score",
-            gpu=True,
-        ),
-        Stage(
-            "select",
-            "localized_unlearning.localization.selecting",
-            ("localizations.{localization}", "components"),
-            ("base_model", "scores?", "manual?", "probes?"),
-            ("selection",),
-            ("task", "localization", "method"),
-            function="select",
-        ),
-        Stage(
-            "finetune",
-            "localized_unlearning.unlearning.finetune",
-            (
-                "finetune",
-                "tasks.{task}.lambda_forget",
-                "objectives.{objective}",
-                "prompts.training",
-                "text.tokens",
-                "text.documents",
-                "model.dtype",
-            ),
-            ("base_model", "split", "selection", "prompts", "text", "loss?"),
-            ("delta", "history"),
-            ("task", "objective", "localization", "seed"),
-            gpu=True,
-        ),
-        Stage(
-            "evaluate",
-            "localized_unlearning.evaluation.evaluate",
-            ("evaluation", "mmlu", "prompts", "text.tokens", "text.documents", "text.windows", "model.dtype"),
-            ("base_model", "split", "delta?", "prompts", "mmlu", "text"),
-            ("facts", "multiple_choice", "mmlu", "text"),
-            ("task", "objective", "localization", "seed"),
-            gpu=True,
-        ),
-        Stage(
-            "relearn",
-            "localized_unlearning.attacks.relearning",
-            (
-                "relearning",
-                "series",
-                "evaluation",
-                "mmlu",
-                "prompts",
-                "text.tokens",
-                "text.documents",
-                "model.dtype",
-            ),
-            ("base_model", "split", "delta", "prompts", "mmlu", "text"),
-            ("facts", "multiple_choice", "mmlu"),
-            ("task", "objective", "localization", "seed"),
-            gpu=True,
-        ),
-        Stage(
-            "mask",
-            "localized_unlearning.unlearning.masking",
-            ("masking", "prompts.training", "text.tokens", "text.documents", "model.dtype"),
-            ("base_model", "split", "selection", "prompts", "text"),
-            ("mask", "history"),
-            ("task", "localization", "seed"),
-            function="mask",
-            gpu=True,
-        ),
-        Stage(
-            "sweep",
-            "localized_unlearning.evaluation.sweep",
-            ("masking.edit_sizes", "series", "evaluation", "mmlu", "prompts", "model.dtype"),
-            ("base_model", "split", "mask", "prompts", "mmlu"),
-            ("facts", "multiple_choice", "mmlu"),
-            ("task", "localization", "seed"),
-            function="sweep",
-            gpu=True,
-        ),
-        Stage(
-            "probe",
-            "localized_unlearning.attacks.probing",
-            ("probing", "split.kind", "prompts.training", "model.dtype"),
-            ("base_model", "split", "delta?", "prompts"),
-            ("probes",),
-            ("task", "objective", "localization", "seed"),
-            gpu=True,
-        ),
-        Stage(
-            "head_ablation",
-            "localized_unlearning.interpretability.ablation",
-            ("interpretability", "prompts.training", "text.tokens", "text.documents", "model.dtype"),
-            ("base_model", "known", "prompts", "text"),
-            ("ablation",),
-            function="head_ablation",
-            gpu=True,
-        ),
-        Stage(
-            "layer_probes",
-            "localized_unlearning.interpretability.layers",
-            ("interpretability", "prompts", "text.tokens", "text.documents", "model.dtype"),
-            ("base_model", "known", "prompts", "text"),
-            ("probes",),
-            function="layer_probes",
-            gpu=True,
-        ),
-        Stage(
-            "table",
-            "localized_unlearning.reporting.tables",
-            ("run", "model", "prompts", "statistics", "measures", "tasks.{task}.forget"),
-            ("facts*", "multiple_choice*", "mmlu*", "text*", "selections*"),
-            ("csv", "markdown", "latex"),
-            ("table", "task"),
-        ),
-        Stage(
-            "supplement",
-            "localized_unlearning.reporting.supplement",
-            ("run", "statistics"),
-            ("facts*", "multiple_choice*", "selections*"),
-            ("csv", "letters", "markdown"),
-            ("table", "task"),
-        ),
-        Stage(
-            "comparisons",
-            "localized_unlearning.reporting.comparisons",
-            ("run", "prompts", "statistics", "measures", "null_distribution"),
-            ("facts*", "multiple_choice*", "mmlu*", "text*", "selections*"),
-            ("comparisons_csv", "comparisons_markdown", "null_csv", "null_markdown"),
-            ("table", "task"),
-        ),
-        Stage(
-            "claims",
-            "localized_unlearning.reporting.claims",
-            ("run", "tasks", "statistics", "prompts", "measures"),
-            ("claims", "rows*", "selection?"),
-            ("json", "markdown"),
-        ),
-        Stage(
-            "figure",
-            "localized_unlearning.reporting.figures.drawing",
-            ("statistics", "localizations", "prompts", "measures"),
-            ("data*", "overlay?"),
-            ("csv", "pdf", "png"),
-            ("figure",),
-        ),
+    for stages in (
+        BASE_MODEL, DATA, INTERPRETABILITY, LOCALIZATION, UNLEARNING, EVALUATION, ATTACKS, COLLECTING
     )
-}
+    for stage in stages
+}  # fmt: skip

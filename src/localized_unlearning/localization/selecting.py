@@ -9,6 +9,7 @@ absolute values.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -209,17 +210,22 @@ def _within(
 
 
 def select(job: Job) -> None:
-    """Stage: the selection of one localization, a JSON file.
-
-    It lists the chosen components, their parameters, and their share of the model.
-    """
-    import json
-
-    name = job.wildcards["localization"]
-    localization = job.config.localizations[name]
+    """Stage: the components that a localization trains."""
+    localization = job.config.localizations[job.wildcards["localization"]]
     assert localization is not None
-    if job.wildcards["method"] == "mask":
-        localization = for_masks(localization)
+    _select(job, localization)
+
+
+def select_for_mask(job: Job) -> None:
+    """Stage: the components that a weight mask of a localization covers."""
+    localization = job.config.localizations[job.wildcards["localization"]]
+    assert localization is not None
+    _select(job, for_masks(localization))
+
+
+def _select(job: Job, localization: Localization) -> None:
+    """Write the selection, a JSON file: the chosen components, their parameters, their share of the model."""
+    name = job.wildcards["localization"]
     if localization.layers == "auto":
         if not job.inputs.get("probes"):
             raise UserError(f"the layers of {name} are 'auto': give stage select the base model's probes")

@@ -213,7 +213,8 @@ def pretrain(model: Any, lessons: Curriculum, organism: Organism, progress: Prog
 
 def run(job: Job) -> None:
     """Stage: pretrain the organism and save it in the standard Hugging Face layout."""
-    config = job.config.organism
+    base = int(job.wildcards["base_seed"])
+    config = job.config.organism.model_copy(update={"seed": job.config.organism.seed + base})
     device.setup(job.config.compute)
     athletes, _ = load_athletes(job.inputs["athletes"])
     pairs, seen = reading(

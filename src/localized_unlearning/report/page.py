@@ -27,6 +27,7 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.progress import clock
 from localized_unlearning.provenance import records
+from localized_unlearning.workflow.layout import Layout
 
 TEMPLATE, CAPTIONS = "report.html.jinja", "captions.yaml"
 
@@ -221,7 +222,7 @@ def read_captions(path: Path, config: Config) -> dict[str, str]:
 
 def items(config: Config, captions: Mapping[str, str]) -> list[Item]:
     """Every table and figure of the paper, made or not."""
-    tables, figures = Path("results", config.run, "tables"), Path("figures", config.run)
+    tables, figures = Path(Layout(config.run).results, "tables"), Path(Layout(config.run).figures)
     paths = {
         **{name: tables / f"{name}.md" for name in TABLES},
         **{name: figures / f"{name}.png" for name in FIGURES},
@@ -249,7 +250,7 @@ def page(config: Config, templates: Path) -> str:
     """
     import jinja2
 
-    results, figures = Path("results", config.run), Path("figures", config.run)
+    results, figures = Path(Layout(config.run).results), Path(Layout(config.run).figures)
     found = recorded([results, figures])
     captions = read_captions(templates / CAPTIONS, config)
     card = results / "model_card.md"
@@ -298,7 +299,7 @@ def add_command(commands: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write a run's report from what there is."""
     config = load(arguments.config)
-    out = Path("results", config.run, "report.html")
+    out = Path(Layout(config.run).report)
     text = page(config, Path("workflow/report"))
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.tmp-{os.getpid()}")

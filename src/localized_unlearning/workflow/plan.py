@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,171 +16,69 @@ from statistics import median
 from typing import Any
 
 from localized_unlearning.config import reading
+from localized_unlearning.config.run import Config
 from localized_unlearning.costs import devices, stages
 from localized_unlearning.costs.devices import DEVICES, Cost, Device
 from localized_unlearning.costs.sizes import GB
 from localized_unlearning.costs.stages import LIGHT
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.stages import STAGES
-from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.progress import clock
-from localized_unlearning.workflow.snakefile import Workflow
+from localized_unlearning.workflow.layout import JobId
+from localized_unlearning.workflow.places import Places
+from localized_unlearning.workflow.snakefile import Rules
 
 ORDER = [name for name in STAGES if name not in ("table", "figure")] + ["table", "figure"]
 
 
-@dataclass(frozen=True)
-class PlannedJob:
-    """One job, by stage and wildcards."""
-
-    stage: str
-    wildcards: tuple[tuple[str, str], ...] = ()
-
-    @classmethod
-    def of(cls, stage: str, **wildcards: str) -> PlannedJob:
-        """The job with these wildcards."""
-        return cls(stage, tuple(sorted(wildcards.items())))
-
-    @property
-    def named(self) -> dict[str, str]:
-        """The wildcards by name."""
-        return dict(self.wildcards)
-
-
-_MODEL = re.compile(
-    r"/(?P<task>[^/]+)/(?P<objective>[^/]+)/(?P<localization>[^/]+)/seed(?P<seed>\d+)/(?P<rest>[^/]+)"
-)
-
-
 class Plan:
-    """The jobs behind every table and figure of a run.
+    """The jobs behind every table and figure of a run, and what they cost.
 
     Attributes:
-        workflow: the run.
+        rules: the run's rules.
+        graph: its jobs.
         model: its cost model.
+        places: where its files lie.
     """
 
-    def __init__(self, workflow: Workflow) -> None:
-        self.workflow = workflow
-        self.model = workflow.costs
-
-    @cached_property
-    def needs(self) -> dict[PlannedJob, tuple[PlannedJob, ...]]:
-        """Every job of ``all``, with the jobs whose outputs it reads."""
-        found: dict[PlannedJob, tuple[PlannedJob, ...]] = {}
-        waiting = [*self._targets(), PlannedJob.of("model_card"), PlannedJob.of("claims")]
-        while waiting:
-            job = waiting.pop()
-            if job not in found:
-                found[job] = tuple(dict.fromkeys(self._inputs(job)))
-                waiting += found[job]
-        return found
-
-    def _targets(self) -> Iterator[PlannedJob]:
-        for kind, of, names in (
-            ("table", "table", TABLES),
-            ("comparisons", "table", TABLES),
-            ("supplement", "table", TABLES),
-            ("figure", "figure", FIGURES),
-        ):
-            for name in names:
-                if not lacking(self.workflow.config, name):
-                    yield PlannedJob.of(kind, **{of: name})
-
-    def _inputs(self, job: PlannedJob) -> Iterator[PlannedJob]:
-        run, w = self.workflow, job.named
-        if job.stage in ("table", "comparisons", "supplement"):
-            rows = run.compared_rows_for if job.stage == "comparisons" else run.rows_for
-            chosen = run.compared_selections_for if job.stage == "comparisons" else run.selections_for
-            for evaluation in ("facts", "multiple_choice", "mmlu", "text"):
-                yield from map(self._maker, rows(evaluation)(w))
-            yield from map(self._maker, chosen(w))
-        elif job.stage == "figure":
-            yield from map(self._maker, run.data_for(w))
-        elif job.stage == "claims":
-            selection = run.claim_selection(w)
-            yield from map(self._maker, run.claim_rows(w))
-            if selection:
-                yield self._maker(str(selection))
-        elif job.stage in ("finetune", "mask"):
-            selections = f"{run.results}/{w['task']}/selections/{w['localization']}.json"
-            yield self._maker(selections if job.stage == "finetune" else run.mask_selection_for(w))
-            yield PlannedJob.of("split", task=w["task"])
-            yield PlannedJob.of("model_card")
-        elif job.stage in ("evaluate", "relearn", "probe"):
-            yield (
-                PlannedJob.of("split", task=w["task"])
-                if w["localization"] == "base"
-                else PlannedJob("finetune", job.wildcards)
-            )
-        elif job.stage == "sweep":
-            yield PlannedJob("mask", job.wildcards)
-        elif job.stage == "select":
-            scores = run.scores_for(w) if w["method"] == "finetune" else run.scores_for_mask(w)
-            for path in (scores, run.manual_for(w), run.probes_for(w)):
-                if path:
-                    yield self._maker(str(path))
-            yield self._base
-        elif job.stage == "score":
-            yield PlannedJob.of("split", task=w["task"])
-            yield PlannedJob.of("model_card")
-        elif job.stage == "split" or job.stage in ("model_card", "layer_probes", "head_ablation"):
-            yield PlannedJob.of("known_facts")
-        elif job.stage == "known_facts":
-            yield self._base
-            for name in run.fetched():
-                if name != "gguf":
-                    yield PlannedJob.of("fetch", source=name)
-        elif job.stage == "convert":
-            for name in run.fetched():
-                if name == "gguf":
-                    yield PlannedJob.of("fetch", source=name)
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.graph = rules.graph
+        self.model = rules.costs
+        self.places = Places(rules.graph)
 
     @property
-    def _base(self) -> PlannedJob:
-        kinds = {"organism": "pretrain", "gguf": "convert", "huggingface": "download"}
-        return PlannedJob.of(kinds[self.workflow.config.model.kind])
+    def config(self) -> Config:
+        """The run's config."""
+        return self.rules.config
 
-    def _maker(self, path: str) -> PlannedJob:
-        """The job that makes a file."""
-        parts = Path(path).parts
-        if parts[-2] == "scores":
-            return PlannedJob.of("score", task=parts[-3], scores=Path(path).stem)
-        if parts[-2] == "selections":
-            return PlannedJob.of("select", task=parts[-3], localization=Path(path).stem, method="finetune")
-        if parts[-1] == "selection.json":
-            return PlannedJob.of("select", task=parts[-4], localization=parts[-2], method="mask")
-        if parts[-2] == "interpretability":
-            return PlannedJob.of(Path(path).stem)
-        found = _MODEL.search(path)
-        assert found is not None, path
-        stage = {"relearning": "relearn", "sweep": "sweep", "probes.parquet": "probe"}.get(
-            found["rest"], "evaluate"
-        )
-        return PlannedJob.of(stage, **{name: found[name] for name in STAGES[stage].wildcards})
+    @property
+    def needs(self) -> dict[JobId, tuple[JobId, ...]]:
+        """Every job of ``all``, with the jobs whose outputs it reads."""
+        return self.graph.jobs
 
     @cached_property
-    def costs(self) -> dict[PlannedJob, Cost]:
+    def costs(self) -> dict[JobId, Cost]:
         """What each job costs."""
         return {job: self.model.cost(job.stage, job.named) for job in self.needs}
 
-    def by_stage(self) -> dict[str, list[PlannedJob]]:
+    def by_stage(self) -> dict[str, list[JobId]]:
         """The jobs of each stage, in the order of the workflow."""
-        groups: dict[str, list[PlannedJob]] = defaultdict(list)
+        groups: dict[str, list[JobId]] = defaultdict(list)
         for job in self.needs:
             groups[job.stage].append(job)
         return {stage: groups[stage] for stage in ORDER if stage in groups}
 
-    def seconds(self, job: PlannedJob, device: Device, host: Device) -> float:
+    def seconds(self, job: JobId, device: Device, host: Device) -> float:
         """How long a job takes; stages that use no GPU run on ``host``."""
         where = host if job.stage in LIGHT else device
-        return where.seconds(self.costs[job].work, self.workflow.config.model.dtype)
+        return where.seconds(self.costs[job].work, self.config.model.dtype)
 
-    def longest_chain(self, device: Device, host: Device) -> tuple[float, list[PlannedJob]]:
+    def longest_chain(self, device: Device, host: Device) -> tuple[float, list[JobId]]:
         """The chain of jobs that must follow one another and takes longest: no number of nodes is faster."""
-        best: dict[PlannedJob, tuple[float, list[PlannedJob]]] = {}
+        best: dict[JobId, tuple[float, list[JobId]]] = {}
 
-        def chain(job: PlannedJob) -> tuple[float, list[PlannedJob]]:
+        def chain(job: JobId) -> tuple[float, list[JobId]]:
             if job not in best:
                 before = max((chain(need) for need in self.needs[job]), key=lambda c: c[0], default=(0.0, []))
                 best[job] = (before[0] + self.seconds(job, device, host), [*before[1], job])
@@ -277,16 +174,16 @@ WITHIN = 0.25
 
 def comparison(plan: Plan, device: Device, host: Device) -> list[str]:
     """Predicted beside recorded: a stage's seconds (median) and memory (largest job), and the run's sums."""
-    measured = recorded(Path(plan.workflow.results))
+    measured = recorded(Path(plan.graph.layout.results))
     if not measured:
-        raise UserError(f"{plan.workflow.results} holds no record yet: run the workflow first")
+        raise UserError(f"{plan.graph.layout.results} holds no record yet: run the workflow first")
     lines: list[tuple[str, ...]] = []
     totals = [0.0, 0.0, 0.0, 0.0]
     for stage in [s for s in ORDER if s in measured]:
         jobs = measured[stage]
         costs_of = [plan.model.cost(stage, job.wildcards) for job in jobs]
         where = host if stage in LIGHT else device
-        predicted = [where.seconds(c.work, plan.workflow.config.model.dtype) for c in costs_of]
+        predicted = [where.seconds(c.work, plan.config.model.dtype) for c in costs_of]
         seconds = [job.seconds for job in jobs]
         sums = sum(predicted), sum(seconds), sum(c.disk for c in costs_of), sum(job.size for job in jobs)
         totals = [a + b for a, b in zip(totals, sums, strict=True)]
@@ -340,17 +237,15 @@ def add_commands(commands: Any) -> None:
 
 def open_plan(paths: list[Path]) -> Plan:
     """The plan of the run that these YAML files configure."""
-    return Plan(Workflow(reading.overlays(paths)))
+    return Plan(Rules(reading.overlays(paths)))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the costs of a run, or compare them with its records."""
     plan = open_plan(arguments.config)
-    threads = arguments.threads or plan.workflow.config.compute.threads
+    threads = arguments.threads or plan.config.compute.threads
     device, host = device_of(plan, arguments.device, threads, measure=arguments.compare)
-    print(
-        f"{plan.workflow.config.run}: {plan.model.shape.parameters / 1e9:.3g} B parameters ({plan.model.origin})"
-    )
+    print(f"{plan.config.run}: {plan.model.shape.parameters / 1e9:.3g} B parameters ({plan.model.origin})")
     if not device.gpu:
         print(f"{threads} thread(s) of {device.float32 / threads / GB:.0f} GFLOP/s each")
     print("\n".join(comparison(plan, device, host) if arguments.compare else lines_of(plan, device, host)))

@@ -133,8 +133,8 @@ class World:
 
 def model(plan: Plan, world: World) -> Iterator[Finding]:
     """The weights: present, or permitted and reachable."""
-    config = plan.workflow.config
-    if config.model.kind != "huggingface" or (Path(plan.workflow.results) / "base_model").is_dir():
+    config = plan.config
+    if config.model.kind != "huggingface" or plan.places.base_model().is_dir():
         yield Finding(
             "ok", f"the base model is {'made by the run' if config.model.kind != 'huggingface' else 'there'}"
         )
@@ -183,8 +183,8 @@ def _on_hub(source: Source, name: str, world: World) -> Iterator[Finding]:
 
 def sources(plan: Plan, world: World) -> Iterator[Finding]:
     """Every file from outside: present with the right bytes, or reachable."""
-    for name, source in plan.workflow.sources().items():
-        yield from _source(name, source, Path(plan.workflow.results) / "sources" / name, world)
+    for name, source in plan.graph.sources.items():
+        yield from _source(name, source, plan.places.source(name), world)
 
 
 def _source(name: str, source: Source, fetched: Path, world: World) -> Iterator[Finding]:
@@ -232,7 +232,7 @@ def _reached(name: str, urls: list[str], world: World) -> Finding:
 
 def disk(plan: Plan, world: World) -> Iterator[Finding]:
     """Room for what is still to be written."""
-    there = sum(p.stat().st_size for p in Path(plan.workflow.results).rglob("*") if p.is_file())
+    there = sum(p.stat().st_size for p in Path(plan.graph.layout.results).rglob("*") if p.is_file())
     needed = max(0.0, SPARE * plan.disk() - there)
     free = world.free_disk(Path.cwd())
     what = f"{needed / GB:.1f} GB of outputs to come, {free / GB:.1f} GB free"
@@ -296,7 +296,7 @@ def slurm(plan: Plan, world: World) -> Iterator[Finding]:
         yield Finding("missing", f"Slurm has no partition '{name}'", remedy)
     if partitions and partitions <= known:
         yield Finding("ok", f"Slurm has the partitions {', '.join(sorted(partitions))}")
-    shards = plan.workflow.config.compute.shards
+    shards = plan.config.compute.shards
     for asked in sorted(_named(resources, "gres") | _named(resources, "gpu")):
         count = asked.rpartition(":")[2]
         if (int(count) if count.isdigit() else 1) < shards:
@@ -333,7 +333,7 @@ def check(plan: Plan, world: World, device: Device) -> list[Finding]:
 def page(plan: Plan, findings: list[Finding], device: Device, host: Device) -> str:
     """The plan and the findings as text: what is missing last, where a terminal ends."""
     lines = [
-        f"{plan.workflow.config.run}: {plan.model.shape.parameters / 1e9:.3g} B parameters ({plan.model.origin})",
+        f"{plan.config.run}: {plan.model.shape.parameters / 1e9:.3g} B parameters ({plan.model.origin})",
         *lines_of(plan, device, host),
     ]
     if device.gpu:
@@ -351,7 +351,7 @@ def page(plan: Plan, findings: list[Finding], device: Device, host: Device) -> s
 def run(arguments: argparse.Namespace, world: World | None = None) -> int:
     """Print plan and findings; 1 when something is missing."""
     plan = open_plan(arguments.config)
-    device, host = device_of(plan, arguments.device, plan.workflow.config.compute.threads, measure=False)
+    device, host = device_of(plan, arguments.device, plan.config.compute.threads, measure=False)
     if arguments.gpu_memory is not None and not device.gpu:
         raise UserError(
             "--gpu-memory is for a run on a GPU, but this one is for the CPU: name the GPU with --device"

@@ -28,6 +28,7 @@ from localized_unlearning.jobs import room
 from localized_unlearning.jobs.job import Job, Stage, restrict, settings_of
 from localized_unlearning.models import sharding
 from localized_unlearning.provenance import cache, code, digests, environment, hashing, locks, records
+from localized_unlearning.workflow.layout import Layout
 
 Paths = Mapping[str, Any]
 
@@ -104,7 +105,7 @@ def execute(
             if kept is None and not compute:
                 return None
             memory = None if kept else _compute(job, before)
-            _keep_sources(basis.modules, root / "results" / config.run / ".sources")
+            _keep_sources(basis.modules, root / Layout(config.run).sources)
             record = _record(job, basis, outputs, root, started, memory, kept)
             if not locks.still_mine(first):
                 raise UserError(

@@ -10,12 +10,13 @@ from localized_unlearning.config import reading
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.terms import BY_NAME, MAIN
 from localized_unlearning.progress import clock
+from localized_unlearning.workflow.layout import Layout
 
 
 def summary(arguments: argparse.Namespace) -> int:
     """Print a run's tables, where its outputs lie, and the compute time of its jobs."""
     config = reading.load(arguments.config)
-    results, figures = Path("results", config.run), Path("figures", config.run)
+    results, figures = Path(Layout(config.run).results), Path(Layout(config.run).figures)
     tables = sorted(results.glob("tables/*.md"))
     if not tables:
         raise UserError(f"{results} holds no table yet: run snakemake tables")

@@ -1,0 +1,445 @@
+"""The graph of a run: which jobs it has, and what each of them reads.
+
+The Snakefile, the plan, preflight, the costs, the report and the audit all ask here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from localized_unlearning import extensions
+from localized_unlearning.config.localization import Localization
+from localized_unlearning.config.run import Config
+from localized_unlearning.config.source import Source
+from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.localization.settings import for_masks
+from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
+from localized_unlearning.workflow.layout import JobId, Layout
+
+EVALUATIONS = ("facts", "multiple_choice", "mmlu", "text")
+"""The evaluations of each model, in the order of their table columns."""
+
+SHORT_EXAM = ("facts", "multiple_choice", "mmlu")
+"""What is asked at each point of a series."""
+
+EVIDENCE = (*SHORT_EXAM, "probes", "layer_probes", "head_ablation")
+"""Stems of the files that hold per-item rows of a model."""
+
+MAKERS = {"organism": "pretrain", "gguf": "convert", "huggingface": "download"}
+"""The stage that makes the base model, by the kind of model."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """An output of a job, by its name in the stage table."""
+
+    job: JobId
+    output: str
+
+
+Given = Product | str
+"""What a job reads: another job's product, or a file from outside."""
+
+
+class Graph:
+    """The jobs of a run, and their edges.
+
+    Attributes:
+        config: the resolved config.
+        layout: where files lie.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.layout = Layout(config.run)
+
+    # -- what the config asks for
+
+    @property
+    def tasks(self) -> list[str]:
+        """Names of the tasks."""
+        return list(self.config.tasks)
+
+    @property
+    def localizations(self) -> list[str]:
+        """Names of the localizations."""
+        return list(self.config.localizations)
+
+    @cached_property
+    def compared(self) -> list[str]:
+        """Names of the localizations in tables and figures: all but the draws of the null distribution."""
+        return [name for name in self.localizations if name not in self.config.null_draws]
+
+    @property
+    def bases(self) -> tuple[int, ...]:
+        """Seeds of the base models; a model that is not pretrained here has one."""
+        return self.config.base_seeds if self.config.model.kind == "organism" else (0,)
+
+    def localization(self, name: str) -> Localization:
+        """A localization by its name."""
+        found = self.config.localizations[name]
+        assert found is not None
+        return found
+
+    def forget_sets(self, task: str) -> list[str]:
+        """A task of the paper and the tasks that are other forget sets of it."""
+        return [task, *(name for name, other in self.config.tasks.items() if other and other.of == task)]
+
+    def seeds(self, task: str, objective: str) -> tuple[int, ...]:
+        """Seeds of a task's models, or with objective ``mask`` of its masks."""
+        if objective == "mask" and self.config.mask_seeds is not None:
+            return self.config.mask_seeds
+        found = self.config.tasks[task]
+        return found.seeds if found and found.seeds else self.config.seeds
+
+    @cached_property
+    def extensions(self) -> dict[str, str]:
+        """The files of losses and methods, the user's own and ours, by the keys that name them.
+
+        Raises:
+            UserError: when an objective's loss is none of ours and no file.
+        """
+        named = {f"objectives.{name}.loss": o.loss for name, o in self.config.objectives.items() if o}
+        named |= {f"scores.{name}.method": s.method for name, s in self.config.scores.items() if s}
+        found = {}
+        for key, value in named.items():
+            folder = extensions.OBJECTIVES if key.startswith("objectives.") else None
+            if path := extensions.file_of(value, folder):
+                found[key] = extensions.near(path)
+            elif folder:
+                known = ", ".join(extensions.ours(folder))
+                raise UserError(
+                    f"{key} is {value}, which is none of {known}: correct it, or give FILE.py:FUNCTION"
+                )
+        return found
+
+    def _source(self, dotted: str) -> Source:
+        node: Any = self.config
+        for part in dotted.split("."):
+            node = getattr(node, part)
+        assert isinstance(node, Source)
+        return node
+
+    @cached_property
+    def sources(self) -> dict[str, Source]:
+        """The files and folders that come from outside, by dotted name."""
+        names = ["athletes.source", "text.train", "text.held_out", "mmlu.source"]
+        if self.config.series.source is not None:
+            names.append("series.source")
+        if self.config.gguf is not None and self.config.model.kind == "gguf":
+            names.append("gguf")
+        return {name: self._source(name) for name in names}
+
+    def fetched(self, folders: bool | None = None) -> list[str]:
+        """Dotted names of the sources that must be fetched; only those that are ``folders``, or only files."""
+        return [
+            name
+            for name, source in self.sources.items()
+            if source.kind != "path" and folders in (None, bool(source.files))
+        ]
+
+    def source(self, dotted: str) -> Given:
+        """The file of a config source: itself if local, else what ``fetch`` brings."""
+        node = self.sources[dotted]
+        if node.kind == "path":
+            assert node.path is not None
+            return os.path.expandvars(os.path.expanduser(node.path))
+        return Product(JobId.of("fetch", source=dotted), "file")
+
+    # -- the models of a run
+
+    def models(self, task: str, objective: str, base: bool = True) -> list[dict[str, str]]:
+        """Wildcards of a task's models, base by base: the base model if wanted, then each localization's, seed by seed."""
+        seeds = self.seeds(task, objective)
+        found = []
+        for start in self.bases:
+            if base:
+                found.append(_model(start, task, "none", "base", 0))
+            found += [_model(start, task, objective, name, seed) for name in self.compared for seed in seeds]
+        return found
+
+    def null_models(self, task: str, objective: str) -> list[dict[str, str]]:
+        """Wildcards of the models of the null distribution."""
+        seeds = self.config.null_distribution.seeds or self.config.seeds[:1]
+        return [
+            _model(start, task, objective, name, seed)
+            for start in self.bases
+            for name in self.config.null_draws
+            for seed in seeds
+        ]
+
+    # -- what a job reads
+
+    def inputs(self, job: JobId) -> dict[str, list[Given]]:
+        """What a job reads, by the names of the stage table; an absent optional input is an empty list."""
+        found: Mapping[str, Given | Sequence[Given] | None] = INPUTS[job.stage](self, job.named)
+        stage = STAGES[job.stage]
+        return {i.name: _listed(found.get(i.name)) for i in stage.inputs}
+
+    def paths(self, job: JobId) -> dict[str, list[str]]:
+        """What a job reads, as paths."""
+        return {name: [self.path(given) for given in values] for name, values in self.inputs(job).items()}
+
+    def path(self, given: Given) -> str:
+        """Where a file lies."""
+        return given if isinstance(given, str) else self.layout.outputs(given.job)[given.output]
+
+    def needs(self, job: JobId) -> tuple[JobId, ...]:
+        """The jobs whose outputs a job reads."""
+        made = (g.job for values in self.inputs(job).values() for g in values if isinstance(g, Product))
+        return tuple(dict.fromkeys(made))
+
+    @cached_property
+    def jobs(self) -> dict[JobId, tuple[JobId, ...]]:
+        """Every job of ``all``, with the jobs whose outputs it reads."""
+        found: dict[JobId, tuple[JobId, ...]] = {}
+        waiting = list(self.targets())
+        while waiting:
+            job = waiting.pop()
+            if job not in found:
+                found[job] = self.needs(job)
+                waiting += found[job]
+        return found
+
+    def targets(self) -> Iterator[JobId]:
+        """The jobs whose outputs people ask for."""
+        yield JobId.of("claims")
+        yield from (JobId.of("model_card", base_seed=start) for start in self.bases)
+        for table in self.possible(TABLES):
+            yield from (JobId.of(stage, table=table) for stage in ("supplement", "comparisons", "table"))
+        yield from (JobId.of("figure", figure=figure) for figure in self.possible(FIGURES))
+
+    def possible(self, names: Iterable[str]) -> list[str]:
+        """Those of the tables or figures that this config can make: it may lack a task or an objective."""
+        return [name for name in names if not lacking(self.config, name)]
+
+    def owner(self, path: str) -> JobId | None:
+        """The job of this config that makes a file, whether or not ``all`` asks for it; None when none does."""
+        job = self.layout.job(path)
+        if job is None:
+            return None
+        if job.stage in MAKERS.values():
+            job = JobId(MAKERS[self.config.model.kind], job.wildcards)
+        return job if self.has(job) else None
+
+    def has(self, job: JobId) -> bool:
+        """Whether the config has a job with these wildcards, whether or not ``all`` asks for it."""
+        w = job.named
+        if "base_seed" in w and int(w["base_seed"]) not in self.bases:
+            return False
+        known = {
+            "source": self.fetched(),
+            "task": self.tasks,
+            "scores": self.config.scores,
+            "localization": ["base", *self.localizations],
+            "objective": ["none", *self.config.objectives],
+        }
+        if any(name in w and w[name] not in values for name, values in known.items()):
+            return False
+        if "seed" not in w or w.get("localization") == "base":
+            return int(w.get("seed", 0)) == 0 if w.get("localization") == "base" else True
+        null = self.config.null_distribution.seeds or self.config.seeds[:1]
+        drawn = null if w.get("localization") in self.config.null_draws else ()
+        masked = "localization" in w and "objective" not in w
+        return int(w["seed"]) in (*self.seeds(w["task"], "mask" if masked else ""), *drawn)
+
+    # -- parts that several stages read
+
+    def _base(self, w: Mapping[str, str]) -> dict[str, Given]:
+        maker = MAKERS[self.config.model.kind]
+        return {
+            "base_model": Product(JobId.of(maker, base_seed=w["base_seed"]), "model"),
+            "card": Product(JobId.of("model_card", base_seed=w["base_seed"]), "json"),
+            "known": Product(JobId.of("known_facts", base_seed=w["base_seed"]), "known"),
+            "prompts": self.config.prompts.file,
+            "mmlu": self.source("mmlu.source"),
+        }
+
+    def _split(self, w: Mapping[str, str]) -> dict[str, Given]:
+        return {
+            **self._base(w),
+            "split": Product(JobId.of("split", **_only(w, "base_seed", "task")), "split"),
+        }
+
+    def _checkpoint(self, w: Mapping[str, str]) -> dict[str, Given | None]:
+        delta = None if w["localization"] == "base" else Product(JobId.of("finetune", **w), "delta")
+        return {**self._split(w), "delta": delta, "text": self.source("text.held_out")}
+
+    def _series(self) -> Given:
+        return self.source("series.source" if self.config.series.source is not None else "mmlu.source")
+
+    def _selecting(self, w: Mapping[str, str], chosen: Localization) -> dict[str, Given | None]:
+        here = _only(w, "base_seed", "task")
+        scores = chosen.kind == "scores"
+        matched = chosen.budget == "parameters" and chosen.kind != "manual"
+        return {
+            **self._base(w),
+            "scores": Product(JobId.of("score", scores=str(chosen.scores), **here), "scores")
+            if scores
+            else None,
+            "manual": Product(JobId.of("select", localization="manual", **here), "selection")
+            if matched
+            else None,
+            "probes": (
+                Product(JobId.of("layer_probes", base_seed=w["base_seed"]), "probes")
+                if self.localization(w["localization"]).layers == "auto"
+                else None
+            ),
+        }
+
+    def masked(self, w: Mapping[str, str]) -> Product:
+        """The components that a mask covers: those that are trained, unless the config says otherwise."""
+        other = self.localization(w["localization"]).mask is not None
+        return Product(JobId.of("select_for_mask" if other else "select", **w), "selection")
+
+    def _rows(self, models: Iterable[Mapping[str, str]], names: Iterable[str]) -> dict[str, list[Given]]:
+        models = list(models)
+        return {name: [Product(JobId.of(name, **m), name) for m in models] for name in names}
+
+    def _table(self, w: Mapping[str, str]) -> dict[str, list[Given]]:
+        """A table's rows, forget set by forget set, and its selections."""
+        task, objective = TABLES[w["table"]]
+        models = [m for forget_set in self.forget_sets(task) for m in self.models(forget_set, objective)]
+        return {**self._rows(models, EVALUATIONS), "selections": self._selections(task, self.compared)}
+
+    def _compared(self, w: Mapping[str, str]) -> dict[str, list[Given]]:
+        """A table's rows and selections, and those of its null distribution."""
+        task, objective = TABLES[w["table"]]
+        null = self._rows(self.null_models(task, objective), EVALUATIONS)
+        found = {name: rows + null.get(name, []) for name, rows in self._table(w).items()}
+        return {**found, "selections": self._selections(task, self.localizations)}
+
+    def _selections(self, task: str, names: Iterable[str]) -> list[Given]:
+        names = list(names)
+        return [
+            Product(JobId.of("select", base_seed=start, task=task, localization=name), "selection")
+            for start in self.bases
+            for name in names
+        ]
+
+    def _figure(self, w: Mapping[str, str]) -> dict[str, Given | list[Given] | None]:
+        overlay = self.config.figures.overlay.get(w["figure"])
+        return {
+            "data": self.data(w["figure"]),
+            "overlay": None if overlay is None else os.path.expandvars(os.path.expanduser(overlay)),
+        }
+
+    def data(self, name: str) -> list[Given]:
+        """The rows a figure is drawn from."""
+        figure = FIGURES[name]
+        if figure.kind in ("heads", "layers"):
+            stage, output = {"heads": ("head_ablation", "ablation"), "layers": ("layer_probes", "probes")}[
+                figure.kind
+            ]
+            return [Product(JobId.of(stage, base_seed=start), output) for start in self.bases]
+        everything = self.config.figures.forget_sets == "all"
+        models = [
+            model
+            for task in (self.forget_sets(figure.task) if everything else [figure.task])
+            for model in self.models(task, figure.objective, base=figure.kind == "probes")
+        ]
+        if figure.kind == "probes":
+            return [Product(JobId.of("probe", **model), "probes") for model in models]
+        stage = "relearn" if figure.kind == "relearning" else "sweep"
+        return [Product(JobId.of(stage, **model), rows) for model in models for rows in SHORT_EXAM]
+
+    def _claims(self, _w: Mapping[str, str]) -> dict[str, Given | list[Given] | None]:
+        return {
+            "claims": self.config.claims.file,
+            "rows": self.claim_rows(),
+            "selection": self.lookup_selection(),
+        }
+
+    def claim_rows(self) -> list[Given]:
+        """The rows that claims are judged on: those behind every table and figure, or what lies there."""
+        if self.config.claims.rows == "present":
+            there = sorted(Path(self.layout.results).rglob("*.parquet"))
+            return [path.as_posix() for path in there if path.stem in EVIDENCE]
+        tables = (rows for name in self.possible(TABLES) for rows in self._claimed(name))
+        figures = (rows for name in self.possible(FIGURES) for rows in self.data(name))
+        return list(dict.fromkeys([*tables, *figures]))
+
+    def _claimed(self, table: str) -> Iterator[Given]:
+        rows = self._table({"table": table})
+        for kind in SHORT_EXAM:
+            yield from rows[kind]
+
+    def lookup_selection(self) -> Given | None:
+        """The manual selection, whose layers are the fact-lookup layers; none without it."""
+        if "manual" not in self.localizations or not self.tasks:
+            return None
+        first = JobId.of("select", base_seed=self.bases[0], task=self.tasks[0], localization="manual")
+        found = Product(first, "selection")
+        return found if self.config.claims.rows == "planned" or Path(self.path(found)).is_file() else None
+
+
+def _model(base: int, task: str, objective: str, localization: str, seed: int) -> dict[str, str]:
+    return {
+        "base_seed": str(base), "task": task, "objective": objective,
+        "localization": localization, "seed": str(seed),
+    }  # fmt: skip
+
+
+def _only(w: Mapping[str, str], *names: str) -> dict[str, str]:
+    return {name: w[name] for name in names}
+
+
+def _listed(found: Given | Sequence[Given] | None) -> list[Given]:
+    if found is None:
+        return []
+    return [found] if isinstance(found, str | Product) else list(found)
+
+
+def _train_text(graph: Graph) -> dict[str, Given]:
+    return {"text": graph.source("text.train")}
+
+
+INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = {
+    "fetch": lambda g, w: {},
+    "download": lambda g, w: {},
+    "convert": lambda g, w: {"gguf": g.source("gguf")},
+    "pretrain": lambda g, w: {
+        "athletes": g.source("athletes.source"),
+        "prompts": g.config.prompts.file,
+        "general_knowledge": g.source("mmlu.source"),
+        **_train_text(g),
+    },
+    "known_facts": lambda g, w: {**g._base(w), "athletes": g.source("athletes.source")},
+    "model_card": lambda g, w: g._base(w),
+    "layer_probes": lambda g, w: {**g._base(w), "text": g.source("text.held_out")},
+    "head_ablation": lambda g, w: {**g._base(w), "text": g.source("text.held_out")},
+    "split": lambda g, w: g._base(w),
+    "score": lambda g, w: {**g._split(w), "method": g.extensions.get(f"scores.{w['scores']}.method")},
+    "select": lambda g, w: g._selecting(w, g.localization(w["localization"])),
+    "select_for_mask": lambda g, w: g._selecting(w, for_masks(g.localization(w["localization"]))),
+    "finetune": lambda g, w: {
+        **g._split(w),
+        **_train_text(g),
+        "selection": Product(JobId.of("select", **w), "selection"),
+        "loss": g.extensions.get(f"objectives.{w['objective']}.loss"),
+    },
+    "mask": lambda g, w: {**g._split(w), **_train_text(g), "selection": g.masked(w)},
+    "facts": lambda g, w: g._checkpoint(w),
+    "multiple_choice": lambda g, w: g._checkpoint(w),
+    "mmlu": lambda g, w: g._checkpoint(w),
+    "text": lambda g, w: g._checkpoint(w),
+    "probe": lambda g, w: g._checkpoint(w),
+    "relearn": lambda g, w: {**g._checkpoint(w), **_train_text(g), "mmlu": g._series()},
+    "sweep": lambda g, w: {
+        **g._split(w),
+        "mask": Product(JobId.of("mask", **w), "mask"),
+        "mmlu": g._series(),
+    },
+    "supplement": lambda g, w: g._table(w),
+    "comparisons": lambda g, w: g._compared(w),
+    "claims": lambda g, w: g._claims(w),
+    "table": lambda g, w: g._table(w),
+    "figure": lambda g, w: g._figure(w),
+}
+"""What each stage reads, from the graph and a job's wildcards; names that a stage does not read are left out."""

@@ -1,0 +1,220 @@
+"""Where every output of a run lies, and which job makes a file: two directions of one table.
+
+A path is a template of a stage's output with the job's wildcards in it. Names in wildcards are identifiers (the config
+holds them to a pattern), seeds are numbers, and no two templates fit one path (tested), so a path has one job.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import PurePosixPath
+
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.paper.artefacts import FIGURES, TABLES
+
+RESULTS, FIGURES_TOP, LOGS = "results", "figures", "logs"
+"""The folders that a run's files lie in, seen from the checkout."""
+
+RESOLVED = "config.yaml"
+"""The resolved config, in the results folder: every job reads it."""
+
+SOURCES = ".sources"
+"""The kept sources of recorded code, in the results folder."""
+
+REPORT = "report.html"
+"""The report, in the results folder."""
+
+BASE = "base{base_seed}"
+MODEL = f"{BASE}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}"
+MASK = f"{BASE}/{{task}}/mask/{{localization}}"
+
+PLACES: Mapping[str, Mapping[str, str]] = {
+    "fetch": {"file": "sources/{source}"},
+    "pretrain": {"model": f"{BASE}/base_model"},
+    "convert": {"model": f"{BASE}/base_model"},
+    "download": {"model": f"{BASE}/base_model"},
+    "known_facts": {"known": f"{BASE}/known.parquet"},
+    "model_card": {"json": f"{BASE}/model_card.json", "markdown": f"{BASE}/model_card.md"},
+    "layer_probes": {"probes": f"{BASE}/interpretability/layer_probes.parquet"},
+    "head_ablation": {"ablation": f"{BASE}/interpretability/head_ablation.parquet"},
+    "split": {"split": f"{BASE}/{{task}}/split.parquet"},
+    "score": {"scores": f"{BASE}/{{task}}/scores/{{scores}}.parquet"},
+    "select": {"selection": f"{BASE}/{{task}}/selections/{{localization}}.json"},
+    "select_for_mask": {"selection": f"{MASK}/selection.json"},
+    "mask": {"mask": f"{MASK}/seed{{seed}}/mask.safetensors", "history": f"{MASK}/seed{{seed}}/history.csv"},
+    "sweep": {name: f"{MASK}/seed{{seed}}/sweep/{name}.parquet" for name in ("facts", "multiple_choice", "mmlu")},
+    "finetune": {"delta": f"{MODEL}/delta.safetensors", "history": f"{MODEL}/history.csv"},
+    **{name: {name: f"{MODEL}/{name}.parquet"} for name in ("facts", "multiple_choice", "mmlu", "text")},
+    "probe": {"probes": f"{MODEL}/probes.parquet"},
+    "relearn": {name: f"{MODEL}/relearning/{name}.parquet" for name in ("facts", "multiple_choice", "mmlu")},
+    "supplement": {
+        "csv": "statistics/{table}/supplement.csv",
+        "letters": "statistics/{table}/letters.csv",
+        "markdown": "statistics/{table}/supplement.md",
+    },
+    "comparisons": {
+        "comparisons_csv": "statistics/{table}/comparisons.csv",
+        "comparisons_markdown": "statistics/{table}/comparisons.md",
+        "null_csv": "statistics/{table}/null.csv",
+        "null_markdown": "statistics/{table}/null.md",
+    },
+    "claims": {"json": "claims.json", "markdown": "claims.md"},
+    "table": {
+        "csv": "tables/{table}.csv",
+        "markdown": "tables/{table}.md",
+        "latex": "tables/{table}.tex",
+    },
+    "figure": {"csv": "{figure}.csv", "pdf": "{figure}.pdf", "png": "{figure}.png"},
+}  # fmt: skip
+"""Each stage's outputs: templates below the run's results folder, or for ``figure`` below its figures folder."""
+
+FOLDERS = frozenset({("pretrain", "model"), ("convert", "model"), ("download", "model")})
+"""Outputs that are folders."""
+
+
+@dataclass(frozen=True, order=True)
+class JobId:
+    """One job of a run: its stage and wildcards."""
+
+    stage: str
+    wildcards: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, stage: str, **wildcards: str | int) -> JobId:
+        """The job of a stage with these wildcards; those that follow from others are added."""
+        values = {name: str(value) for name, value in wildcards.items()}
+        if "table" in values:
+            values["task"] = TABLES[values["table"]][0]
+        names = STAGES[stage].wildcards
+        return cls(stage, tuple((name, values[name]) for name in sorted(names)))
+
+    @cached_property
+    def named(self) -> dict[str, str]:
+        """The wildcards by name."""
+        return dict(self.wildcards)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The places of one run's files.
+
+    Attributes:
+        run: the run's name.
+    """
+
+    run: str
+
+    @property
+    def results(self) -> str:
+        """The run's results folder."""
+        return f"{RESULTS}/{self.run}"
+
+    @property
+    def figures(self) -> str:
+        """The run's figures folder."""
+        return f"{FIGURES_TOP}/{self.run}"
+
+    @property
+    def logs(self) -> str:
+        """The run's logs and benchmarks."""
+        return f"{LOGS}/{self.run}"
+
+    @property
+    def resolved(self) -> str:
+        """The resolved config."""
+        return f"{self.results}/{RESOLVED}"
+
+    @property
+    def report(self) -> str:
+        """The report."""
+        return f"{self.results}/{REPORT}"
+
+    @property
+    def sources(self) -> str:
+        """The kept sources of recorded code."""
+        return f"{self.results}/{SOURCES}"
+
+    def _top(self, stage: str) -> str:
+        return self.figures if stage == "figure" else self.results
+
+    def templates(self, stage: str) -> dict[str, str]:
+        """Each output's path with the wildcards in braces, as Snakemake's rules name them."""
+        return {name: f"{self._top(stage)}/{place}" for name, place in PLACES[stage].items()}
+
+    def outputs(self, job: JobId) -> dict[str, str]:
+        """Each output's path."""
+        return {name: path.format(**job.named) for name, path in self.templates(job.stage).items()}
+
+    def log(self, stage: str, suffix: str) -> str:
+        """The template of a job's log (``.log``) or benchmark (``.tsv``): one place per job."""
+        first = next(iter(PLACES[stage].values()))
+        folder, _, name = first.rpartition("/")
+        own = "".join(f"_{{{field}}}" for field in _fields(name))
+        return f"{self.logs}/{folder}/{stage}{own}{suffix}".replace("//", "/")
+
+    def job(self, path: str) -> JobId | None:
+        """The job that makes a file, or None when no stage does; base models are said to be pretrained."""
+        for stage in STAGES:
+            below = _below(path, self._top(stage))
+            for place in PLACES[stage].values() if below else ():
+                values = _match(place, below)
+                if values is not None and _may(values):
+                    return JobId.of(stage, **values)
+        return None
+
+
+def run_of(path: str) -> str | None:
+    """The run whose results or figures folder a path lies in; None elsewhere."""
+    parts = PurePosixPath(path).parts
+    return parts[1] if len(parts) > 1 and parts[0] in (RESULTS, FIGURES_TOP) else None
+
+
+def _below(path: str, folder: str) -> str:
+    return path.removeprefix(f"{folder}/") if path.startswith(f"{folder}/") else ""
+
+
+def _fields(template: str) -> Iterator[str]:
+    for _, field, _, _ in string.Formatter().parse(template):
+        if field:
+            yield field
+
+
+@cache
+def _segments(template: str) -> tuple[tuple[str, str, str], ...]:
+    """Each part of a path as (literal before, wildcard, literal after); no part has two wildcards."""
+    found = []
+    for part in template.split("/"):
+        before, field, after = part, "", ""
+        if "{" in part:
+            before, _, rest = part.partition("{")
+            field, _, after = rest.partition("}")
+        found.append((before, field, after))
+    return tuple(found)
+
+
+def _match(template: str, path: str) -> dict[str, str] | None:
+    parts, segments = path.split("/"), _segments(template)
+    if len(parts) != len(segments):
+        return None
+    values: dict[str, str] = {}
+    for part, (before, field, after) in zip(parts, segments, strict=True):
+        if not field:
+            if part != before:
+                return None
+            continue
+        value = part[len(before) : len(part) - len(after)]
+        if part != f"{before}{value}{after}" or values.setdefault(field, value) != value:
+            return None
+    return values
+
+
+def _may(values: Mapping[str, str]) -> bool:
+    """Whether wildcards can have these values, whatever the config."""
+    if any(not values[name].isdecimal() for name in ("seed", "base_seed") if name in values):
+        return False
+    if values.get("table", "table_1") not in TABLES or values.get("figure", "figure_1") not in FIGURES:
+        return False
+    return values.get("objective") != "mask"

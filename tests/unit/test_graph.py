@@ -1,0 +1,113 @@
+"""The layout and the graph of a run: one place per job, one job per place, and every edge in the stage table."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from localized_unlearning.config import reading
+from localized_unlearning.config.run import Config
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.paper.artefacts import FIGURES, TABLES
+from localized_unlearning.workflow.graph import INPUTS, MAKERS, Graph
+from localized_unlearning.workflow.layout import PLACES, JobId, Layout
+
+ROOT = Path(__file__).resolve().parents[2]
+PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
+NAME = st.from_regex(r"[A-Za-z][A-Za-z0-9_]{0,12}", fullmatch=True)
+VALUES = {
+    "base_seed": st.integers(0, 10**6).map(str),
+    "seed": st.integers(0, 10**6).map(str),
+    "table": st.sampled_from(sorted(TABLES)),
+    "figure": st.sampled_from(sorted(FIGURES)),
+    "source": st.sampled_from(["athletes.source", "text.train", "text.held_out", "mmlu.source", "gguf"]),
+    "task": NAME.filter(lambda name: name != "interpretability"),
+    "objective": NAME.filter(lambda name: name not in ("mask", "scores", "selections")),
+    "localization": NAME,
+    "scores": NAME,
+}
+
+
+@pytest.fixture(params=[None, *PRESETS], ids=lambda path: path.stem if path else "default")
+def graph(request: pytest.FixtureRequest) -> Graph:
+    files = [ROOT / "config.yaml", *([request.param] if request.param else [])]
+    return Graph(reading.resolve(reading.overlays(files)))
+
+
+@given(data=st.data(), stage=st.sampled_from(sorted(STAGES)))
+def test_path_to_job_and_back(data: st.DataObject, stage: str) -> None:
+    named = {name: data.draw(VALUES[name], name) for name in STAGES[stage].wildcards if name in VALUES}
+    layout, job = Layout("run"), JobId.of(stage, **named)
+    for path in layout.outputs(job).values():
+        found = layout.job(path)
+        assert found is not None and found.wildcards == job.wildcards
+        assert found.stage == ("pretrain" if stage in MAKERS.values() else stage)
+
+
+def test_the_layout_and_the_stage_table_name_the_same_outputs() -> None:
+    assert PLACES.keys() == STAGES.keys() == INPUTS.keys()
+    assert {name: set(places) for name, places in PLACES.items()} == {
+        name: set(stage.outputs) for name, stage in STAGES.items()
+    }
+
+
+def test_every_job_owns_its_files_alone(graph: Graph) -> None:
+    """No two jobs of a plan share an output, a log or a benchmark file, and each file is known to be its job's."""
+    seen: dict[str, JobId] = {}
+    for job in graph.jobs:
+        logs = (graph.layout.log(job.stage, suffix).format(**job.named) for suffix in (".log", ".tsv"))
+        for path in (*graph.layout.outputs(job).values(), *logs):
+            assert seen.setdefault(path, job) == job
+        assert all(graph.owner(path) == job for path in graph.layout.outputs(job).values())
+        assert graph.has(job)
+
+
+def test_required_inputs_are_there_and_no_other(graph: Graph) -> None:
+    for job in graph.jobs:
+        read = graph.inputs(job)
+        for wanted in STAGES[job.stage].inputs:
+            least = 0 if wanted.many or wanted.optional else 1
+            assert len(read[wanted.name]) >= least and (wanted.many or len(read[wanted.name]) <= 1), (
+                job,
+                wanted,
+            )
+
+
+SEEDS = [
+    {"seeds": [1]},
+    {"mask_seeds": [7]},
+    {"base_seeds": [3, 4]},
+    {"null_distribution": {"draws": 2, "seeds": [9]}},
+    {"tasks": {"sports": {"seeds": [3]}}},
+]
+
+
+@pytest.mark.parametrize("change", SEEDS, ids=str)
+def test_no_job_of_a_run_is_an_orphan(change: dict[str, object]) -> None:
+    """Which seeds a run has is asked of the graph alone, so that a fresh run verifies clean."""
+    graph = Graph(reading.load([ROOT / "config.yaml"], change))
+    assert len(graph.jobs) > 150 and all(graph.has(job) for job in graph.jobs)
+    usual = Graph(Config()).jobs.keys() - graph.jobs.keys()
+    assert all(not graph.has(job) for job in usual)
+
+
+def test_stages_read_and_write_what_the_table_says() -> None:
+    """``job.inputs["x"]`` and ``job.outputs["x"]`` in a stage's module are in the table."""
+    for module in sorted({stage.module for stage in STAGES.values()}):
+        path = ROOT / "src" / Path(*module.split(".")).with_suffix(".py")
+        stages = [stage for stage in STAGES.values() if stage.module == module]
+        inputs = {i.name for stage in stages for i in stage.inputs}
+        outputs = {name for stage in stages for name in stage.outputs}
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant)):
+                continue
+            where = ast.unparse(node.value)
+            if where in ("job.inputs", "job.outputs"):
+                assert node.slice.value in (inputs if where == "job.inputs" else outputs), (
+                    module,
+                    ast.unparse(node),
+                )

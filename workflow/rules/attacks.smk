@@ -1,0 +1,47 @@
+# Is it gone, or only hidden? Relearning with LoRA (3.1.2, A.4.2) and probes on every layer (3.1.3, A.4.3).
+
+
+rule relearn:
+    input:
+        unpack(plan.inputs("relearn")),
+    output:
+        **plan.outputs("relearn", directory),
+    log:
+        plan.log("relearn"),
+    benchmark:
+        plan.benchmark("relearn")
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("relearn"),
+        runtime=plan.runtime("relearn"),
+    params:
+        **plan.params("relearn"),
+    message:
+        "relearn {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
+    shell:
+        plan.command("relearn")
+
+
+rule probe:
+    input:
+        unpack(plan.inputs("probe")),
+    output:
+        **plan.outputs("probe", directory),
+    log:
+        plan.log("probe"),
+    benchmark:
+        plan.benchmark("probe")
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("probe"),
+        runtime=plan.runtime("probe"),
+    params:
+        **plan.params("probe"),
+    message:
+        "probe {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
+    shell:
+        plan.command("probe")
