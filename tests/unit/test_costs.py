@@ -143,7 +143,7 @@ MEASURED_PEAKS = [  # stage, wildcards, GB recorded on the device
     ("score", {"task": "sports", "scores": "causal_tracing"}, 20.3),
     ("finetune", {**JOB, "localization": "manual"}, 28.3),
     ("finetune", JOB, 58.7),
-    ("evaluate", {**JOB, "localization": "manual"}, 20.9),
+    ("multiple_choice", {**JOB, "localization": "manual"}, 20.9),
     ("mask", {**JOB, "localization": "manual"}, 32.6),
     ("mask", JOB, 69.6),
     ("sweep", {**JOB, "localization": "manual"}, 18.1),

@@ -13,7 +13,7 @@ from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.report import page as page_module
-from localized_unlearning.workflow.snakefile import Workflow
+from localized_unlearning.workflow.snakefile import Rules
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "workflow" / "report"
 PICTURE = b"\x89PNG\r\n\x1a\n not really"
@@ -74,7 +74,7 @@ def test_every_item_has_a_caption_of_its_own() -> None:
 
 def test_a_config_that_lacks_an_objective_says_so() -> None:
     """A researcher's run without it still has ``figures``; asking for one by name tells the remedy."""
-    plan = Workflow([("mine", {"objectives": {"inject": None, "erase": {}}})])
+    plan = Rules([("mine", {"objectives": {"inject": None, "erase": {}}})])
     made = [target({})[0] for target in plan.targets(FIGURES)]
     assert len(made) == 14 and not any("figure_13" in path or "figure_14" in path for path in made)
     with pytest.raises(UserError, match=r"figure_13 .* no objective 'inject': add it under 'objectives'"):
