@@ -27,17 +27,19 @@ class Memory(Passes):
         return tokens * layers * (norms + attention + mlp + inputs)
 
     def logits(self, positions: float) -> float:
-        """Bytes of the output layer at work: blocks of it and of its logits, and float32 hidden states."""
-        return 6 * 4 * BLOCK + 4 * 4 * positions * self.shape.hidden
+        """Bytes of the output layer at work: a block of logits thrice, of 16-bit weights one of them, hidden states in float32."""
+        s = self.shape
+        block = min(BLOCK, positions * s.vocabulary)
+        upcast = 4 * min(BLOCK, s.head) if self.width == 2 else 0
+        return 3 * 4 * block + upcast + 4 * 4 * positions * s.hidden
 
     def evaluating(self, batch: float | None = None) -> dict[str, float]:
         """Device bytes of a forward pass of ``batch`` tokens without gradients."""
         s, tokens = self.shape, batch or self.batch_tokens
-        held = (
-            6 * s.hidden + 2 * (s.heads + s.kv_heads) * s.head_dim + 3 * s.mlp
-        ) * self.width + 8 * s.hidden
+        largest = max(3 * s.mlp, (3 * s.heads + 2 * s.kv_heads) * s.head_dim)  # one layer's MLP or attention
+        held = (3 * s.hidden + largest) * self.width + 4 * s.hidden
         held += 8 * s.heads * self.row if s.softcapped else 0
-        return {"weights": self.weights, "activations": tokens * held, "logits": self.logits(tokens)}
+        return {"weights": self.weights, "activations": tokens * held, "logits": self.logits(tokens / 8)}
 
     def micro_batch(self, setting: int | Literal["auto"], each: float, reserved: float) -> int:
         """Tokens of a micro-batch: the setting, or for ``auto`` what ``device.micro_batch_tokens`` takes on the smallest card.
