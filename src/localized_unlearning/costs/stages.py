@@ -84,7 +84,7 @@ def _relearn(model: Model, w: Wildcards) -> Cost:
     # each adapter keeps what it reads, in float32, and which of it dropout left out
     adapters = 5.0 * s.layers * ((6 if s.gated else 4) * s.hidden + s.heads * s.head_dim + s.mlp)
     each = model.saved(1, 0, 0) + adapters
-    held = {"adapters": 16 * lora, "base weights": model.width * trained}
+    held = {"adapters": 16 * lora}
     batch = model.micro_batch(r.micro_batch_tokens, each, sum(held.values()))
     work = model.training(r.iterations, facts, r.text_batch, lora, 0, batch)
     work += Work(flops=work.flops * 2 * lora / s.body) + Work(traffic=r.iterations * 40 * lora)
@@ -94,14 +94,15 @@ def _relearn(model: Model, w: Wildcards) -> Cost:
     tokens = model.held(facts, r.text_batch, batch)
     training = {**model.training_bytes(0, 0, tokens), "adapters' activations": tokens * adapters}
     largest = max(training, model.evaluating(), key=lambda parts: sum(parts.values()))
-    return Cost(work, {**largest, **held}, 2 * trained * model.width, 2e4 * (r.iterations + 1))
+    return Cost(work, {**largest, **held}, trained * model.width, 2e4 * (r.iterations + 1))
 
 
 def _asked(model: Model, w: Wildcards, work: Work, rows: float) -> Cost:
     """One evaluation of a checkpoint: the model is loaded, changed by its delta, and asked."""
     trained = 0.0 if w["localization"] == "base" else model.trained(w["localization"], w["task"])[0]
-    device = {**model.evaluating(), "base weights": model.width * trained}
-    return Cost(work + model.loading(trained), device, 2 * trained * model.width, 1e4 + 60.0 * rows)
+    return Cost(
+        work + model.loading(trained), model.evaluating(), trained * model.width, 1e4 + 60.0 * rows
+    )
 
 
 def _facts(model: Model, w: Wildcards) -> Cost:
@@ -148,12 +149,13 @@ def _score(model: Model, w: Wildcards) -> Cost:
     if score.method == "attribution_patching":
         work = once * 3  # two forwards, and a backward to the activations alone
         each = 2 * (s.heads + s.kv_heads) * s.head_dim + s.mlp + s.hidden
-        device["activations"] = model.saved(batch, 0, 0) + batch * s.layers * each * model.width * 3
+        device["activations"] = model.saved(batch, 0, 0) + 1.5 * batch * s.layers * each * model.width
     else:
         sites = s.layers * (s.heads + 1)
         again = once * (sites / 2)  # each restarts at its layer: half the network in the mean
         together = max(1, model.batch_tokens // nodes)
         work = once * 2 + replace(again, calls=again.calls / together)
+        device = model.evaluating(min(together, s.heads) * nodes)  # the sites of a layer run side by side
         device["activations"] += batch * s.layers * (s.hidden + s.mlp + s.heads * s.head_dim) * model.width
     return Cost(work + model.loading(), device, 0, 2e4)
 
@@ -175,8 +177,8 @@ def _probe(model: Model, w: Wildcards) -> Cost:
     work = replace(model.pass_over(model.config.prompts.training, model.data.total), logit_flops=0, logits=0)
     work += model.probes(2 * 3 * model.shape.layers, model.parts(w["task"])[0]) + model.loading(trained)
     residual = 4.0 * model.shape.layers * model.data.total * model.shape.hidden
-    device = {**model.evaluating(), "base weights": model.width * trained}
-    return Cost(work, device, 2 * trained * model.width + 3 * residual, 1e4)
+    device = model.evaluating()
+    return Cost(work, device, trained * model.width + 3 * residual, 1e4)
 
 
 def _layer_probes(model: Model, w: Wildcards) -> Cost:

@@ -105,27 +105,30 @@ def read_delta(path: Path, base: str) -> dict[str, Tensor]:
 @contextmanager
 def applied(model: Any, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """``model`` with the tensors of a delta in place; the base's own return on exit."""
-    import torch
-
-    parameters = {name: model.get_parameter(name) for name in tensors}
-    kept = {name: sharding.held(parameter).clone() for name, parameter in parameters.items()}
-
-    def put(values: Mapping[str, Tensor]) -> None:
-        with torch.no_grad():  # not around the yield: the caller may train something else meanwhile
-            for name, value in values.items():
-                sharding.held(parameters[name]).copy_(value)
-
-    put({name: sharding.part(parameters[name], value) for name, value in tensors.items()})
+    kept = {name: sharding.held(model.get_parameter(name)).clone() for name in tensors}
+    put(model, tensors)
     try:
         yield
     finally:
-        put(kept)
+        put(model, kept)
+
+
+def put(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Write ``tensors``, whole or this process's part of them, into the parameters that they are named by."""
+    import torch
+
+    with torch.no_grad():
+        for name, value in tensors.items():
+            parameter = model.get_parameter(name)
+            held = sharding.held(parameter)
+            held.copy_(value if value.shape == held.shape else sharding.part(parameter, value))
 
 
 def unlearned(job: Job, model: Any) -> Any:
-    """A context in which ``model`` is the base model plus the job's delta, if it has one."""
+    """A context in which ``model`` is the base model plus the job's delta, if it has one.
 
-    if not job.inputs.get("delta"):
-        return nullcontext()
-    digest = base_digest(job)
-    return applied(model, read_delta(job.inputs["delta"], digest))
+    A job has its model for itself: the base's weights are not kept beside the delta's, and do not return on exit.
+    """
+    if job.inputs.get("delta"):
+        put(model, read_delta(job.inputs["delta"], base_digest(job)))
+    return nullcontext()

@@ -51,7 +51,7 @@ class Mask:
         return self.trained[name]
 
 
-CHUNK = 2**24
+CHUNK = 2**23
 """Weights that are ranked at a time: at most 0.3 GB of places and values beside what is ranked."""
 
 
