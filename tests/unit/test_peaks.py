@@ -59,7 +59,7 @@ class Workshop:
             "loss": extensions.file_of("erase", extensions.OBJECTIVES),
         }  # fmt: skip
         self.selections = {"nonlocalized": self._selection(every), "manual": self._selection(MANUAL)}
-        found = costs.Model.of(self.config, folder)
+        found = costs.Model.of(self.config, self)
         self.costs = replace(
             found,
             data=replace(found.data, athletes=dict.fromkeys(("football", "baseball", "basketball"), 30)),
@@ -71,6 +71,20 @@ class Workshop:
         path = self.folder / f"{len(names)}.json"
         path.write_text(json.dumps({"components": names, "parameters": 0}), encoding="utf-8")
         return path
+
+    # where the cost model looks
+
+    def base_model(self) -> Path:
+        return self.model_folder
+
+    def card(self) -> Path:
+        return self.folder / "none"
+
+    def source(self, dotted: str) -> Path:
+        return self.folder / "none"
+
+    def selection(self, masks: bool, task: str, localization: str) -> Path:
+        return self.folder / "none"
 
     def run(self, stage: str, wildcards: dict[str, str], peak: Callable[[Callable[[], object]], Any]) -> Any:
         """A stage on a model that is loaded already, its function called by ``peak``."""
@@ -99,7 +113,9 @@ CASES = [
     ("finetune", {**JOB, "localization": "manual"}),
     ("mask", {**JOB, "localization": "nonlocalized"}),
     ("mask", {**JOB, "localization": "manual"}),
-    ("sweep", {"task": "sports", "localization": "nonlocalized", "seed": "0"}),
+    ("mmlu", {**JOB, "localization": "nonlocalized"}),
+    ("facts", {**JOB, "localization": "nonlocalized"}),
+    ("sweep", {"task": "sports", "localization": "nonlocalized", "seed": "0", "base_seed": "0"}),
     ("relearn", {**JOB, "localization": "nonlocalized"}),
     ("probe", {**JOB, "localization": "nonlocalized"}),
     ("score", {"task": "sports", "scores": "attribution_patching"}),

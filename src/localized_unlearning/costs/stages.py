@@ -100,9 +100,7 @@ def _relearn(model: Model, w: Wildcards) -> Cost:
 def _asked(model: Model, w: Wildcards, work: Work, rows: float) -> Cost:
     """One evaluation of a checkpoint: the model is loaded, changed by its delta, and asked."""
     trained = 0.0 if w["localization"] == "base" else model.trained(w["localization"], w["task"])[0]
-    return Cost(
-        work + model.loading(trained), model.evaluating(), trained * model.width, 1e4 + 60.0 * rows
-    )
+    return Cost(work + model.loading(trained), model.evaluating(), trained * model.width, 1e4 + 60.0 * rows)
 
 
 def _facts(model: Model, w: Wildcards) -> Cost:
