@@ -59,7 +59,7 @@ class Finetune(Section):
         16, description="Examples per loss term and step (A.3: 4 x 16 accumulated = 64)."
     )
     sft_batch_size: int | None = Field(
-        None, ge=1, description="Text windows per step, if other than batch_size."
+        4, ge=1, description="Text windows per step; null: as many as batch_size (A.3)."
     )
     micro_batch_tokens: Count | Literal["auto"] = Field(4096, description=MICRO_BATCH)
     precision: Precision = Field(

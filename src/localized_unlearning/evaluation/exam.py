@@ -11,7 +11,7 @@ from localized_unlearning.config.data import Mmlu
 from localized_unlearning.data.mmlu import load_questions
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.evaluation.asking import Asked, answered
-from localized_unlearning.evaluation.facts import facts_asked, prompts_of
+from localized_unlearning.evaluation.facts import facts_asked
 from localized_unlearning.evaluation.knowledge import questions_asked
 from localized_unlearning.evaluation.multiple_choice import choices_asked
 from localized_unlearning.evaluation.rows import test_part
@@ -46,7 +46,7 @@ class Exam:
 
 
 def short_exam(job: Job) -> Exam:
-    """The exam at each point of a series (relearning iterations, mask sizes): the training and the question prompt,
+    """The exam at each point of a series (relearning iterations, mask sizes): the question prompt alone,
     the paper's option order, and fewer retained athletes and questions than the tables'.
 
     Every forget-set athlete of the test part stays; the others are drawn once, by seed.
@@ -58,7 +58,7 @@ def short_exam(job: Job) -> Exam:
         retain = retain.sample(series.retain, random_state=series.seed).sort_index()
     return Exam(
         pd.concat([forget, retain], ignore_index=True),
-        prompts_of(job)[:2],
+        (book[config.prompts.question],),
         book[config.prompts.multiple_choice],
         ("fixed",),
         config.evaluation.shuffled_seed,
