@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lab import SOURCES, STAGES, Lab
 
-from localized_unlearning.audit import index
+from localized_unlearning.audit import findings
 from localized_unlearning.provenance import environment
 
 INSTALLED = {"python": "3.11", "numpy": "1.0", "torch": "2.0+cpu"}
@@ -52,7 +52,7 @@ def _inside(root: Path, installed: dict[str, str], patch: pytest.MonkeyPatch) ->
     """The toy run's folder as the current one, its stages and packages as the only ones."""
     patch.syspath_prepend(str(root))
     patch.chdir(root)
-    patch.setattr(index, "STAGES", STAGES)
+    patch.setattr(findings, "STAGES", STAGES)
     patch.setattr(environment, "versions", lambda: dict(installed))
     importlib.invalidate_caches()
     yield Lab(root, installed)

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 
-from localized_unlearning.audit.index import Audit, Finding
+from localized_unlearning.audit.findings import Audit, Finding
 from localized_unlearning.config import reading
 from localized_unlearning.jobs.job import Input, Stage
+from localized_unlearning.provenance import pages
 from localized_unlearning.provenance.records import Record
 from localized_unlearning.workflow import runner
 
@@ -107,7 +108,9 @@ class Lab:
         self.results.mkdir(parents=True, exist_ok=True)
         config = reading.load([self.root / "config.yaml"])
         text = yaml.safe_dump(config.model_dump(mode="json", exclude_none=True))
-        (self.results / "config.yaml").write_text(text)
+        if not pages.is_published(self.results / "config.yaml", text):
+            settings = yaml.safe_load(text)
+            pages.publish(self.results / "config.yaml", text, pages.CONFIG, self.root, settings)
 
     def source(self, module: str) -> Path:
         return self.root / "toylab" / f"{module}.py"

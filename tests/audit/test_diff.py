@@ -47,12 +47,12 @@ def test_the_same_on_another_machine_is_equivalent(
         rows.write_text(rows.read_text().replace("100.0", "100.003").replace("150.0", "150.00001"))
     status, lines = said(capsys, before, lab.results, "--tolerance", "1e-6")
     assert status == 1 and lines[0] == (
-        "Not equivalent: same settings, seeds, code and data; other environment and machine; "
+        "Not equivalent: same settings, seeds, code, data and compute; other environment and machine; "
         "2 of 6 items differ by more than 1e-06, by at most 0.003, in 2 of 5 tables."
     )
     assert "machine      gpu: - | A100  (4 jobs)" in lines
     assert "environment  python: 3.11 | 3.12  (4 jobs)" in lines
-    assert "numbers      sports/seed1/rows: rows: 1 of 3 items differ, by at most 0.003" in lines
+    assert "numbers      sports/seed1/rows.csv: rows: 1 of 3 items differ, by at most 0.003" in lines
     status, lines = said(capsys, before, lab.results, "--tolerance", "1e-4")
     assert status == 0 and lines[0].startswith("Equivalent: ")
     assert "0 of 6 items differ by more than 0.0001" in lines[0]
@@ -64,7 +64,7 @@ def test_what_differs_between_two_runs(lab: Lab, before: Path, capsys: pytest.Ca
     status, lines = said(capsys, before / "sports/seed0/model", lab.seed(0) / "model")
     assert status == 1
     assert lines[0] == (
-        "Not equivalent: same seeds, code, environment, data and machine; other settings; "
+        "Not equivalent: same seeds, code, environment, data, compute and machine; other settings; "
         "the table has the same bytes."
     )
     assert lines[1:] == [
@@ -73,10 +73,10 @@ def test_what_differs_between_two_runs(lab: Lab, before: Path, capsys: pytest.Ca
     ]
     status, lines = said(capsys, before / "sports/seed0/rows.csv", lab.seed(0) / "rows.csv")
     assert "3 of 3 items differ by more than 1e-06, by at most 188" in lines[0]
-    (lab.results / "tables" / "table_1.record.json").unlink()
+    (lab.results / "tables" / "table_1.csv.record.json").unlink()
     status, lines = said(capsys, before, lab.results)
     assert status == 1 and "1 jobs on one side only" in lines[0]
-    assert lines[1] == f"only in {before}: tables/table_1"
+    assert lines[1] == f"only in {before}: tables/table_1.csv"
     assert "settings     finetune.steps: 50 | 3  (2 jobs)" in lines
 
 

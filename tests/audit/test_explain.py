@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from lab import SOURCES, Lab
 
-from localized_unlearning.audit import adopt, cli, explain, picture
+from localized_unlearning.audit import adopt, cli, explain, picture, trace
 from localized_unlearning.cli import main
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import records
@@ -94,7 +94,7 @@ def test_an_orphan_is_not_said_to_rerun(lab: Lab) -> None:
 
 def test_a_cell_is_traced_to_the_rows_of_its_model(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     """Catches a trace that follows other models' rows, or rows of another measure."""
-    folder = lab.results / "cells"
+    folder = lab.root / "cells"
     folder.mkdir()
     rows = []
     for model in ("manual", "random"):
@@ -108,15 +108,17 @@ def test_a_cell_is_traced_to_the_rows_of_its_model(lab: Lab, capsys: pytest.Capt
         "    lines = [f'{m},{c},0.5' for m in ('manual', 'random') for c in ('forget_training', 'mmlu')]\n"
         "    job.outputs['csv'].write_text('\\n'.join(['localization,column,mean', *lines]) + '\\n')\n"
     )
-    lab.run("table", {"table": "t"}, {"rows": rows}, {"csv": folder / "t.csv"})
-    assert main.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manual", "mmlu", "--json"]) == 0
+    lab.run("table", {"table": "t"}, {"rows": rows}, {"csv": lab.results / "t.csv"})
+    assert (
+        main.main(["audit", "trace", str(lab.results / "t.csv"), "--cell", "manual", "mmlu", "--json"]) == 0
+    )
     node = json.loads(capsys.readouterr().out)
     assert node["rows"] == [{"localization": "manual", "column": "mmlu", "mean": "0.5"}]
-    assert [i["path"] for i in node["inputs"]] == ["results/organism/cells/manual/mmlu.parquet"]
-    assert main.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manual"]) == 0
+    assert [i["path"] for i in node["inputs"]] == ["cells/manual/mmlu.parquet"]
+    assert main.main(["audit", "trace", str(lab.results / "t.csv"), "--cell", "manual"]) == 0
     out = capsys.readouterr().out
     assert "cells/manual/facts.parquet" in out and "cells/manual/mmlu.parquet" in out and "random" not in out
-    assert main.main(["audit", "trace", str(folder / "t.csv"), "--cell", "manuel"]) == 2
+    assert main.main(["audit", "trace", str(lab.results / "t.csv"), "--cell", "manuel"]) == 2
     assert "there are localization: manual, random; column: forget_training, mmlu" in capsys.readouterr().err
 
 
@@ -134,17 +136,17 @@ def test_the_picture_of_a_file_has_every_stage_and_its_data_left_of_it(lab: Lab)
 
 
 def test_trace_goes_down_to_the_data(lab: Lab) -> None:
-    node = explain.tree(lab.audit(lab.table), lab.table)
+    node = trace.tree(lab.audit(lab.table), lab.table)
     assert (
         node["stage"] == "table"
-        and node["record"] == records.read(lab.results / "tables/table_1.record.json").id
+        and node["record"] == records.read(lab.results / "tables/table_1.csv.record.json").id
     )
     rows = node["inputs"]
     assert [r["path"] for r in rows] == [f"results/organism/sports/seed{s}/rows.csv" for s in (0, 1)]
     data = rows[0]["inputs"][0]["inputs"]
     assert [d["path"] for d in data] == ["workflow/data.txt", "workflow/prompts.yaml"]
     assert data[0]["sha256"] and "stage" not in data[0]
-    lines = list(explain.tree_lines(node))
+    lines = list(trace.tree_lines(node))
     assert lines[0].startswith("results/organism/tables/table_1.csv  [table, table table_1; ")
     assert lines[1].startswith("├─ results/organism/sports/seed0/rows.csv") and len(lines) == 9
     json.dumps(node)
@@ -152,12 +154,12 @@ def test_trace_goes_down_to_the_data(lab: Lab) -> None:
 
 def test_a_job_seen_twice_is_shown_once(lab: Lab) -> None:
     lab.run("table", {"table": "t"}, {"rows": [lab.rows()[0]] * 2}, {"csv": lab.results / "t.csv"})
-    lines = list(explain.tree_lines(explain.tree(lab.audit(), lab.results / "t.csv")))
+    lines = list(trace.tree_lines(trace.tree(lab.audit(), lab.results / "t.csv")))
     assert len(lines) == 6 and lines[-1].endswith("(see above)")
 
 
 def test_the_picture_names_each_file_once(lab: Lab) -> None:
-    text = explain.mermaid(explain.tree(lab.audit(lab.table), lab.table))
+    text = trace.mermaid(trace.tree(lab.audit(lab.table), lab.table))
     assert text.startswith("flowchart LR\n")
     assert text.count('"workflow/data.txt<br/>data"') == 1 and text.count("-->") == 8
 
@@ -224,7 +226,7 @@ def test_figures_and_tables_carry_their_key(
     )
     path = lab.results / "tables" / f"table_2.{suffix}"
     record = lab.run("table", {"table": "table_2"}, {"rows": lab.rows()}, {"csv": path})
-    assert record.key in explain.keys_in(path)
+    assert record.key in trace.keys_in(path)
     stray = tmp_path / f"stray.{suffix}"
     stray.write_bytes(path.read_bytes() + b"\n")
     assert main.main(["audit", "trace", str(stray)]) == 0
@@ -249,7 +251,7 @@ def test_adopting_a_changed_file_is_visible_downstream_and_undone(lab: Lab) -> N
     (finding,) = lab.audit(lab.figure).findings()
     assert finding.rests_on == (rows,)
     assert f"which a person adopted: {REASON}" in explained(lab, lab.figure)
-    assert explain.tree(lab.audit(lab.figure), lab.figure)["inputs"][0]["adopted"] == REASON
+    assert trace.tree(lab.audit(lab.figure), lab.figure)["inputs"][0]["adopted"] == REASON
     adopt.forget(rows)
     assert lab.status()["sports/seed0/rows.csv"] == "modified/ok"
 
@@ -301,7 +303,7 @@ def test_what_cannot_be_adopted(lab: Lab) -> None:
 
 def test_verify_prints_one_line_when_clean_and_exits_0(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     assert main.main(["audit", "verify"]) == 0
-    assert capsys.readouterr().out == "8 artefacts of 6 jobs. Integrity: 8 ok. Currency: 8 ok.\n"
+    assert capsys.readouterr().out == "9 artefacts of 6 jobs. Integrity: 9 ok. Currency: 9 ok.\n"
 
 
 def test_verify_lists_findings_and_exits_1(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
@@ -310,7 +312,7 @@ def test_verify_lists_findings_and_exits_1(lab: Lab, capsys: pytest.CaptureFixtu
     head, line, _, last = capsys.readouterr().out.splitlines()
     assert head.split() == ["integrity", "currency", "path", "why"]
     assert line.split()[:3] == ["modified", "ok", "results/organism/tables/table_1.csv"]
-    assert last.startswith("7 artefacts of 5 jobs. Integrity: 6 ok, 1 modified.")
+    assert last.startswith("8 artefacts of 5 jobs. Integrity: 7 ok, 1 modified.")
 
 
 def test_verify_sums_up_many_stale_artefacts(
@@ -327,7 +329,7 @@ def test_verify_sums_up_many_stale_artefacts(
         "Note: config.yaml differs from results/organism/config.yaml, by which run organism"
     )
     assert main.main(["audit", "verify", "--all"]) == 1
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 8 + 3
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 9 + 3
 
 
 def test_verify_as_json(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,7 +72,7 @@ def test_every_file_is_there_with_its_digest_and_nothing_dangles(flow: Lab, tmp_
     there = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
     assert there == {*files, "ro-crate-metadata.json"}
     assert {"Snakefile", "config.yaml", "workflow/data.txt", "results/organism/sports/seed0/model/weights",
-            "results/organism/tables/table_1.record.json"} <= set(files)  # fmt: skip
+            "results/organism/tables/table_1.csv.record.json"} <= set(files)  # fmt: skip
     assert str(flow.root) not in (out / "ro-crate-metadata.json").read_text()  # nothing absolute
 
 
@@ -138,7 +138,7 @@ def test_an_unpacked_crate_verifies(
     monkeypatch.chdir(tmp_path / "unpacked")
     capsys.readouterr()
     assert main.main(["audit", "verify"]) == 0
-    assert capsys.readouterr().out == "8 artefacts of 6 jobs. Integrity: 8 ok. Currency: 8 ok.\n"
+    assert capsys.readouterr().out == "9 artefacts of 6 jobs. Integrity: 9 ok. Currency: 9 ok.\n"
 
 
 def test_one_figure_comes_with_what_is_behind_it_only(flow: Lab, tmp_path: Path) -> None:
@@ -245,5 +245,5 @@ def test_a_crate_of_the_same_run_has_the_same_bytes(flow: Lab, tmp_path: Path) -
         exported(flow, tmp_path / name)
     one, other = ((tmp_path / name / "ro-crate-metadata.json").read_text() for name in "ab")
     assert one == other
-    assert records.read(flow.results / "tables/table_1.record.json").key in one
+    assert records.read(flow.results / "tables/table_1.csv.record.json").key in one
     shutil.rmtree(tmp_path / "a")

@@ -57,7 +57,8 @@ def edit(path: Path, change: dict[str, Any], forge: bool = False) -> None:
 def test_a_finished_run_is_clean(lab: Lab) -> None:
     found = lab.audit().findings()
     assert [f.path.name for f in found] == [
-        "figure_1.csv", "history.csv", "model", "rows.csv", "history.csv", "model", "rows.csv", "table_1.csv",
+        "figure_1.csv", "config.yaml", "history.csv", "model", "rows.csv", "history.csv", "model", "rows.csv",
+        "table_1.csv",
     ]  # fmt: skip
     assert all(f.integrity == f.currency == "ok" for f in found)
 
@@ -103,8 +104,8 @@ def test_a_copy_elsewhere_is_clean(
     monkeypatch.chdir(tmp_path)
     lab.root = tmp_path  # without the workflow around it: what cannot be checked is said, and is no finding
     found = lab.audit(copy).findings()
-    assert len(found) == 7
-    assert {(f.integrity, f.currency) for f in found} == {("ok", "unknown")}
+    assert len(found) == 8
+    assert {(f.integrity, f.currency) for f in found if f.path.name != "config.yaml"} == {("ok", "unknown")}
     assert any("workflow/data.txt is not here" in reason for f in found for reason in f.reasons)
 
 
@@ -159,8 +160,11 @@ def test_a_setting_of_the_last_stage_leaves_the_rest_current(lab: Lab) -> None:
 def test_the_resolved_config_counts_too(lab: Lab) -> None:
     (lab.root / "config.yaml").write_text("run: another\n")
     path = lab.results / "config.yaml"
+    path.write_text("# mine\n" + path.read_text())
+    assert lab.status() == {}  # a comment
     path.write_text(path.read_text().replace("bootstrap: 2000", "bootstrap: 10"))
-    assert lab.status() == DOWNSTREAM
+    assert lab.status() == DOWNSTREAM | {"config.yaml": "modified/ok"}
+    assert lab.findings()["config.yaml"].reasons == ("statistics.bootstrap was 2000, now 10",)
 
 
 def test_touch_after_a_change(lab: Lab) -> None:
@@ -181,7 +185,7 @@ def test_what_the_config_no_longer_asks_for(lab: Lab) -> None:
 
 
 def test_a_stage_that_is_gone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(lab.audit().stages, "evaluate")  # type: ignore[arg-type]
+    monkeypatch.delitem(lab.audit().judge.stages, "evaluate")  # type: ignore[arg-type]
     assert lab.status()["sports/seed0/rows.csv"] == "ok/orphan"
 
 
@@ -189,7 +193,7 @@ def test_a_stage_that_takes_other_wildcards_now(lab: Lab, monkeypatch: pytest.Mo
     changed = Stage(
         "table", "toylab.table", ("tasks.{task}",), (Input("rows", many=True),), ("csv",), ("table", "task")
     )
-    monkeypatch.setitem(lab.audit().stages, "table", changed)  # type: ignore[arg-type]
+    monkeypatch.setitem(lab.audit().judge.stages, "table", changed)  # type: ignore[arg-type]
     assert lab.status() == DOWNSTREAM
     assert lab.findings()["figure_1.csv"].reasons == (
         'stage table took the wildcards ["table"], now ["table","task"]',
@@ -277,8 +281,10 @@ def test_two_results_swapped_with_their_records(lab: Lab) -> None:
 
 
 def test_a_result_and_its_record_renamed(lab: Lab) -> None:
-    (lab.seed(0) / "rows.record.json").rename(lab.seed(0) / "other.record.json")
-    assert lab.findings()["sports/seed0/rows.csv"].reasons == ("its record was written as rows.record.json",)
+    (lab.seed(0) / "rows.csv.record.json").rename(lab.seed(0) / "other.csv.record.json")
+    assert lab.findings()["sports/seed0/rows.csv"].reasons == (
+        "its record was written as rows.csv.record.json",
+    )
 
 
 def test_a_file_added_to_an_output_folder(lab: Lab) -> None:
@@ -379,7 +385,7 @@ def test_upstream_made_again_with_the_same_bytes(lab: Lab) -> None:
     "change", [{"settings": {"statistics": {}}}, {"seconds": 0.0}, {"facts": {"seed": 1}}, {"key": "0" * 64}]
 )
 def test_a_record_edited_by_hand(lab: Lab, change: dict[str, Any]) -> None:
-    edit(lab.results / "tables/table_1.record.json", change)
+    edit(lab.results / "tables/table_1.csv.record.json", change)
     found = lab.findings()
     assert list(found) == ["tables/table_1.csv"]
     assert found["tables/table_1.csv"].integrity == "modified"
@@ -387,7 +393,7 @@ def test_a_record_edited_by_hand(lab: Lab, change: dict[str, Any]) -> None:
 
 
 def test_a_record_forged_with_a_fitting_id(lab: Lab) -> None:
-    edit(lab.seed(0) / "rows.record.json", {"facts": {"accuracy": 1}}, forge=True)
+    edit(lab.seed(0) / "rows.csv.record.json", {"facts": {"accuracy": 1}}, forge=True)
     found = lab.findings()
     assert list(found) == ["sports/seed0/rows.csv"]
     assert "another one than" in found["sports/seed0/rows.csv"].reasons[0]
@@ -397,22 +403,22 @@ def test_a_forged_result_with_its_record(lab: Lab) -> None:
     """Bytes and record changed to fit: what was made from it no longer does."""
     path = lab.seed(0) / "rows.csv"
     path.write_text("item,value\n0,1\n")
-    output = json.loads((lab.seed(0) / "rows.record.json").read_text())["outputs"][0]
+    output = json.loads((lab.seed(0) / "rows.csv.record.json").read_text())["outputs"][0]
     sha256 = hashing.digest(path).sha256
     output |= {"sha256": sha256, "files": [{"name": "", "size": path.stat().st_size, "sha256": sha256}]}
-    edit(lab.seed(0) / "rows.record.json", {"outputs": [output]}, forge=True)
+    edit(lab.seed(0) / "rows.csv.record.json", {"outputs": [output]}, forge=True)
     assert lab.status() == DOWNSTREAM
 
 
 def test_a_record_deleted(lab: Lab) -> None:
-    (lab.seed(0) / "rows.record.json").unlink()
+    (lab.seed(0) / "rows.csv.record.json").unlink()
     assert lab.status() == {"sports/seed0/rows.csv": "unrecorded/-"}
 
 
 def test_a_record_that_is_no_json(lab: Lab) -> None:
-    (lab.seed(0) / "rows.record.json").write_text("{")
+    (lab.seed(0) / "rows.csv.record.json").write_text("{")
     assert lab.status() == {
-        "sports/seed0/rows.record.json": "modified/-",
+        "sports/seed0/rows.csv.record.json": "modified/-",
         "sports/seed0/rows.csv": "unrecorded/-",
     }
 

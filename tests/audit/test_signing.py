@@ -55,8 +55,8 @@ def test_a_signed_run_verifies_here_and_copied_elsewhere(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     assert sign(key) == 0
-    assert "run organism: 6 records signed, root " in capsys.readouterr().out
-    good = (0, "run organism is as ann@lab signed it: 6 records.")
+    assert "run organism: 7 records signed, root " in capsys.readouterr().out
+    good = (0, "run organism is as ann@lab signed it: 7 records.")
     assert verdict(signers, capsys) == good
     assert verdict(signers, capsys, "results/organism/tables") == good  # the whole run all the same
     assert lab.status() == {}  # its files are not called unrecorded
@@ -89,13 +89,13 @@ def test_a_record_less_or_more(
 ) -> None:
     sign(key)
     lab.run("table", {"table": "t"}, {"rows": lab.rows()}, {"csv": lab.results / "t.csv"})
-    assert "1 records new (first results/organism/t.record.json)" in verdict(signers, capsys)[1]
-    (lab.results / "t.record.json").unlink()
+    assert "1 records new (first results/organism/t.csv.record.json)" in verdict(signers, capsys)[1]
+    (lab.results / "t.csv.record.json").unlink()
     (lab.results / "t.csv").unlink()
     assert verdict(signers, capsys)[0] == 0
     lab.figure.unlink()
-    (lab.figure.parent / "figure_1.record.json").unlink()
-    assert "1 records gone (first figures/organism/figure_1.record.json)" in verdict(signers, capsys)[1]
+    (lab.figure.parent / "figure_1.csv.record.json").unlink()
+    assert "1 records gone (first figures/organism/figure_1.csv.record.json)" in verdict(signers, capsys)[1]
 
 
 def test_an_adoption_after_signing_shows(
@@ -124,15 +124,15 @@ def test_other_keys_and_edited_statements(
     assert verdict(signers, capsys) == (1, "run organism is not signed.")
     sign(new_key(tmp_path, "stranger"))
     status, line = verdict(signers, capsys)
-    assert status == 1 and "not by a key that" in line
+    assert status == 1 and "not signed by a key that" in line
     sign(key)
     place = lab.results / "signed.json"
     statement = json.loads(place.read_text())
-    edited = records.read(lab.results / "tables/table_1.record.json")
-    assert statement["records"]["results/organism/tables/table_1.record.json"] == edited.id
+    edited = records.read(lab.results / "tables/table_1.csv.record.json")
+    assert statement["records"]["results/organism/tables/table_1.csv.record.json"] == edited.id
     place.write_text(place.read_text().replace(str(edited.id), "0" * 64))
     status, line = verdict(signers, capsys)
-    assert status == 1 and "is not one over signed.json" in line
+    assert status == 1 and "is not one over these contents" in line
     other = subprocess.run(
         ["ssh-keygen", "-Y", "sign", "-n", "git", "-f", str(key)],
         input=json.dumps(statement), capture_output=True, text=True, check=True,

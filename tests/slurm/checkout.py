@@ -66,7 +66,7 @@ class Checkout:
     def record(self, output: str) -> dict[str, Any]:
         """The record of the job whose first output is ``output``."""
         path = self.folder / output
-        return json.loads((path.parent / f"{path.name.split('.')[0]}.record.json").read_text())
+        return json.loads((path.parent / f"{path.name}.record.json").read_text())
 
     def configure(self, overlay: dict[str, Any]) -> None:
         config = merge(merge(read_yaml(ROOT / "config.yaml"), RUN), overlay)

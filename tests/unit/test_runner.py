@@ -101,7 +101,7 @@ def left(root: Path) -> set[str]:
 def start(root: Path) -> subprocess.Popen[str]:
     """A process that is in the middle of the stage."""
     (root / "data.txt").write_text("wait")
-    environment = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(Path(runner.__file__).parents[2])}
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER], cwd=root, env=environment, stderr=subprocess.PIPE, text=True
     )
@@ -112,7 +112,7 @@ def start(root: Path) -> subprocess.Popen[str]:
     return process
 
 
-PUBLISHED = {"out.txt", "tree/part", "out.record.json"}
+PUBLISHED = {"out.txt", "tree/part", "out.txt.record.json"}
 
 
 def test_a_finished_job_leaves_outputs_and_a_record_that_reads_them(root: Path) -> None:
@@ -122,12 +122,12 @@ def test_a_finished_job_leaves_outputs_and_a_record_that_reads_them(root: Path) 
     record = execute(root)
     assert left(root) == PUBLISHED
     assert (root / "results/r/out.txt").read_text() == "data 100"
-    stored = records.read(root / "results/r/out.record.json")
+    stored = records.read(root / "results/r/out.txt.record.json")
     assert stored == record
     digest = {o.path: o.files[0].sha256 for o in stored.outputs}
     assert digest["out.txt"] == hashlib.sha256(b"data 100").hexdigest()
     assert digest["tree"] == hashlib.sha256(b"part").hexdigest()
-    assert str(root) not in (root / "results/r/out.record.json").read_text()  # nothing absolute
+    assert str(root) not in (root / "results/r/out.txt.record.json").read_text()  # nothing absolute
 
 
 @pytest.mark.parametrize(("mode", "error"), [("fail", ValueError), ("forget", RuntimeError)])
@@ -274,7 +274,7 @@ def test_an_input_changed_behind_its_record_is_refused(root: Path) -> None:
     made = root / "results/r/out.txt"
     target = {"out": root / "results/s/out.txt", "folder": root / "results/s/tree"}
     record = runner.execute(TOY, Config(), {}, {"data": made}, target, root)
-    assert record.inputs[0].record == records.record_id(records.read(root / "results/r/out.record.json"))
+    assert record.inputs[0].record == records.record_id(records.read(root / "results/r/out.txt.record.json"))
     made.write_text("edited by hand")
     with pytest.raises(UserError, match="was changed after stage toy made it"):
         runner.execute(TOY, Config(), {}, {"data": made}, target, root)
@@ -286,5 +286,5 @@ def test_a_record_says_how_much_memory_its_job_held(root: Path) -> None:
         pytest.skip("this system does not say what a process held")
     (root / "data.txt").write_text("hold")
     subprocess.run([sys.executable, "-c", DRIVER], cwd=root, check=True, timeout=60)
-    found = json.loads((root / "results/r/out.record.json").read_text())["memory"]
+    found = json.loads((root / "results/r/out.txt.record.json").read_text())["memory"]
     assert found["process"] == pytest.approx(0.3, abs=0.03)

@@ -97,7 +97,8 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output that Slurm job 7 is writing on another machine; Slurm cannot be asked."""
     output = tmp_path / "out"
     with monkeypatch.context() as there:
-        there.setattr(locks, "_host", lambda: "another")
+        there.setattr(locks, "host", lambda: "another")
+        there.setattr(locks, "_asked_restart", lambda job: "0")
         there.setenv("SLURM_JOB_ID", "7")
         there.setenv("SLURMD_NODENAME", "gpu3")
         with locks.held(output):
@@ -155,10 +156,30 @@ def test_a_holder_is_heard_while_it_lives(tmp_path: Path, monkeypatch: pytest.Mo
             time.sleep(0.02)
 
 
-def test_a_requeued_job_takes_its_own_lock_over(foreign: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["environment", "asked"])
+def test_a_requeued_job_takes_its_own_lock_over(
+    foreign: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Snakemake's executor takes SLURM_RESTART_COUNT away; then Slurm is asked how often it started the job."""
     monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(locks, "_asked_restart", lambda job: "0")
+    assert "is writing" in refused(foreign)  # one start of one job, over two nodes
+    if how == "environment":
+        monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    else:
+        monkeypatch.setattr(locks, "_asked_restart", lambda job: "1")
+    with locks.held(foreign):
+        assert locks.still_mine(foreign)
+
+
+def test_an_earlier_start_that_says_nothing_is_gone_when_it_is_silent(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setattr(locks, "_asked_restart", lambda job: None)
     assert "is writing" in refused(foreign)
-    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    old = time.time() - 2 * locks.SILENT
+    os.utime(locks.path_for(foreign), (old, old))
     with locks.held(foreign):
         assert locks.still_mine(foreign)
 

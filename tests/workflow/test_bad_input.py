@@ -142,4 +142,4 @@ def test_a_killed_training_is_run_again(pretrained: Path) -> None:
     done = run(pretrained, str(delta), "--rerun-incomplete")
     assert done.returncode == 0, done.stderr
     names = {p.name for p in model.iterdir() if not p.name.endswith(".lock")}
-    assert names == {"delta.safetensors", "history.csv", "delta.record.json"}, names
+    assert names == {"delta.safetensors", "history.csv", "delta.safetensors.record.json"}, names

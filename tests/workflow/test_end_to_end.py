@@ -127,7 +127,7 @@ def test_ones_own_method_is_one_file(finished: Path) -> None:
     try:
         done = snakemake(finished, target)
         assert done.returncode == 0, done.stderr
-        record = json.loads((finished / target).with_name("delta.record.json").read_text())
+        record = json.loads((finished / target).with_name("delta.safetensors.record.json").read_text())
         assert any(i["path"] == "gradient_ascent.py" for i in record["inputs"])
         for name, rules in (
             ("gradient_ascent.py", {"finetune"}),

@@ -9,9 +9,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from localized_unlearning.audit.index import ADOPTED_STAGE, Audit, shown
+from localized_unlearning.audit.findings import Audit
+from localized_unlearning.audit.words import shown
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import code, environment, hashing, records
+
+ADOPTED_STAGE = "adopted"
 
 
 def adopt(path: Path, reason: str, root: Path) -> Path:
@@ -26,14 +29,14 @@ def adopt(path: Path, reason: str, root: Path) -> Path:
     if not path.exists():
         raise UserError(f"{shown(path)} does not exist: there is nothing to adopt")
     audit = Audit([path], root)
-    entry = audit.producer(path)
+    entry = audit.index.producer(path)
     if entry is not None and path not in entry.outputs:
         raise UserError(
             f"{shown(path)} is part of an output folder: adopt {shown(entry.outputs[0])} as a whole"
         )
     if entry is not None:
         output = next(o for o in entry.record.outputs if entry.folder / o.path == path)
-        if audit.judge(entry, output).clean:
+        if audit.finding(entry, output).clean:
             raise UserError(f"{shown(path)} is as its record says: there is nothing to adopt")
     place = records.adoption_path(path)
     records.write(_record(path, reason.strip(), audit), place)
@@ -58,13 +61,13 @@ def _record(path: Path, reason: str, audit: Audit) -> records.Record:
     sha256 = hashing.combined(tree)
     files = tuple(records.File(name=name, size=d.size, sha256=d.sha256) for name, d in tree.items())
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    replaced = audit.producer(path)
+    replaced = audit.index.producer(path)
     settings = {"sha256": sha256}
     code_digest = code.code_digest({})
     return records.Record(
         stage=ADOPTED_STAGE,
         key=records.key_of(ADOPTED_STAGE, None, settings, {}, code_digest, None, {}, []),
-        folder=replaced.record.folder if replaced else audit.recorded_folder(path.parent),
+        folder=replaced.record.folder if replaced else audit.index.recorded_folder(path.parent),
         wildcards={},
         settings=settings,
         code={},
@@ -80,4 +83,5 @@ def _record(path: Path, reason: str, audit: Audit) -> records.Record:
         seconds=0.0,
         attempt=1,
         adopted=records.Adoption(reason=reason),
+        replaces=(records.record_id(replaced.record), *replaced.record.replaces) if replaced else (),
     )

@@ -1,6 +1,6 @@
 """``localized-unlearning audit``: verify, explain, trace, diff, export, sign, adopt, forget.
 
-Exit status: 0 when all is clean, 1 when there are findings, 2 for wrong usage.
+Exit status: 0 when all is clean, 1 when there are findings, 2 when the audit could not do its work.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,12 +20,16 @@ from localized_unlearning.audit import adopt as adopt_module
 from localized_unlearning.audit import crate, signing
 from localized_unlearning.audit import diff as diff_module
 from localized_unlearning.audit import explain as explain_module
-from localized_unlearning.audit.index import Audit, absolute, shown
+from localized_unlearning.audit import trace as trace_module
+from localized_unlearning.audit.findings import Audit
+from localized_unlearning.audit.runs import TOPS, Run, runs_under
+from localized_unlearning.audit.words import absolute, plain, shown
 from localized_unlearning.errors import UserError
-from localized_unlearning.workflow.layout import FIGURES_TOP, RESULTS, Layout
+from localized_unlearning.provenance import pages
+from localized_unlearning.workflow.layout import RESULTS, Layout
 
 if TYPE_CHECKING:
-    from localized_unlearning.audit.index import Finding
+    from localized_unlearning.audit.findings import Finding
     from localized_unlearning.audit.signing import Signature
 
 
@@ -126,12 +131,24 @@ def add_commands(commands: Any) -> None:
 
 
 def _guarded(function: Callable[[argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """Run a subcommand; a fault in what it was given is wrong usage, since 1 means findings."""
+    """Run a subcommand; whatever keeps it from its work ends in status 2, since 1 means findings."""
     try:
-        return function(arguments)
+        status = function(arguments)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return USAGE
+    except BrokenPipeError:  # a reader that has seen enough; what is left goes nowhere, also at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if os.environ.get("LOCALIZED_UNLEARNING_TRACEBACK"):
+            raise
+        print(
+            f"error: the audit could not do its work ({type(error).__name__}: {plain(str(error))}); "
+            "LOCALIZED_UNLEARNING_TRACEBACK=1 shows where",
+            file=sys.stderr,
+        )
+    return USAGE
 
 
 def _audit(arguments: argparse.Namespace, paths: Sequence[Path]) -> Audit:
@@ -146,7 +163,7 @@ def _audit(arguments: argparse.Namespace, paths: Sequence[Path]) -> Audit:
 
 
 def _default_paths(root: Path) -> list[Path]:
-    found = [root / name for name in (RESULTS, FIGURES_TOP) if (root / name).is_dir()]
+    found = [root / name for name in TOPS if (root / name).is_dir()]
     if not found:
         raise UserError(
             f"there is no results folder in {root.resolve()}: name the files or folders to verify"
@@ -177,15 +194,16 @@ def verify(arguments: argparse.Namespace) -> int:
     return CLEAN if clean else FINDINGS
 
 
-def _run_folders(root: Path, run: str) -> list[Path]:
-    """The folders of a run.
+def _run(root: Path, name: str) -> Run:
+    """A run by its name.
 
     Raises:
         UserError: when there is none.
     """
-    found = [folder for folder in (root / Layout(run).results, root / Layout(run).figures) if folder.is_dir()]
-    if not found:
-        raise UserError(f"there is no run {run} in {root.resolve()}: name a folder of {RESULTS}/")
+    above = absolute(root)
+    found = Run(name, above / Layout(name).results, above / Layout(name).figures)
+    if not found.folders:
+        raise UserError(f"there is no run {name} in {root.resolve()}: name a folder of {RESULTS}/")
     return found
 
 
@@ -193,13 +211,10 @@ def _signatures(arguments: argparse.Namespace, audit: Audit) -> list[Signature]:
     """What is known about the signatures of the audited runs, if that was asked for."""
     if arguments.signature is None:
         return []
-
-    found = []
-    for run in signing.runs_of(audit):
-        folders = [audit.resolve(folder) for folder in (Layout(run).results, Layout(run).figures)]
-        whole = _audit(arguments, [folder for folder in folders if folder.is_dir()])
-        found.append(signing.check(whole, run, arguments.signature))
-    return found
+    runs = runs_under(audit.index.paths, audit.root)
+    found = [signing.check(_audit(arguments, run.folders), run, arguments.signature) for run in runs]
+    rest = signing.unchecked(audit, runs)
+    return [*found, rest] if rest else found
 
 
 def as_json(found: Sequence[Finding], clean: bool, signatures: Sequence[Signature] = ()) -> dict[str, Any]:
@@ -261,7 +276,7 @@ def summary(found: Sequence[Finding]) -> str:
     def counted(values: Sequence[str]) -> str:
         return ", ".join(f"{count} {value}" for value, count in Counter(values).most_common())
 
-    jobs = len({f.entry.place for f in found if f.entry})
+    jobs = len({f.entry.place for f in found if f.entry and f.entry.record.stage not in pages.STAGES})
     text = f"{len(found)} artefacts of {jobs} jobs. Integrity: {counted([f.integrity for f in found])}."
     text += f" Currency: {counted([f.currency for f in found])}."
     adopted = sum(bool(f.rests_on) for f in found)
@@ -291,13 +306,13 @@ def trace(arguments: argparse.Namespace) -> int:
 
     path = absolute(arguments.path)
     audit = _audit(arguments, [path])
-    if audit.producer(path) is None:
+    if audit.index.producer(path) is None:
         if not path.is_file():
             raise UserError(f"no record names {arguments.path}: there is nothing to trace")
         audit = _audit(arguments, arguments.among or _default_paths(arguments.root))
-        origin = explain_module.find_by_content(audit, path)
+        origin = trace_module.find_by_content(audit, path)
         if origin is None:
-            raise UserError(_of_unknown_origin(arguments.path, explain_module.keys_in(path)))
+            raise UserError(_of_unknown_origin(arguments.path, trace_module.keys_in(path)))
         how = (
             "by its bytes"
             if origin.same_bytes
@@ -305,18 +320,18 @@ def trace(arguments: argparse.Namespace) -> int:
         )
         print(f"{arguments.path} is {shown(origin.path)}, {how}", file=sys.stderr)
         path = origin.path
-    cell = explain_module.cell(audit, path, arguments.cell) if arguments.cell else None
-    node = explain_module.tree(audit, path, cell.inputs if cell else None)
+    cell = trace_module.cell(audit, path, arguments.cell) if arguments.cell else None
+    node = trace_module.tree(audit, path, cell.inputs if cell else None)
     if cell:
         node["rows"] = cell.rows
     if arguments.json:
         print(json.dumps(node, indent=1))
     elif arguments.mermaid:
-        print(explain_module.mermaid(node), end="")
+        print(trace_module.mermaid(node), end="")
     else:
         for row in cell.rows if cell else ():
             print(", ".join(f"{name} {value}" for name, value in row.items() if value))
-        print("\n".join(explain_module.tree_lines(node)))
+        print("\n".join(trace_module.tree_lines(node)))
     return CLEAN
 
 
@@ -355,11 +370,11 @@ def export(arguments: argparse.Namespace) -> int:
 def sign(arguments: argparse.Namespace) -> int:
     """Sign runs."""
 
-    for run in arguments.runs:
-        audit = _audit(arguments, _run_folders(arguments.root, run))
-        found = signing.sign(audit, run, arguments.key)
-        print(f"run {run}: {len(found['records'])} records signed, root {found['root']}")
-        print(f"the statement is {shown(signing.place(audit, run))}, its signature beside it (.sig)")
+    for name in arguments.runs:
+        run = _run(arguments.root, name)
+        found = signing.sign(_audit(arguments, run.folders), run, arguments.key)
+        print(f"run {name}: {len(found['records'])} records signed, root {found['root']}")
+        print(f"the statement is {shown(signing.place(run))}, its signature beside it (.sig)")
     return CLEAN
 
 

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from localized_unlearning import __version__
-from localized_unlearning.audit.index import SIGNED, Audit, Entry, shown
+from localized_unlearning.audit.findings import Audit
+from localized_unlearning.audit.index import Entry
+from localized_unlearning.audit.runs import SIGNED
+from localized_unlearning.audit.words import shown
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import hashing, records
+from localized_unlearning.provenance import hashing, pages, records
 from localized_unlearning.workflow.layout import Layout
 
 if TYPE_CHECKING:
@@ -85,7 +88,7 @@ def export(
             f"there is no Snakefile in {shown(audit.root)}: name the workflow's folder with --root"
         )
     entries = _behind(audit)
-    if not any(entry.record.adopted is None for entry in entries):
+    if not any(map(_is_job, entries)):
         raise UserError("no record of a job here: there is nothing to export")
     _refuse_modified(audit, entries)
     builder = _Builder(ROCrate(version="1.1"), audit, files_up_to, url)
@@ -95,7 +98,11 @@ def export(
         builder.crate.write_zip(out)
     else:
         builder.crate.write(out)
-    return Summary(sum(e.record.adopted is None for e in entries), builder.copied, builder.referred)
+    return Summary(sum(map(_is_job, entries)), builder.copied, builder.referred)
+
+
+def _is_job(entry: Entry) -> bool:
+    return entry.record.adopted is None and entry.record.stage not in pages.STAGES
 
 
 def _behind(audit: Audit) -> list[Entry]:
@@ -104,23 +111,23 @@ def _behind(audit: Audit) -> list[Entry]:
 
     def visit(entry: Entry) -> None:
         if entry.place not in found:
-            for producer in audit.producers(entry):
+            for producer in audit.index.producers(entry):
                 visit(producer)
             found[entry.place] = entry
 
-    for path, entry in audit.by_output.items():
-        if audit.in_scope(path):
+    for path, entry in audit.index.by_output.items():
+        if audit.index.in_scope(path):
             visit(entry)
     return list(found.values())
 
 
 def _refuse_modified(audit: Audit, entries: Sequence[Entry]) -> None:
-    audit.hash_all(entries)
+    audit.take_digests(entries)
     for entry in entries:
         for output in entry.record.outputs:
-            if audit.by_output.get(entry.folder / output.path, entry) is not entry:
+            if audit.index.by_output.get(entry.folder / output.path, entry) is not entry:
                 continue
-            integrity, reasons = audit.integrity(entry, output)
+            integrity, reasons = audit.integrity.of(entry, output)
             if integrity != "ok":
                 raise UserError(
                     f"{shown(entry.folder / output.path)} is {integrity} ({reasons[0]}): "
@@ -140,7 +147,7 @@ class _Builder:
 
     def build(self, entries: Sequence[Entry], licence: str) -> None:
         """Everything: the workflow, the jobs in their order, and the run that they were."""
-        jobs = [entry for entry in entries if entry.record.adopted is None]
+        jobs = [entry for entry in entries if _is_job(entry)]
         runs = sorted({(e.record.folder or "").split("/")[1] for e in jobs if "/" in (e.record.folder or "")})
         root, ended = self.crate.root_dataset, max(e.record.ended for e in jobs)
         self.crate.metadata.extra_contexts.append(CONTEXT)
@@ -163,7 +170,7 @@ class _Builder:
         for run in runs:
             for name in ("config.yaml", SIGNED, f"{SIGNED}.sig"):
                 self._own(f"{Layout(run).results}/{name}")
-            for source in sorted(self.audit.resolve(Layout(run).sources).glob("*.py")):
+            for source in sorted(self.audit.index.resolve(Layout(run).sources).glob("*.py")):
                 self._file(f"{Layout(run).sources}/{source.name}", source, hashing.digest(source), own=True)
         for parameter, examples in self._examples.items():
             self.crate.dereference(parameter)["workExample"] = list(examples.values())
@@ -196,7 +203,7 @@ class _Builder:
 
     def _own(self, name: str) -> None:
         """One of the workflow's own files, as it is now."""
-        path = self.audit.resolve(name)
+        path = self.audit.index.resolve(name)
         if path.is_file():
             self._file(name, path, hashing.digest(path), own=True)
 
@@ -256,8 +263,8 @@ class _Builder:
             actionStatus={"@id": COMPLETED},
             instrument=tool,
         )
-        for i in record.inputs:
-            given = self._input(i)
+        for i, place in self.audit.index.inputs(entry):
+            given = self._input(i, place)
             self._parameter(tool, "input", record.stage, i.name, given)
             _append(action, "object", given)
         for name, value in {**record.settings, **record.wildcards}.items():
@@ -284,9 +291,8 @@ class _Builder:
         digest = hashing.text(records.canonical([name, value]))[:16]
         return self._add(f"#value/{name}/{digest}", "PropertyValue", name=name, value=plain)
 
-    def _input(self, i: records.Input) -> Entity:
-        path = self.audit.resolve(i.path)
-        found = self.audit.tree(path) if path.exists() else {}
+    def _input(self, i: records.Input, path: Path | None) -> Entity:
+        found = self.audit.digests.tree(path) if path is not None and path.exists() else {}
         if hashing.combined(found) == i.sha256:
             return self._data(i.path, path, found)
         return self._data(i.path, None, {"": hashing.FileDigest(i.size or 0, i.sha256)})
@@ -371,7 +377,7 @@ class _Builder:
 
 def _folder(audit: Audit, entry: Entry) -> str:
     """The folder of an entry's outputs inside the crate: as recorded."""
-    return entry.record.folder or audit.recorded_folder(entry.folder) or "outside"
+    return entry.record.folder or audit.index.recorded_folder(entry.folder) or "outside"
 
 
 def _restored(record: records.Record) -> str:

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from localized_unlearning.audit.index import Audit, Entry, changes, flat, say, short, shown
+from localized_unlearning.audit.findings import Audit
+from localized_unlearning.audit.index import Entry
+from localized_unlearning.audit.words import changes, flat, say, short, shown
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import records
+from localized_unlearning.provenance import hashing, pages, records
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-KINDS = ("settings", "seeds", "code", "environment", "data", "machine")
+KINDS = ("settings", "seeds", "code", "environment", "data", "compute", "machine")
 """What may differ between two runs on purpose; all else follows from it."""
 
 TABLES = (".csv", ".parquet")
@@ -34,7 +36,7 @@ class Difference(NamedTuple):
     """One thing in which two jobs differ.
 
     Attributes:
-        what: stage, settings, seeds, code, environment, data, input, machine, facts or output; an input is
+        what: stage, settings, seeds, code, environment, data, input, compute, machine, facts or output; an input is
             what another job made, data is not.
         name: e.g. a dotted setting, a module, a package or an output.
         before: its value in the first.
@@ -125,6 +127,9 @@ def compare(one: tuple[Audit, Path], other: tuple[Audit, Path], tolerance: float
     sides = [_jobs(*side) for side in (one, other)]
     if not all(_is_folder(*side) for side in (one, other)):
         sides = [{"": entry_of(*side)} for side in (one, other)]
+    for (_, path), jobs in zip((one, other), sides, strict=True):
+        if not jobs:
+            raise UserError(f"{shown(path)} holds no record of a job: there is nothing to compare")
     a, b = sides
     pairs = [_pair(name, (one[0], a[name]), (other[0], b[name]), tolerance) for name in a if name in b]
     only = (tuple(name for name in a if name not in b), tuple(name for name in b if name not in a))
@@ -132,14 +137,14 @@ def compare(one: tuple[Audit, Path], other: tuple[Audit, Path], tolerance: float
 
 
 def _is_folder(audit: Audit, path: Path) -> bool:
-    return path.is_dir() and path not in audit.by_output
+    return path.is_dir() and path not in audit.index.by_output
 
 
 def _jobs(audit: Audit, folder: Path) -> dict[str, Entry]:
     return {
         place.relative_to(folder).as_posix().removesuffix(records.SUFFIX): entry
-        for place, entry in audit.entries.items()
-        if place.is_relative_to(folder)
+        for place, entry in audit.index.entries.items()
+        if place.is_relative_to(folder) and entry.record.stage not in pages.STAGES
     }
 
 
@@ -149,7 +154,7 @@ def entry_of(audit: Audit, path: Path) -> Entry:
     Raises:
         UserError: when there is none.
     """
-    entry = audit.entries.get(path) or audit.producer(path)
+    entry = audit.index.entries.get(path) or audit.index.producer(path)
     if entry is None:
         raise UserError(
             f"no record names {shown(path)}: it is of unknown origin, and there is nothing to compare"
@@ -167,12 +172,20 @@ def _pair(name: str, one: tuple[Audit, Entry], other: tuple[Audit, Entry], toler
         paths = one[1].folder / output.path, other[1].folder / pair.path
         if Path(output.path).suffix in TABLES and all(path.is_file() for path in paths):
             tables += 1
-            if one[0].digest(paths[0]) != other[0].digest(paths[1]):
+            if one[0].digests.of(paths[0]) != other[0].digests.of(paths[1]):
                 numbers[output.name] = compare_tables(*paths, tolerance)
-        elif output.sha256 != pair.sha256:
+        elif _bytes_of(one[0], paths[0], output) != _bytes_of(other[0], paths[1], pair):
             others.append(output.name)
     found = record_differences(one[1].record, other[1].record)
     return Pair(name, tuple(found), numbers, tables, tuple(others))
+
+
+def _bytes_of(audit: Audit, path: Path, output: records.Output) -> str:
+    """The digest of an output as it is; as it is recorded where it is not here or cannot be read."""
+    try:
+        return hashing.combined(audit.digests.tree(path)) if path.exists() else output.sha256
+    except OSError:
+        return output.sha256
 
 
 def record_differences(one: records.Record, other: records.Record) -> list[Difference]:
@@ -188,6 +201,7 @@ def record_differences(one: records.Record, other: records.Record) -> list[Diffe
         ),
         "data": (_digests(one, made=False), _digests(other, made=False)),
         "input": (_digests(one, made=True), _digests(other, made=True)),
+        "compute": (flat(one.computed.compute), flat(other.computed.compute)),
         "machine": (flat(_machine(one)), flat(_machine(other))),
         "facts": (flat(_facts(one)), flat(_facts(other))),
         "output": ({o.name: o.sha256 for o in one.outputs}, {o.name: o.sha256 for o in other.outputs}),
@@ -358,7 +372,8 @@ def _numbers_in_all(found: Comparison) -> str:
         return f"all {tables} tables have the same bytes" if tables > 1 else "the table has the same bytes"
     faults, differ = sum(bool(n.fault) for n in compared), sum(n.differ for n in compared)
     text = f"{differ:,} of {sum(n.items for n in compared if not n.fault):,} items differ by more than {found.tolerance:g}"
-    text += f", by at most {max(n.gap for n in compared):.3g}" if not faults else ""
+    gap = max(n.gap for n in compared)
+    text += f", by at most {gap:.3g}" if not faults and (gap or not differ) else ""
     text += (
         f", in {sum(bool(n.differ) for n in compared)} of {tables} tables" if tables > 1 and differ else ""
     )
@@ -367,7 +382,8 @@ def _numbers_in_all(found: Comparison) -> str:
 
 def say_numbers(found: Numbers) -> str:
     """How two tables compare, in words."""
-    return found.fault or f"{found.differ:,} of {found.items:,} items differ, by at most {found.gap:.3g}"
+    gap = f", by at most {found.gap:.3g}" if found.gap else " (a text, or a number on one side only)"
+    return found.fault or f"{found.differ:,} of {found.items:,} items differ{gap}"
 
 
 def _brief(value: Any) -> str:

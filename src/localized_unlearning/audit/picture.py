@@ -7,7 +7,8 @@ from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
-from localized_unlearning.audit.index import Audit, Entry
+from localized_unlearning.audit.findings import Audit
+from localized_unlearning.audit.index import Entry
 
 WIDTH, HEIGHT, ACROSS, DOWN = 150, 34, 60, 14  # of a box, and the gaps between boxes, in pixels
 
@@ -28,7 +29,7 @@ class Graph(NamedTuple):
 
 def graph(audit: Audit, path: Path) -> Graph | None:
     """The stages behind a file, from records alone; None when no record names it."""
-    last = audit.producer(path)
+    last = audit.index.producer(path)
     if last is None:
         return None
     seen: dict[str, set[Path]] = {}
@@ -39,9 +40,9 @@ def graph(audit: Audit, path: Path) -> Graph | None:
         if entry.place in seen.setdefault(stage, set()):
             return
         seen[stage].add(entry.place)
-        for i in entry.record.inputs:
-            producer = audit.producer(audit.resolve(i.path))
-            name = producer.record.stage if producer else Path(i.path).name
+        for given, place in audit.index.inputs(entry):
+            producer = audit.index.producer(place) if place is not None else None
+            name = producer.record.stage if producer else Path(given.path).name
             if producer:
                 visit(producer)
             else:

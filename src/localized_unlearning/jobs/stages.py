@@ -45,6 +45,7 @@ DATA = (
         settings=("{source}",),
         outputs=("file",),
         wildcards=("source",),
+        cached=False,  # a local copy may stand for the download; what is fetched has caches of its own
         online=True,
     ),
     Stage(
@@ -93,6 +94,7 @@ BASE_MODEL = (
         module="localized_unlearning.models.download",
         function="download",
         settings=("model",),
+        inputs=(optional("folder"),),
         outputs=("model",),
         wildcards=("base_seed",),
         cached=False,  # a local folder is copied as it is; the hub has its own cache

@@ -19,10 +19,10 @@ WEIGHTS = ("model*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt"
 
 
 def download(job: Job) -> None:
-    """Stage: a hub model at its pinned revision, or a local folder, brought into the standard layout.
+    """Stage: a hub model at its pinned revision, or the local folder that is its input, in the standard layout.
 
     Raises:
-        UserError: when the folder does not exist, no revision is given, or the hub refuses; see
+        UserError: when no revision is given, or the hub refuses; see
             :mod:`localized_unlearning.data.fetching`.
     """
     import shutil

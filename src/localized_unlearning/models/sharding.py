@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from localized_unlearning import computing
 from localized_unlearning import memory as memory_module
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs import room
@@ -90,7 +91,8 @@ def _work(rank: int, processes: int, job: Job, function: Callable[[Job], None], 
         if rank == 0:
             function(job)
             memory = memory_module.peak_memory(before)
-            report = {"facts": job.facts, "written": job.written, "memory": memory}
+            facts = {**job.facts, "compute": computing.compute(job.config.compute.model_dump())}
+            report = {"facts": facts, "written": job.written, "memory": memory}
             (place / "report.json").write_text(json.dumps(report), encoding="utf-8")
         else:
             sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115

@@ -8,6 +8,12 @@ themselves. A later edit of an output therefore cannot reach the store, nor the 
 
 What is restored is hashed against the entry's record. An entry that fails is reported, set aside and
 computed again; a store that may only be read is left as it is. A fault of the store never fails a job.
+
+Whoever may write a store can plant an entry whose bytes and record agree. Where that is not one person, entries
+can be signed as they are kept (``cache.key``), and only those taken that a listed key signed (``cache.signers``).
+
+Folders and files take the mode of the store's own folder, whatever the umask, so that several people can keep and
+restore: ``mkdir -m 2775`` it, owned by their group.
 """
 
 from __future__ import annotations
@@ -15,23 +21,25 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from localized_unlearning import files
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import hashing, records
+from localized_unlearning.provenance import hashing, locks, records, ssh
 
-RECORD, OUTPUTS = "record.json", "outputs"
+RECORD, OUTPUTS, SEAL = "record.json", "outputs", "record.json.sig"
+
+NAMESPACE = "entry@localized-unlearning"
 
 DAMAGED = "damaged"  # where entries that failed are set aside
 
 ABANDONED = 86_400.0  # seconds after which an entry that was never finished counts as left behind
-
-CHUNK = 1 << 30
 
 
 class Damaged(Exception):
@@ -44,10 +52,17 @@ class Cache:
     Attributes:
         folder: where it lies.
         read_only: take entries, but write nothing.
+        key: an SSH key that signs what is kept.
+        signers: an allowed-signers file; only what one of these keys signed is taken.
     """
 
-    def __init__(self, folder: Path, read_only: bool) -> None:
-        self.folder, self.read_only = folder, read_only
+    def __init__(
+        self, folder: Path, read_only: bool, key: Path | None = None, signers: Path | None = None
+    ) -> None:
+        self.folder, self.read_only, self.key, self.signers = folder, read_only, key, signers
+        for name, path in (("key", key), ("signers", signers)):
+            if path is not None and not path.is_file():
+                raise UserError(f"cache.{name} {path} does not exist: check the path")
         if read_only and not folder.is_dir():
             raise UserError(
                 f"cache.dir {folder} does not exist, and cache.read_only forbids making it: "
@@ -69,9 +84,12 @@ class Cache:
             The record of the job that made them; None when there is no entry, or none that is sound.
         """
         entry = self.place(key)
-        if not os.path.isfile(entry / RECORD):
+        if not os.path.lexists(entry):
             return None
         try:
+            if self.signers is not None and (why := _unsigned(entry, self.signers)):
+                _say(f"cache entry {entry} is not taken: {why}; computing instead")
+                return None
             record = _restored(entry, key, targets)
         except (Damaged, OSError) as error:
             for target in targets.values():
@@ -96,6 +114,7 @@ class Cache:
         if not self.read_only:
             with suppress(OSError):
                 aside.parent.mkdir(exist_ok=True)
+                aside.parent.chmod(self._mode())
                 os.rename(entry, aside)
                 done = f"set aside as {aside}"
         _say(f"cache entry {entry} is damaged ({why}): {done}; computing instead")
@@ -110,24 +129,40 @@ class Cache:
         entry = self.place(record.key)
         if self.read_only or os.path.exists(entry):
             return
-        part = entry.parent / f".tmp-{records.record_id(record)[:16]}-{os.getpid()}"
+        part = locks.temporary(entry.with_name(records.record_id(record)[:16]))
         try:
-            entry.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            entry.parent.mkdir(exist_ok=True)
+            with suppress(OSError):  # another's folder
+                entry.parent.chmod(self._mode())
             self._sweep(entry.parent)
             _fill(part, record, outputs)
+            if self.key is not None:
+                text = (part / RECORD).read_text(encoding="utf-8")
+                (part / SEAL).write_text(ssh.sign(text, self.key, NAMESPACE), encoding="utf-8")
+            self._open_up(part)
             os.rename(part, entry)
-        except OSError as error:
+        except (OSError, UserError) as error:
             if not os.path.exists(entry):  # else another job was first
                 _say(f"the cache does not keep this job: {error}")
         finally:
             with suppress(OSError):
                 remove(part)
 
+    def _mode(self) -> int:
+        return stat.S_IMODE(self.folder.stat().st_mode)
+
+    def _open_up(self, part: Path) -> None:
+        """Give a new entry the mode of the store: its folders all of it, its files what it says of reading."""
+        mode = self._mode()
+        for path in (part, *part.rglob("*")):
+            path.chmod(mode if path.is_dir() else mode & 0o444)
+
     def _sweep(self, folder: Path) -> None:
         """Remove what jobs that were killed while keeping left behind."""
         for left in folder.glob(".tmp-*"):
             with suppress(OSError):
-                if time.time() - left.stat().st_mtime > ABANDONED:
+                if locks.is_abandoned(left.name) or time.time() - left.stat().st_mtime > ABANDONED:
                     remove(left)
 
 
@@ -139,8 +174,24 @@ def of(config: Config) -> Cache | None:
     """
     if config.cache.dir is None:
         return None
-    path = Path(os.path.expandvars(os.path.expanduser(config.cache.dir)))
-    return Cache(path, config.cache.read_only)
+
+    def expanded(path: str | None) -> Path | None:
+        return None if path is None else Path(os.path.expandvars(os.path.expanduser(path)))
+
+    folder = expanded(config.cache.dir)
+    assert folder is not None
+    return Cache(folder, config.cache.read_only, expanded(config.cache.key), expanded(config.cache.signers))
+
+
+def _unsigned(entry: Path, signers: Path) -> str:
+    """Why an entry is not one that a listed key signed; empty when it is.
+
+    Raises:
+        UserError: when ``ssh-keygen`` is missing.
+    """
+    if not ((entry / RECORD).is_file() and (entry / SEAL).is_file()):
+        return "it is not signed"
+    return ssh.verify(records.text(entry / RECORD), entry / SEAL, signers, NAMESPACE).fault
 
 
 def _restored(entry: Path, key: str, targets: Mapping[str, Path]) -> records.Record:
@@ -152,7 +203,11 @@ def _restored(entry: Path, key: str, targets: Mapping[str, Path]) -> records.Rec
     """
     try:
         record = records.read(entry / RECORD)
+    except FileNotFoundError as error:
+        raise Damaged("it has no record") from error
     except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
         raise Damaged("its record cannot be read") from error
     if record.id != records.record_id(record) or records.key_in(record) != record.key:
         raise Damaged("its record was edited")
@@ -177,24 +232,18 @@ def _fill(part: Path, record: records.Record, outputs: Mapping[str, Path]) -> No
     for output in record.outputs:
         kept, source = part / OUTPUTS / output.name, outputs[output.name]
         for file in output.files:
-            copied = kept / file.name if file.name else kept
-            copy(source / file.name if file.name else source, copied)
-            copied.chmod(copied.stat().st_mode & ~0o222)
+            copy(source / file.name if file.name else source, kept / file.name if file.name else kept)
     records.write(record, part / RECORD)
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copy one file's bytes, by shared blocks where the file system can, making the folders above it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb") as write:
-        try:
-            while os.copy_file_range(read.fileno(), write.fileno(), CHUNK):
-                pass
-        except (AttributeError, OSError):  # not this system, or not between these two file systems
-            read.seek(0)
-            write.seek(0)
-            write.truncate()
-            shutil.copyfileobj(read, write, 1 << 20)
+    """Copy one plain file.
+
+    Raises:
+        OSError: when it is something else, such as a FIFO that a stranger planted, or cannot be read.
+    """
+    os.close(hashing.open_plain(source))
+    files.copy(source, target)
 
 
 def remove(path: Path) -> None:

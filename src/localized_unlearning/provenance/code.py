@@ -17,7 +17,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +63,17 @@ def code_digest(modules: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def state(modules: Iterable[str]) -> dict[str, tuple[int, int, int]]:
+    """Size, modification time (ns) and inode of each module's file; a module that is gone is absent."""
+    found = {}
+    for module in modules:
+        path = _file(_folder(module.partition(".")[0]), module)
+        if path is not None:
+            status = path.stat()
+            found[module] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return found
+
+
 def source_of(module: str) -> bytes | None:
     """The source of a module as it is now; None when there is no such module."""
     try:
@@ -102,16 +113,13 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def _parse(name: str, path: Path) -> _Parsed:
-    status = path.stat()
-    return _parse_version(name, path, status.st_mtime_ns, status.st_size)
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return _parse_text(path.read_bytes(), package, name.partition(".")[0], str(path))
 
 
 @functools.lru_cache(maxsize=1024)
-def _parse_version(name: str, path: Path, mtime_ns: int, size: int) -> _Parsed:
-    """Parse one version of a file; time and size only name the version in the cache."""
-    tree = ast.parse(path.read_bytes(), filename=str(path))
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    top = name.partition(".")[0]
+def _parse_text(text: bytes, package: str, top: str, where: str) -> _Parsed:
+    tree = ast.parse(text, filename=where)
     return _Parsed(
         _syntax_digest(tree.body),
         frozenset(n for n in _imports(tree, package, top) if n.partition(".")[0] == top),

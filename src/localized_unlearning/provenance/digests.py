@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from localized_unlearning.provenance import hashing
@@ -44,30 +45,51 @@ def digest_tree(path: Path) -> dict[str, FileDigest]:
     return {name: recalled.get(name) or taken[name] for name in files}
 
 
-def cache_file() -> Path:
-    """Where digests are kept."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+def state(path: Path) -> dict[str, list[int]]:
+    """Size, the times of the last change of content and of inode (ns), and inode of each file, by relative name.
+
+    Raises:
+        OSError: when it cannot be read.
+    """
+    return {
+        name: [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+        for name, file in hashing.files_of(path).items()
+        for found in (file.stat(),)
+    }
+
+
+def cache_file() -> Path | None:
+    """Where digests are kept; None for a user without a home."""
+    try:
+        folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError:
+        return None
     return Path(folder) / "localized-unlearning" / "digests.json"
 
 
-def load(path: Path) -> Known:
+def load(path: Path | None) -> Known:
     """The digests kept in ``path``; none when it is absent or damaged."""
+    if path is None:
+        return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return {key: (list(stamp), str(sha256)) for key, (stamp, sha256) in data.items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return {}
 
 
-def save(path: Path, known: Mapping[str, tuple[list[int], str]]) -> None:
+def save(path: Path | None, known: Mapping[str, tuple[list[int], str]]) -> None:
     """Keep digests, the newest up to a limit; a cache that cannot be written is no fault."""
+    if path is None:
+        return
     part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(dict(list(known.items())[-LIMIT:])), encoding="utf-8")
         os.replace(part, path)
     except OSError:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 def recall(known: Known, path: Path) -> FileDigest | None:

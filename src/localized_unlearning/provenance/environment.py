@@ -14,8 +14,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from localized_unlearning.provenance import locks
+
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "transformer-lens", "peft", "numpy",
-            "scipy", "scikit-learn", "pandas", "pyarrow", "matplotlib")  # fmt: skip
+            "scipy", "scikit-learn", "pandas", "pyarrow", "matplotlib", "pillow", "fonttools",
+            "contourpy", "kiwisolver")  # fmt: skip
+"""Packages that can move a number or a figure's byte, and with them those that torch brings: CUDA's, triton."""
 
 SLURM = {
     "slurm_job": "SLURM_JOB_ID",
@@ -31,12 +35,23 @@ _PIN = re.compile(r"([A-Za-z0-9._-]+)==([^\s;\\]+)")
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can move a number; absent ones are left out."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *_of_torch()):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def _of_torch() -> list[str]:
+    """The compiled packages that the installed torch asks for: CUDA's libraries and triton."""
+    try:
+        asked = [
+            re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] for line in metadata.requires("torch") or ()
+        ]
+    except metadata.PackageNotFoundError:
+        return []
+    return [name for name in asked if name.startswith(("nvidia-", "cuda-")) or name == "triton"]
 
 
 def lock_name(root: Path) -> str | None:
@@ -101,6 +116,8 @@ def host() -> dict[str, Any]:
     for key, variable in SLURM.items():
         if variable in os.environ:
             found[key] = os.environ[variable]
+    if "slurm_job" in found and (restart := locks.slurm_restart()) is not None:
+        found["slurm_restart"] = restart
     return found | _accelerator()
 
 
@@ -120,15 +137,37 @@ def _accelerator() -> dict[str, str]:
 
 def commit() -> dict[str, Any]:
     """The checkout's commit and whether tracked files differ from it; empty outside a checkout."""
+    return commit_or_reason()[0]
+
+
+def commit_or_reason() -> tuple[dict[str, Any], str]:
+    """What :func:`commit` says, and where it is empty, why.
+
+    Git looks at the folder of this package only: variables that point it elsewhere, a person's configuration
+    and the language of messages do not count, and a checkout of another user is read all the same.
+    """
     here = Path(__file__).resolve().parent
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    own |= {
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "GIT_CONFIG_GLOBAL": os.devnull,
+        "LC_ALL": "C",
+        "GIT_OPTIONAL_LOCKS": "0",
+    }
 
     def git(*words: str) -> str:
+        command = ["git", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-C", str(here), *words]
         return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=20
+            command, capture_output=True, text=True, check=True, timeout=20, env=own
         ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", "__init__.py")  # a checkout of this package, not one around it
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.SubprocessError):
-        return {}
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}, ""
+    except FileNotFoundError:
+        return {}, "git is not installed here"
+    except subprocess.CalledProcessError as error:
+        words = (error.stderr or "").strip().splitlines()
+        return {}, words[0] if words else f"git ended with status {error.returncode}"
+    except (OSError, subprocess.SubprocessError) as error:
+        return {}, str(error)

@@ -1,19 +1,21 @@
 """A lock file beside the outputs of a job, so that two live jobs never write the same ones.
 
-It works across the nodes of a shared file system without a lock daemon: the file is created exclusively, says
-who holds it, and is touched every :data:`BEAT` seconds while the holder lives. A lock whose holder is gone is
-taken over: a dead process of this machine; a Slurm job that was requeued (this is the same job again) or that
-``squeue`` no longer lists; any other whose lock has not been touched for :data:`SILENT` seconds, by the file
-system's own clock. Should a holder have been taken for dead while it was only stopped, it finds its lock gone
+It works across the nodes of a shared file system without a lock daemon: the file appears with its content in one
+step, says who holds it, and is touched every :data:`BEAT` seconds while the holder lives. A lock whose holder is
+gone is taken over: a dead process of this machine; an earlier start of this Slurm job, which was requeued; a Slurm
+job that ``squeue`` no longer lists; any other whose lock has not been touched for :data:`SILENT` seconds, by the
+file system's own clock. Should a holder have been taken for dead while it was only stopped, it finds its lock gone
 when it comes to publish (:func:`still_mine`) and publishes nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,26 @@ UNREADABLE_FOR = 60.0
 def path_for(output: Path) -> Path:
     """Where the lock of a job lies whose first output is ``output``."""
     return output.with_name(f".{output.name}.lock")
+
+
+def temporary(path: Path) -> Path:
+    """A name beside ``path`` for what this process writes before it is renamed.
+
+    It keeps the suffix, since writers choose their format by it, and holds the machine's mark too: containers
+    and nodes that share a folder may have processes of one number.
+    """
+    return path.with_name(f".tmp-{host()}-{os.getpid()}-{path.name}")
+
+
+def is_temporary_of(name: str, path: Path) -> bool:
+    """Whether ``name`` is what :func:`temporary` calls ``path`` in this or another process."""
+    return re.fullmatch(rf"\.tmp-[0-9a-f]{{16}}-\d+-{re.escape(path.name)}", name) is not None
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether a :func:`temporary` file is of a process of this machine that has ended."""
+    found = re.match(r"\.tmp-([0-9a-f]{16})-(\d+)-", name)
+    return found is not None and found[1] == host() and not _alive(int(found[2]), None)
 
 
 @contextmanager
@@ -88,7 +110,7 @@ def _beat(lock: Path, done: threading.Event) -> None:
 
 def _silence(lock: Path) -> float:
     """Seconds since a lock was touched, by the clock that stamps files there: nodes' clocks differ."""
-    probe = lock.with_name(f"{lock.name}.now-{_host()}-{os.getpid()}")
+    probe = lock.with_name(f"{lock.name}.now-{host()}-{os.getpid()}")
     try:
         probe.touch()
         return probe.stat().st_mtime - lock.stat().st_mtime
@@ -99,28 +121,68 @@ def _silence(lock: Path) -> float:
 
 
 def _create(lock: Path) -> bool:
+    """Make the lock with its content in one step; False when another holds it."""
+    text = json.dumps(_myself())
+    part = temporary(lock)
+    try:
+        part.write_text(text, encoding="utf-8")
+        try:
+            os.link(part, lock)
+        except FileExistsError:
+            return part.stat().st_nlink == 2  # NFS may have made the link and lost its answer
+        except OSError:  # a file system without links
+            return _create_exclusively(lock, text)
+    finally:
+        part.unlink(missing_ok=True)
+    return True
+
+
+def _create_exclusively(lock: Path, text: str) -> bool:
     try:
         descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False
     with open(descriptor, "w", encoding="utf-8") as stream:
-        json.dump(_myself(), stream)
+        stream.write(text)
     return True
 
 
 def _myself() -> dict[str, Any]:
     mine = {
-        "host": _host(),
+        "host": host(),
         "pid": os.getpid(),
         "begun": _begun(os.getpid()),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "slurm_node": os.environ.get("SLURMD_NODENAME"),
-        "slurm_restart": os.environ.get("SLURM_RESTART_COUNT"),
+        "slurm_restart": slurm_restart(),
     }
     return {name: value for name, value in mine.items() if value is not None}
 
 
-def _host() -> str:
+def slurm_restart() -> str | None:
+    """How often this Slurm job was requeued; None outside of one, or where Slurm cannot be asked.
+
+    Snakemake's executor takes ``SLURM_RESTART_COUNT`` out of a job's environment, so Slurm itself is asked.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    return None if job is None else os.environ.get("SLURM_RESTART_COUNT") or _asked_restart(job)
+
+
+@functools.cache
+def _asked_restart(job: str) -> str | None:
+    if shutil.which("scontrol") is None:
+        return None
+    try:
+        answer = subprocess.run(
+            ["scontrol", "show", "job", "--oneliner", job], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"\bRestarts=(\d+)", answer.stdout)
+    return found[1] if found else None
+
+
+def host() -> str:
     """Where a process number means the same process: this machine since it started, and this container."""
     parts = [platform.node()]
     with suppress(OSError):
@@ -144,7 +206,7 @@ def _holder(lock: Path) -> dict[str, Any] | None:
         return holder if isinstance(holder, dict) else None
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             return {} if time.time() - lock.stat().st_mtime > UNREADABLE_FOR else None
         except FileNotFoundError:
@@ -157,11 +219,16 @@ def is_gone(holder: Mapping[str, Any] | None, lock: Path) -> bool:
         return False
     if "pid" not in holder:
         return True
-    if holder.get("host") == _host():
+    if holder.get("host") == host():
         return not _alive(int(holder["pid"]), holder.get("begun"))
     job = holder.get("slurm_job")
     if job is not None and job == os.environ.get("SLURM_JOB_ID"):
-        return holder.get("slurm_restart") != os.environ.get("SLURM_RESTART_COUNT")
+        theirs, mine = holder.get("slurm_restart"), slurm_restart()
+        if theirs is not None and mine is not None and theirs != mine:
+            return True
+        return (
+            _silence(lock) > SILENT
+        )  # one job over two nodes, or an earlier start that says nothing of itself
     listed = None if job is None else _slurm_lists(str(job))
     return _silence(lock) > SILENT if listed is None else not listed
 
@@ -194,7 +261,7 @@ def _slurm_lists(job: str) -> bool | None:
 
 def _take_over(lock: Path, holder: Mapping[str, Any] | None) -> None:
     """Move a dead job's lock away; should it meanwhile have become another job's, put that back."""
-    aside = lock.with_name(f"{lock.name}.gone-{os.getpid()}")
+    aside = lock.with_name(f"{lock.name}.gone-{host()}-{os.getpid()}")
     try:
         os.replace(lock, aside)
     except FileNotFoundError:
@@ -217,7 +284,7 @@ def _name(holder: Mapping[str, Any] | None) -> str:
     if "slurm_job" in holder:
         node = f" on node {holder['slurm_node']}" if "slurm_node" in holder else ""
         return f"Slurm job {holder['slurm_job']}{node} (process {holder['pid']})"
-    return f"process {holder['pid']}" + ("" if holder.get("host") == _host() else " on another machine")
+    return f"process {holder['pid']}" + ("" if holder.get("host") == host() else " on another machine")
 
 
 def _cancel(holder: Mapping[str, Any] | None) -> str:

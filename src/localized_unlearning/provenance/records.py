@@ -6,7 +6,9 @@ is the hash of the whole record, times and machine included, and what a later jo
 to. Paths are relative: inputs to the folder the job ran in, outputs to the record's own folder, so
 a results folder can be copied and verified elsewhere. What is not known is absent.
 
-On disk a record also carries its id, so that an edited one gives itself away.
+On disk a record also carries its id, so that an edited one gives itself away. Its file is named after the job's
+first output, so no two jobs share one. A copy of every record that a job wrote is kept in ``.records`` of its run
+(:func:`journal`): a job that replaces a record names the ids of those before it, also where they were deleted.
 """
 
 from __future__ import annotations
@@ -14,19 +16,57 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from localized_unlearning.errors import UserError
+from localized_unlearning.provenance import hashing, locks
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SUFFIX = ".record.json"
 
 ADOPTED = ".adopted"
+
+JOURNAL = ".records"
+"""Folder of a run that keeps every record a job wrote, by place and id."""
+
+LARGEST = 1 << 26  # bytes of a record; a job of a thousand inputs has a third of a megabyte
+
+DEEPEST = 100  # nested values of a record
+
+
+def _usable(name: str) -> str:
+    """A file name that the operating system can be asked for."""
+    os.fsencode(name)
+    if "\0" in name:
+        raise ValueError("a file name holds NUL")
+    return name
+
+
+def _inside(name: str) -> str:
+    """A relative path that stays below its folder."""
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError("a file name leads outside its folder")
+    return _usable(name)
+
+
+def _plain_name(name: str) -> str:
+    """The name of a file in the record's own folder."""
+    if name in ("", ".", "..") or "/" in name:
+        raise ValueError("an output lies beside its record")
+    return _usable(name)
+
+
+Usable = Annotated[str, AfterValidator(_usable)]
+
+Inside = Annotated[str, AfterValidator(_inside)]
+
+PlainName = Annotated[str, AfterValidator(_plain_name)]
 
 
 class _Part(BaseModel):
@@ -36,16 +76,20 @@ class _Part(BaseModel):
 class File(_Part):
     """A file of an output: name inside the output ("" for the output itself), size in bytes, SHA-256."""
 
-    name: str
+    name: Inside
     size: int
     sha256: str
 
 
 class Input(_Part):
-    """An input: its name in the stage, path, digest, and the record that made it, where there is one."""
+    """An input: its name in the stage, path, digest, and the record that made it, where there is one.
+
+    ``outside`` marks one that lies outside the workflow's folder: its path is then its base name alone.
+    """
 
     name: str
-    path: str
+    path: Usable
+    outside: bool | None = None
     size: int | None = None
     sha256: str
     record: str | None = None
@@ -55,7 +99,7 @@ class Output(_Part):
     """An output: its name in the stage, file name beside the record, digest, and its files."""
 
     name: str
-    path: str
+    path: PlainName
     sha256: str
     files: tuple[File, ...]
 
@@ -75,6 +119,7 @@ class Restored(_Part):
     record: str
     commit: dict[str, Any]
     host: dict[str, Any]
+    compute: dict[str, Any] = {}
     versions: dict[str, str]
     started: str
     ended: str
@@ -89,7 +134,10 @@ class Record(_Part):
     not state. A job restored from a cache says so under ``restored``; its ``facts`` are those of the
     job that computed, its times, host and commit those of the restoring. ``id`` is the record's own, as written in
     its file; it is not part of what it hashes. ``memory`` is the most it held beyond what its process held when
-    it began, in GB: ``process`` and, on a GPU, ``device``; absent where the system does not say.
+    it began, in GB: ``process`` and, on a GPU, ``device``; absent where the system does not say. ``cpu_seconds`` are
+    those of its process and its children. ``compute`` is how it computed: the effective threads, device, batch size
+    and the like, on which bytes may depend although the key does not hold them. ``replaces`` are the ids of the
+    records that stood in its place before, so that a rerun is not taken for an exchange.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -110,13 +158,16 @@ class Record(_Part):
     facts: dict[str, Any]
     commit: dict[str, Any]
     host: dict[str, Any]
+    compute: dict[str, Any] = {}
     started: str
     ended: str
     seconds: float
+    cpu_seconds: float | None = None
     memory: dict[str, float] | None = None
     attempt: int
     adopted: Adoption | None = None
     restored: Restored | None = None
+    replaces: tuple[str, ...] = ()
     id: str | None = None
 
     @property
@@ -186,7 +237,7 @@ def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def path_for(output: Path) -> Path:
     """Where the record of a job lies whose first output is ``output``."""
-    return output.parent / (output.name.split(".")[0] + SUFFIX)
+    return output.parent / (output.name + SUFFIX)
 
 
 def adoption_path(output: Path) -> Path:
@@ -196,7 +247,7 @@ def adoption_path(output: Path) -> Path:
 
 def write(record: Record, path: Path) -> Record:
     """Write a record atomically and durably; returns it with its id."""
-    part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    part = locks.temporary(path)
     named = record.model_copy(update={"id": record_id(record)})
     text = json.dumps(_plain(record) | {"id": named.id}, sort_keys=True, indent=1, ensure_ascii=True)
     try:
@@ -214,16 +265,79 @@ def read(path: Path) -> Record:
     """Read a record.
 
     Raises:
-        UserError: when it is damaged or of another schema.
+        FileNotFoundError: when it is not there.
+        UserError: when it cannot be read, is damaged or of another schema.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(text(path))
+        if _depth(data) > DEEPEST:
+            raise ValueError("nested too deeply")
         version = data.get("schema_version")
         if version != SCHEMA_VERSION:
             raise UserError(f"{path} has record schema {version}, not {SCHEMA_VERSION}: rerun the job")
         return Record.model_validate(data)
-    except (json.JSONDecodeError, ValidationError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{path} is no readable record: delete it and rerun the job that wrote it") from error
+    except FileNotFoundError:
+        raise
+    except (OSError, ValidationError, ValueError, AttributeError, RecursionError) as error:
+        why = f" ({error.strerror})" if isinstance(error, OSError) else ""
+        raise UserError(
+            f"{path} is no readable record{why}: delete it and rerun the job that wrote it"
+        ) from error
+
+
+def text(path: Path) -> str:
+    """The text of a record's file.
+
+    Raises:
+        OSError: when it cannot be read.
+        ValueError: when it is far too large, or no text.
+    """
+    with open(hashing.open_plain(path), "rb") as stream:
+        data = stream.read(LARGEST + 1)
+    if len(data) > LARGEST:
+        raise ValueError("too large for a record")
+    return data.decode("utf-8")
+
+
+def _depth(data: Any) -> int:
+    """How deeply values are nested, without recursion."""
+    depth, layer = 0, [data]
+    while layer:
+        depth += 1
+        layer = [
+            inner
+            for value in layer
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+    return depth
+
+
+def journal(run: Path) -> Path:
+    """Where a run, given by its results folder, keeps a copy of every record that a job of it wrote."""
+    return run / JOURNAL
+
+
+def remember(record: Record, place: str, folder: Path) -> None:
+    """Keep a copy of a record that is about to be written to ``place``, relative to the workflow's folder."""
+    with suppress(OSError):  # the record itself is what counts
+        folder.mkdir(parents=True, exist_ok=True)
+        write(record, folder / f"{_mark(place)}-{record_id(record)}.json")
+
+
+def remembered(place: str, folder: Path) -> Iterator[str]:
+    """The ids of the records that jobs wrote to ``place``, as far as they are still known."""
+    for path in sorted(folder.glob(f"{_mark(place)}-*.json")):
+        yield path.stem.partition("-")[2]
+
+
+def is_remembered(record: str, folder: Path) -> bool:
+    """Whether a job of the run wrote a record with this id."""
+    return any(folder.glob(f"*-{record}.json"))
+
+
+def _mark(place: str) -> str:
+    return hashing.text(place)[:16]
 
 
 def find(path: Path) -> Path | None:
@@ -236,15 +350,19 @@ def find(path: Path) -> Path | None:
 
 def beside(output: Path) -> Path | None:
     """The record in the folder of ``output`` that lists it; an adoption goes before a job's."""
+    return next(iter(all_beside(output)), None)
+
+
+def all_beside(output: Path) -> Iterator[Path]:
+    """Every record in the folder of ``output`` that lists it: an adoption, the job's, then any other."""
     first = [adoption_path(output), path_for(output)]
     others = sorted(p for p in output.parent.glob(f"*{SUFFIX}") if p not in first)
     for path in (*first, *others):
         try:
             if path.is_file() and any(o.path == output.name for o in read(path).outputs):
-                return path
-        except UserError:
+                yield path
+        except (UserError, FileNotFoundError):
             continue
-    return None
 
 
 def digest_in(record: Record, folder: Path, path: Path) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import os
 import re
 import statistics
 from collections.abc import Iterator, Mapping
@@ -19,14 +18,15 @@ from typing import Any
 import yaml
 
 from localized_unlearning.audit import picture
-from localized_unlearning.audit.index import Audit, absolute
+from localized_unlearning.audit.findings import Audit
+from localized_unlearning.audit.words import absolute
 from localized_unlearning.config.reading import load, read_yaml
 from localized_unlearning.config.run import Config
 from localized_unlearning.data.tasks import in_words
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.progress import clock
-from localized_unlearning.provenance import records
+from localized_unlearning.provenance import pages, records
 from localized_unlearning.workflow.layout import Layout
 
 TEMPLATE, CAPTIONS = "report.html.jinja", "captions.yaml"
@@ -301,9 +301,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load(arguments.config)
     out = Path(Layout(config.run).report)
     text = page(config, Path("workflow/report"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.tmp-{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, out)
+    shown = [item.path for item in items(config, read_captions(Path("workflow/report") / CAPTIONS, config))]
+    pages.publish(out, text, pages.REPORT, Path(), {}, [path for path in shown if path.is_file()])
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0

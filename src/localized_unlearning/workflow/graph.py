@@ -152,6 +152,12 @@ class Graph:
             return os.path.expandvars(os.path.expanduser(node.path))
         return Product(JobId.of("fetch", source=dotted), "file")
 
+    @property
+    def local_model(self) -> str | None:
+        """The folder on this machine that the base model is brought from; None for one of the hub."""
+        path = os.path.expandvars(os.path.expanduser(self.config.model.name))
+        return path if self.config.model.kind == "huggingface" and Path(path).is_dir() else None
+
     # -- the models of a run
 
     def models(self, task: str, objective: str, base: bool = True) -> list[dict[str, str]]:
@@ -402,7 +408,7 @@ def _train_text(graph: Graph) -> dict[str, Given]:
 
 INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = {
     "fetch": lambda g, w: {},
-    "download": lambda g, w: {},
+    "download": lambda g, w: {"folder": g.local_model},
     "convert": lambda g, w: {"gguf": g.source("gguf")},
     "pretrain": lambda g, w: {
         "athletes": g.source("athletes.source"),

@@ -4,6 +4,9 @@ Outputs are written under temporary names in their own folder and renamed when t
 finished, so that an interrupted job leaves nothing half-written. The record comes last: outputs
 without one are not to be trusted. A lock file beside the outputs keeps two live jobs from writing
 the same ones.
+
+What the record will say was run and read is looked at again before anything is published: a job whose
+code or inputs changed meanwhile publishes nothing.
 """
 
 from __future__ import annotations
@@ -14,13 +17,16 @@ import json
 import os
 import shutil
 import signal
+import stat
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from localized_unlearning import computing
 from localized_unlearning import memory as memory_module
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
@@ -28,7 +34,7 @@ from localized_unlearning.jobs import room
 from localized_unlearning.jobs.job import Job, Stage, restrict, settings_of
 from localized_unlearning.models import sharding
 from localized_unlearning.provenance import cache, code, digests, environment, hashing, locks, records
-from localized_unlearning.workflow.layout import Layout
+from localized_unlearning.workflow.layout import Layout, run_of
 
 Paths = Mapping[str, Any]
 
@@ -38,11 +44,22 @@ for it, such as a CSV, is known by its bytes."""
 
 
 @dataclass(frozen=True)
+class _Seen:
+    """An input as it was when its digest was taken."""
+
+    path: Path
+    state: dict[str, list[int]]
+    tree: dict[str, hashing.FileDigest]
+
+
+@dataclass(frozen=True)
 class _Basis:
     """What a job's key is made of, taken before the job starts."""
 
     settings: dict[str, Any]
     modules: dict[str, str]
+    sources: dict[str, tuple[int, int, int]]
+    seen: tuple[_Seen, ...]
     lock_name: str | None
     lock: str | None
     versions: dict[str, str]
@@ -73,10 +90,11 @@ def execute(
         compute: whether to run the stage when the cache has no such job; if not, None is returned.
 
     Raises:
-        UserError: for a missing input, an input that is not what its record says, an output another
-            live job is writing, a full disk, or a fault that the stage reports.
+        UserError: for a missing input, an input that is not what its record says or that changed while the job
+            ran, an output another live job is writing, a disk that is full or may not be written, or a fault that
+            the stage reports.
     """
-    started, before = datetime.now(UTC), memory_module.resident()
+    started, before, spent = datetime.now(UTC), memory_module.resident(), computing.cpu_seconds()
     flat = [(name, path) for name, value in inputs.items() for path in _as_list(value)]
     for name, path in flat:
         if not path.exists():
@@ -84,58 +102,86 @@ def execute(
     first = next(iter(outputs.values()))
     if any(path.parent != first.parent for path in outputs.values()):
         raise UserError(f"the outputs of stage {stage.name} must lie in one folder, beside their record")
-    first.parent.mkdir(parents=True, exist_ok=True)
-    with locks.held(first), _signals(_stop):
-        temporary = {name: _temporary(path) for name, path in outputs.items()}
-        try:
-            for path in outputs.values():
-                _sweep(path)
-            basis = _basis(stage, config, wildcards, flat, root)
-            job = Job(
-                stage,
-                restrict(config, stage, wildcards),
-                wildcards,
-                inputs,
-                temporary,
-                basis.key,
-                basis.files,
+    try:
+        first.parent.mkdir(parents=True, exist_ok=True)
+        with locks.held(first), _signals(_stop):
+            return _locked(
+                stage, config, wildcards, flat, inputs, outputs, root, compute, (started, before, spent)
             )
-            store = cache.of(config) if stage.cached else None
-            kept = store.restore(basis.key, temporary) if store else None
-            if kept is None and not compute:
-                return None
-            memory = None if kept else _compute(job, before)
-            _keep_sources(basis.modules, root / Layout(config.run).sources)
-            record = _record(job, basis, outputs, root, started, memory, kept)
-            if not locks.still_mine(first):
-                raise UserError(
-                    f"another job took over {first} while this one stood still: nothing was published"
-                )
-            with _signals(_ignore):  # renaming takes a moment and is not to be cut in two
-                _publish(record, temporary, outputs)
-            if store is not None and kept is None:
-                store.keep(record, outputs)
-            return record
-        except Exception as error:
-            if sentence := room.exhausted(error, stage.name):
-                raise UserError(sentence) from error
-            if _disk_is_full(error):
-                free = shutil.disk_usage(first.parent).free / 1e9
-                raise UserError(
-                    f"the disk is full while writing {first}: free more than {free:.1f} GB and rerun"
-                ) from error
-            raise
-        finally:
-            for path in temporary.values():
-                cache.remove(path)
+    except Exception as error:
+        if sentence := room.exhausted(error, stage.name):
+            raise UserError(sentence) from error
+        if _disk_is_full(error):
+            free = shutil.disk_usage(_existing(first.parent)).free / 1e9
+            raise UserError(
+                f"the disk is full while writing {first}: free more than {free:.1f} GB and rerun"
+            ) from error
+        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"stage {stage.name} may not read or write {error.filename or first.parent} ({error.strerror}): "
+                "correct its permissions, or work in a copy"
+            ) from error
+        raise
 
 
-def _compute(job: Job, before: float | None) -> dict[str, float] | None:
+def _locked(
+    stage: Stage,
+    config: Config,
+    wildcards: Mapping[str, str],
+    flat: list[tuple[str, Path]],
+    inputs: Paths,
+    outputs: Mapping[str, Path],
+    root: Path,
+    compute: bool,
+    begun: tuple[datetime, float | None, float],
+) -> records.Record | None:
+    """The job itself, while it holds the lock of its outputs."""
+    first = next(iter(outputs.values()))
+    temporary = {name: locks.temporary(path) for name, path in outputs.items()}
+    layout = Layout(config.run)
+    is_figure = (_relative(first, root) or "").startswith(f"{layout.figures}/")
+    run = root / (layout.figures if is_figure else layout.results)
+    try:
+        for path in (*outputs.values(), records.path_for(first)):
+            _sweep(path)
+        basis = _basis(stage, config, wildcards, flat, root)
+        seen = restrict(config, stage, wildcards)
+        job = Job(stage, seen, wildcards, inputs, temporary, basis.key, basis.files)
+        store = cache.of(config) if stage.cached else None
+        kept = store.restore(basis.key, temporary) if store else None
+        if kept is None and not compute:
+            return None
+        _keep_sources(basis.modules, root / layout.sources)
+        memory = None if kept else _compute(job, begun[1], basis)
+        _refuse_changes(stage, basis)
+        record = _record(job, basis, outputs, root, run, begun, memory, kept)
+        if not locks.still_mine(first):
+            raise UserError(
+                f"another job took over {first} while this one stood still: nothing was published"
+            )
+        with _signals(_ignore):  # renaming takes a moment and is not to be cut in two
+            _publish(record, temporary, outputs, root, run)
+        if store is not None and kept is None:
+            store.keep(record, outputs)
+        return record
+    finally:
+        for path in temporary.values():
+            cache.remove(path)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+
+
+def _compute(job: Job, before: float | None, basis: _Basis) -> dict[str, float] | None:
     """Call the stage, in several processes where its model is sharded, and check that it has written every output.
 
     Returns its memory; ``before`` is what this process held at the start.
     """
     function = getattr(importlib.import_module(job.stage.module), job.stage.function)
+    if code.state(basis.modules) != basis.sources:  # an edit undone by now may be what was imported
+        raise UserError(_changed(job.stage, _first_change(basis.sources, code.state(basis.modules))))
     shards = job.config.compute.shards if job.stage.gpu else 1
     if shards > 1:
         memory = sharding.run(job, function, shards)
@@ -145,12 +191,65 @@ def _compute(job: Job, before: float | None) -> dict[str, float] | None:
     if str(job.facts.get("device", "")).startswith("cuda"):
         job.facts["precision"] = job.config.compute.precision
     for name, path in job.outputs.items():
+        _remove_empty_folders(path)
         if not path.exists() or (path.is_dir() and not any(path.iterdir())):
             raise RuntimeError(f"stage {job.stage.name} did not write its output '{name}'")
         if path.suffix in COMMENT:
             with path.open("a", encoding="utf-8") as stream:
                 stream.write(COMMENT[path.suffix].format(job.key))
     return memory
+
+
+def _remove_empty_folders(path: Path) -> None:
+    """Remove the empty folders inside an output: no digest speaks of them."""
+    for here, folders, _ in os.walk(path, topdown=False):
+        for name in folders:
+            with suppress(OSError):
+                Path(here, name).rmdir()
+
+
+def _refuse_changes(stage: Stage, basis: _Basis) -> None:
+    """Look again at what the record will say was run and read.
+
+    Raises:
+        UserError: naming the first file that is not as it was.
+    """
+    now = code.closure(stage.module)
+    if now != basis.modules:
+        raise UserError(_changed(stage, _first_change(basis.modules, now)))
+    for seen in basis.seen:
+        if (name := _changed_input(seen)) is not None:
+            raise UserError(_changed(stage, str(seen.path / name if name else seen.path)))
+
+
+def _changed_input(seen: _Seen) -> str | None:
+    """The first file of an input that is not as it was, by relative name: large ones by size, times and inode."""
+    try:
+        now = digests.state(seen.path)
+        if now.keys() != seen.state.keys():
+            return next(iter(now.keys() ^ seen.state.keys()))
+        for name, (size, mtime, ctime, inode) in seen.state.items():
+            file = seen.path / name if name else seen.path
+            if [size, mtime, inode] != [now[name][0], now[name][1], now[name][3]]:
+                return name
+            if (size < digests.LARGE or ctime != now[name][2]) and hashing.digest(file) != seen.tree[name]:
+                return name
+    except OSError:
+        return ""
+    return None
+
+
+def _first_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The first module that is not as it was, as a file's name."""
+    name = next(n for n in sorted(before.keys() | now.keys()) if before.get(n) != now.get(n))
+    return f"{name.replace('.', '/')}.py"
+
+
+def _changed(stage: Stage, what: str) -> str:
+    return (
+        f"{what} changed while stage {stage.name} ran, so that no record could say what it was made from: "
+        "nothing was published; rerun"
+    )
 
 
 def _as_list(value: Any) -> list[Path]:
@@ -164,37 +263,45 @@ def _basis(
 ) -> _Basis:
     settings = settings_of(config, stage, wildcards)
     modules = code.closure(stage.module)
+    sources = code.state(modules)
+    if code.closure(stage.module) != modules:
+        raise UserError(_changed(stage, _first_change(modules, code.closure(stage.module))))
     lock_name = environment.lock_name(root)
     lock = environment.lock_digest(root, lock_name) if lock_name else None
     versions = environment.versions()
     deviations = environment.deviations(
         versions, environment.lock_lines(root, lock_name) if lock_name else None
     )
-    trees = [digests.digest_tree(path) for _, path in flat]
-    inputs = tuple(_input(name, path, tree, root) for (name, path), tree in zip(flat, trees, strict=True))
-    files = {
-        name: {file: d.sha256 for file, d in tree.items()}
-        for (name, _), tree in zip(flat, trees, strict=True)
-    }
+    looked = [_input(name, path, root) for name, path in flat]
+    inputs = tuple(found for found, _ in looked)
+    seen = tuple(seen for _, seen in looked)
     key = records.key_of(
         stage.name, _function(stage), settings, wildcards, code.code_digest(modules), lock, deviations,
         [(i.name, i.sha256) for i in inputs],
     )  # fmt: skip
-    return _Basis(settings, modules, lock_name, lock, versions, deviations, inputs, files, key)
+    files = {
+        name: {file: d.sha256 for file, d in seen_as.tree.items()}
+        for (name, _), seen_as in zip(flat, seen, strict=True)
+    }
+    return _Basis(
+        settings, modules, sources, seen, lock_name, lock, versions, deviations, inputs, files, key
+    )  # fmt: skip
 
 
 def _function(stage: Stage) -> str:
     return f"{stage.module}:{stage.function}"
 
 
-def _input(name: str, path: Path, tree: dict[str, hashing.FileDigest], root: Path) -> records.Input:
-    """An input's digest, by those of its files, and the record that made it.
+def _input(name: str, path: Path, root: Path) -> tuple[records.Input, _Seen]:
+    """An input's digest and the record that made it, and what it looked like.
 
     Raises:
-        UserError: when the file is no longer what that record says.
+        UserError: when the file is no longer what that record says, or lies among the results without one.
     """
+    state = digests.state(path)
+    tree = digests.digest_tree(path)
     sha256 = hashing.combined(tree)
-    place = records.find(path)
+    place, relative = records.find(path), _relative(path, root)
     made_by = None
     if place is not None:
         record = records.read(place)
@@ -204,10 +311,21 @@ def _input(name: str, path: Path, tree: dict[str, hashing.FileDigest], root: Pat
                 "tells: delete it and rerun, or take it in with 'localized-unlearning audit adopt'"
             )
         made_by = records.record_id(record)
+    elif relative is not None and run_of(relative) is not None:
+        raise UserError(
+            f"input {path} lies among the results but no record says what made it: delete it and rerun what makes "
+            "it, or take it in with 'localized-unlearning audit adopt'"
+        )
     size = sum(file.size for file in tree.values())
-    return records.Input(
-        name=name, path=_relative(path, root) or path.name, size=size, sha256=sha256, record=made_by
+    found = records.Input(
+        name=name,
+        path=relative or path.name,
+        outside=None if relative else True,
+        size=size,
+        sha256=sha256,
+        record=made_by,
     )
+    return found, _Seen(path, state, tree)
 
 
 def _tree(job: Job, name: str) -> dict[str, hashing.FileDigest]:
@@ -223,11 +341,16 @@ def _record(
     basis: _Basis,
     outputs: Mapping[str, Path],
     root: Path,
-    started: datetime,
+    run: Path,
+    begun: tuple[datetime, float | None, float],
     memory: dict[str, float] | None,
     kept: records.Record | None,
 ) -> records.Record:
-    ended = datetime.now(UTC)
+    started, ended = begun[0], datetime.now(UTC)
+    compute = computing.compute(job.config.compute.model_dump()) | job.facts.pop("compute", {})
+    commit, why = environment.commit_or_reason()
+    if why:
+        print(f"the record names no commit of this project's code: {why}", file=sys.stderr)
     written = []
     for name, target in outputs.items():
         tree = _tree(job, name)
@@ -251,16 +374,35 @@ def _record(
         inputs=basis.inputs,
         outputs=tuple(written),
         facts=kept.facts if kept else json.loads(json.dumps(job.facts)),
-        commit=environment.commit(),
+        commit=commit,
         host=environment.host(),
+        compute=compute,
         started=started.isoformat(timespec="milliseconds"),
         ended=ended.isoformat(timespec="milliseconds"),
         seconds=round((ended - started).total_seconds(), 3),
+        cpu_seconds=round(computing.cpu_seconds() - begun[2], 3),
         memory=memory,
         attempt=int(os.environ.get("LOCALIZED_UNLEARNING_ATTEMPT", "1")),
         restored=_restored(kept) if kept else None,
+        replaces=tuple(_replaced(outputs, root, run)),
     )
     return record.model_copy(update={"id": records.record_id(record)})
+
+
+def _place(outputs: Mapping[str, Path], root: Path) -> str:
+    """The place of a job's record, relative to the workflow's folder."""
+    place = records.path_for(next(iter(outputs.values())))
+    return _relative(place, root) or place.name
+
+
+def _replaced(outputs: Mapping[str, Path], root: Path, run: Path) -> dict[str, None]:
+    """The ids of the records that a job replaces, and of those that these replaced, also of deleted ones."""
+    found = dict.fromkeys(records.remembered(_place(outputs, root), records.journal(run)))
+    for target in outputs.values():
+        for place in records.all_beside(target):
+            old = records.read(place)
+            found |= dict.fromkeys((records.record_id(old), *old.replaces))
+    return found
 
 
 def _restored(kept: records.Record) -> records.Restored:
@@ -268,6 +410,7 @@ def _restored(kept: records.Record) -> records.Restored:
         record=records.record_id(kept),
         commit=kept.commit,
         host=kept.host,
+        compute=kept.compute,
         versions=kept.versions,
         started=kept.started,
         ended=kept.ended,
@@ -281,38 +424,53 @@ def _relative(path: Path, root: Path) -> str | None:
     return None if relative.startswith("..") else Path(relative).as_posix()
 
 
-def _publish(record: records.Record, temporary: Mapping[str, Path], outputs: Mapping[str, Path]) -> None:
+def _publish(
+    record: records.Record, temporary: Mapping[str, Path], outputs: Mapping[str, Path], root: Path, run: Path
+) -> None:
     """Rename the outputs into place and write their record, after removing what spoke of the old ones."""
+    records.remember(record, _place(outputs, root), records.journal(run))
     for target in outputs.values():
-        while (old := records.beside(target)) is not None:
+        for old in records.all_beside(target):
             old.unlink()
     for name, target in outputs.items():
+        _permit(temporary[name])
         if target.is_symlink() or target.is_dir():
             cache.remove(target)
         os.replace(temporary[name], target)
     records.write(record, records.path_for(next(iter(outputs.values()))))
 
 
+def _permit(output: Path) -> None:
+    """Give an output the mode that the umask asks for, whatever its writer gave it (safetensors: 0600)."""
+    umask = os.umask(0o077)
+    os.umask(umask)
+    inner = (Path(here, name) for here, folders, files in os.walk(output) for name in (*folders, *files))
+    for path in (output, *inner):
+        wanted = 0o777 if path.is_dir() else 0o666
+        path.chmod(path.stat().st_mode & stat.S_ISGID | wanted & ~umask)
+
+
 def _keep_sources(modules: Mapping[str, str], store: Path) -> None:
-    """Keep each source file once, by its code's digest, so that an audit can show a change as lines."""
-    store.mkdir(parents=True, exist_ok=True)
-    for module, digest in modules.items():
-        target = store / f"{digest}.py"
-        if not target.exists() and (text := code.source_of(module)) is not None:
-            part = _temporary(target)
-            part.write_bytes(text)
-            os.replace(part, target)
+    """Keep each source file once, by its code's digest, so that an audit can show a change as lines.
 
-
-def _temporary(path: Path) -> Path:
-    """A name in the same folder that keeps the suffix, since writers choose their format by it."""
-    return path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    A store that cannot be written is said, and no fault of the job.
+    """
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        for module, digest in modules.items():
+            target = store / f"{digest}.py"
+            if not target.exists() and (text := code.source_of(module)) is not None:
+                part = locks.temporary(target)
+                part.write_bytes(text)
+                os.replace(part, target)
+    except OSError as error:
+        print(f"the sources behind this job are not kept in {store}: {error}", file=sys.stderr)
 
 
 def _sweep(path: Path) -> None:
     """Remove what killed jobs left of an output; the lock is held, so none of them is alive."""
-    for left in path.parent.glob(f".tmp-*-{path.name}"):
-        if left.name.removeprefix(".tmp-").removesuffix(f"-{path.name}").isdigit():
+    for left in path.parent.glob(".tmp-*"):
+        if locks.is_temporary_of(left.name, path):
             cache.remove(left)
 
 

@@ -23,7 +23,7 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import settings_of
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
-from localized_unlearning.provenance import code
+from localized_unlearning.provenance import code, pages
 from localized_unlearning.workflow.graph import Graph
 from localized_unlearning.workflow.layout import FOLDERS, PLACES, JobId
 from localized_unlearning.workflow.places import Places
@@ -69,9 +69,8 @@ class Rules:
     def write_resolved(self) -> None:
         """Write the resolved config beside the results, atomically, if it changed."""
         path, text = Path(self.layout.resolved), resolved_text(self.config)
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_text(path, text)
+        if not pages.is_published(path, text):
+            pages.publish(path, text, pages.CONFIG, Path(), self.config.written())
 
     @property
     def verify(self) -> str:
