@@ -181,7 +181,7 @@ def test_what_the_config_no_longer_asks_for(lab: Lab) -> None:
     found = lab.status()
     orphans = {name: "ok/orphan" for name in TRAINED if "seed1" in name}
     assert found == orphans | {"tables/table_1.csv": "ok/stale"}
-    assert "without 1" in lab.findings()["sports/seed1/model"].reasons[0]
+    assert "asks for no train with seed 1" in lab.findings()["sports/seed1/model"].reasons[0]
 
 
 def test_a_stage_that_is_gone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,7 +141,7 @@ def download(hub: Hub, checkout: Path, home: Path) -> subprocess.Popen[str]:
     (checkout / "config.yaml").write_text(yaml.safe_dump(settings))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "5"}
-    command = "download --config config.yaml --out-model results/base_model"
+    command = "download --config config.yaml --base-seed 0 --out-model results/base_model"
     return subprocess.Popen(
         [sys.executable, "-m", "localized_unlearning.cli.main", *command.split()],
         cwd=checkout, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -203,7 +203,7 @@ def test_a_job_is_offline_unless_it_fetches(stage: str, monkeypatch: pytest.Monk
     seen = []
     monkeypatch.setattr(runner, "execute", lambda *a, **k: seen.append(os.environ["HF_HUB_OFFLINE"]))
     words = {
-        "split": ["--task", "sports", "--known", "k", "--out-split", "s"],
+        "split": ["--base-seed", "0", "--task", "sports", "--known", "k", "--out-split", "s"],
         "fetch": ["--source", "gguf", "--out-file", "f"],
     }[stage]
     assert main.main([stage, "--config", "c", *words]) == 0
