@@ -27,6 +27,11 @@ REPOSITORY = "someone/tiny"
 WEIGHTS = "model.safetensors"
 
 
+def git_hash(data: bytes) -> str:
+    """How git, and so the hub, names a small file."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 class Hub(ThreadingHTTPServer):
     """As much of huggingface.co as a download needs: one repository at one commit.
 
@@ -73,7 +78,7 @@ class Answer(BaseHTTPRequestHandler):
             self.reply(200, {"Content-Type": "application/json"}, json.dumps(listed).encode(), body)
         elif path == f"/api/models/{REPOSITORY}/tree/{COMMIT}":
             listing = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                {"type": "file", "path": name, "size": len(data), "oid": git_hash(data)}
                 for name, data in self.server.files.items()
             ]
             self.reply(200, {"Content-Type": "application/json"}, json.dumps(listing).encode(), body)
@@ -88,7 +93,7 @@ class Answer(BaseHTTPRequestHandler):
     def file(self, name: str, body: bool) -> None:
         data = self.server.files[name]
         large = name == WEIGHTS
-        tag = (hashlib.sha256 if large else hashlib.sha1)(data).hexdigest()
+        tag = hashlib.sha256(data).hexdigest() if large else git_hash(data)
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{tag}"', "Accept-Ranges": "bytes"}
         if large:
             headers |= {"X-Linked-Etag": f'"{tag}"', "X-Linked-Size": str(len(data))}
