@@ -13,7 +13,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all docs test test-quick check bench test-gemma-7b test-slurm slurm-profile slurm-cancel setup format lock clean-env
+.PHONY: help all preflight docs test test-quick check bench test-gemma-7b test-slurm slurm-profile slurm-cancel setup format lock clean-env
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -24,6 +24,7 @@ help:
 	@echo 'make all        set up, run the default workflow, show its tables; again: does nothing and says so'
 	@echo '                PRESET=gemma-3-270m-cpu runs a preset (localized-unlearning presets lists them);'
 	@echo '                ARGS="--dry-run" goes to snakemake'
+	@echo 'make preflight PRESET=gemma-7b   what a run takes and what it lacks, before it is started'
 	@echo 'make test       set up, then lint, format, types, import rules, the linter of Snakemake, and all tests'
 	@echo 'make test-quick the tests of a minute; TESTS=tests/unit/test_data.py takes a file or a folder'
 	@echo 'make check      what make test does before its tests'
@@ -62,6 +63,10 @@ all: setup
 	@$(if $(PRESET),localized-unlearning presets $(PRESET) > /dev/null)
 	@snakemake --profile profiles/local all $(ARGS) $(OVERLAY) 2>&1
 	@$(if $(filter -n --dry-run --configfile%,$(ARGS)),true,localized-unlearning report --config config.yaml $(LAYERS) && localized-unlearning summary --config config.yaml $(LAYERS))
+
+# What a run takes and what it lacks, before it is started: make preflight PRESET=gemma-7b
+preflight: setup
+	@localized-unlearning preflight --config config.yaml $(LAYERS)
 
 # ---- benchmark: ours beside what a user would otherwise run; writes docs/performance.md at the end, or nothing
 

@@ -1,11 +1,13 @@
 # Robust Knowledge Unlearning via Mechanistic Localizations (Guo et al. 2024), rebuilt.
 # A table of contents: the config, the stages in workflow/rules, and the targets by name.
+import sys
 from pathlib import Path
 
 from snakemake.utils import min_version
 
 from localized_unlearning.config.reading import overlays
 from localized_unlearning.errors import UserError
+from localized_unlearning.workflow import targets
 from localized_unlearning.workflow.snakefile import Rules
 
 min_version("9.27")
@@ -15,6 +17,7 @@ configfile: "config.yaml"
 
 
 try:
+    targets.check(sys.argv[1:])
     files = ["config.yaml", *map(str, workflow.config_settings.configfiles)]
     plan = Rules([*overlays(map(Path, files)), ("--config", workflow.config_settings.config)])
 except UserError as error:

@@ -25,10 +25,10 @@ from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
 from localized_unlearning.progress import clock
 from snakemake_logger_plugin_progress.pace import Pace, Running
 
-# Snakemake's scheduling, which is in its log file.
+# Snakemake's scheduling, and that a failed job's command failed: the job's own error follows. All is in the log file.
 UNSAID = {LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.RESOURCES_INFO, LogEvent.WORKFLOW_STARTED}
 CHATTER = re.compile(
-    r"Select jobs to execute|Execute \d+ jobs|Assuming unrestricted shared|Using shell: |Provided cores: |Rules claiming"
+    r"RuleException:\s+CalledProcessError|Select jobs to execute|Execute \d+ jobs|Assuming unrestricted shared|Using shell: |Provided cores: |Rules claiming"
 )
 TIMESTAMP = re.compile(r"^\[\w{3} \w{3} [ \d]\d [\d:]{8} \d{4}\]\s*")
 COLOURS = {ERROR: "\033[31m{}\033[0m", WARNING: "\033[33m{}\033[0m"}
@@ -130,7 +130,7 @@ class LogHandler(LogHandlerBase):
         if event == LogEvent.PROGRESS:
             return f"{record.done} of {record.total} steps done, {self._times()}"  # type: ignore[attr-defined]
         text = TIMESTAMP.sub("", self.format(record) or "").rstrip("\n")
-        return "" if event is None and CHATTER.match(text) else text
+        return "" if event in (None, LogEvent.ERROR) and CHATTER.match(text) else text
 
     # ---- what nobody tells: that a long job lives
 

@@ -17,6 +17,7 @@ from localized_unlearning.config import reading
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.workflow import targets
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -108,3 +109,22 @@ def test_no_fault_of_a_value_is_told_in_pydantics_words() -> None:
                         found,
                     )
     assert len(seen) > 5
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("figure_17", "there is no figure_17: figures 1 to 16"),
+        ("table_0", "there is no table_0: tables 1 to 4"),
+        ("fig_3", "there is no target fig_3: say figure_3"),
+        ("Figure3", "there is no target Figure3: say figure_3"),
+        ("table-2", "there is no target table-2: say table_2"),
+    ],
+)
+def test_a_target_that_is_not_there_is_answered_with_those_that_are(word: str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        targets.check(["-n", "all", word])
+    assert str(error.value) == sentence
+    targets.check(
+        ["-c2", "figure_3", "table_1", "--configfile", "my_figure_99.yaml", "results/x/tables/table_9.md"]
+    )

@@ -68,6 +68,7 @@ def test_a_run_is_one_line_a_job_and_how_far_it_is(run: Callable[..., Run]) -> N
     assert "Select jobs" not in said and "Execute " not in said and "Finished jobid" not in said
     assert "2026" not in said.replace(".snakemake/log/2026", ""), "timestamps are in the log file"
     assert "time left not known yet" in said and "s per step, about 0:" in said
+    assert "CalledProcessError" not in said, "the job's own error says it"
     assert "Error in rule bad" in said and "an error in the log" in said, "a failed job's log is shown"
 
 
