@@ -9,8 +9,9 @@ is not, unless the stage imports it too; keep a method in one file.
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ PACKAGE = Path(__file__).parent
 
 OBJECTIVES = PACKAGE / "unlearning" / "objectives"
 """Our objectives, one per file."""
+SCORES = PACKAGE / "localization" / "methods"
+"""Our ways to score components, one per file, but for the paper's two, which the scoring stage imports."""
+WEIGHT_SCORES = PACKAGE / "localization" / "weight_methods"
+"""Our ways to score single weights, one per file."""
 
 
 def file_of(named: str, folder: Path | None = None) -> Path | None:
@@ -67,3 +72,23 @@ def load(named: str, path: Path) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{path} has no function '{function}': define it, or correct '{named}' in the config")
     return found  # type: ignore[no-any-return]
+
+
+def check(found: Callable[..., Any], parameters: Mapping[str, Any], named: str, given: int) -> None:
+    """Make sure that a function or class takes these settings.
+
+    Args:
+        found: the function or class.
+        parameters: settings by name, as the config has them.
+        named: how the config names it.
+        given: how many arguments come before them.
+
+    Raises:
+        UserError: when it has no such setting.
+    """
+    taken = list(inspect.signature(found).parameters.values())[given:]
+    known = [p.name for p in taken if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for name in parameters:
+        if name not in known:
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise UserError(f"{named} has no hyperparameter '{name}': {has}; correct its 'parameters'")

@@ -168,6 +168,17 @@ def batches(pairs: Pairs, model: Any, batch_tokens: int) -> list[packing.Batch]:
     return packing.batches(pairs.clean, model, batch_tokens, shared=shared)
 
 
+def corrupted(pairs: Pairs, batch: packing.Batch) -> Tensor:
+    """Token ids of the corrupt prompts, laid out as the batch lays out the clean ones ``[row, node]``."""
+    import torch
+
+    ids: Tensor = batch.inputs["input_ids"].clone()
+    for row, p in enumerate(batch.packs):
+        for index, path in zip(p.prompts, p.paths, strict=True):
+            ids[row, list(path)] = torch.tensor(pairs.corrupt[index], device=ids.device)
+    return ids
+
+
 def metric(candidates: Tensor, answer: Tensor) -> Tensor:
     """Logit of the right answer minus the mean of the others ``[prompt]``, from logits ``[prompt, choice]``."""
     import torch

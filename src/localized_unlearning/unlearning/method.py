@@ -417,12 +417,7 @@ def of(found: Any, parameters: Mapping[str, Any], named: str) -> Method:
     Raises:
         UserError: when it has no such hyperparameter, or refuses its value.
     """
-    taken = list(inspect.signature(found).parameters.values())[0 if inspect.isclass(found) else 1 :]
-    known = [p.name for p in taken if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    for name in parameters:
-        if name not in known:
-            has = f"it has {', '.join(known)}" if known else "it has none"
-            raise UserError(f"{named} has no hyperparameter '{name}': {has}; correct its 'parameters'")
+    extensions.check(found, parameters, named, given=0 if inspect.isclass(found) else 1)
     try:
         if inspect.isclass(found):
             made = found(**parameters)
