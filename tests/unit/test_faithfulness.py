@@ -11,10 +11,12 @@ import pytest
 import torch
 from test_localization import activation, logit_difference, replace, some_pairs
 
+from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.config.localization import Components
 from localized_unlearning.localization import faithfulness
 from localized_unlearning.models import components
 from localized_unlearning.models.components import Component
+from localized_unlearning.reporting import faithfulness as reporting
 
 
 @pytest.mark.parametrize("architecture", ["gemma3", "neox"])
@@ -45,8 +47,8 @@ def test_what_is_left_is_the_metric_of_the_patched_run(
 
 def test_areas_are_trapezoids_to_the_whole() -> None:
     """Catches a curve that is not closed at (1, 1), and a distance that lets over- and undershoot cancel."""
-    assert faithfulness.areas([0.5], [0.5]) == pytest.approx((0.375, 0.125))
-    cpr, cmd = faithfulness.areas([0.2, 0.6], [1.5, 0.5])
+    assert reporting.areas(np.array([0.5]), np.array([0.5])) == pytest.approx((0.625 - 0.25, 0.125))
+    cpr, cmd = reporting.areas(np.array([0.2, 0.6]), np.array([1.5, 0.5]))
     assert cpr == pytest.approx(0.4 * (1.5 + 0.5) / 2 + 0.4 * (0.5 + 1) / 2)
     assert cmd == pytest.approx(0.4 * (0.5 + 0.5) / 2 + 0.4 * (0.5 + 0) / 2)
 
@@ -56,3 +58,36 @@ def test_shares_are_rounded_down_over_units() -> None:
     ranked = [[Component(i, "up"), Component(i, "down")] for i in range(20)]
     sets = faithfulness.top_sets(ranked, [0.001, 0.05, 0.14, 0.5])
     assert [len(s) for s in sets] == [0, 2, 4, 20] and sets[1] == ranked[0]
+
+
+def test_the_report_reads_ratios_of_sums() -> None:
+    """Catches means of ratios, another case's prompts, and a curve whose own selection is taken for a point of it."""
+    rng = np.random.default_rng(0)
+    names = [f"a{i}" for i in range(6)]
+    clean, corrupt = rng.normal(5, 1, 6), rng.normal(1, 1, 6)
+    cases = [
+        ("keep", 0.3, 3),
+        ("ablate", 0.3, 3),
+        ("keep", 0.1, 1),
+        ("ablate", 0.1, 1),
+        ("keep", 0.5, 5),
+        ("ablate", 0.5, 5),
+    ]
+    left = rng.normal(3, 1, (6, 6))
+    data = faithfulness.rows(names, cases, left, clean, corrupt)
+    data = data.assign(own=[i < 12 for i in range(len(data))], task="t", localization="l")
+    points = reporting.estimates(data.sample(frac=1, random_state=1), Statistics(bootstrap=300)).set_index(
+        ["measure", "own", "share"]
+    )
+
+    def wanted(place: int) -> float:
+        return float((left[place] - corrupt).sum() / (clean - corrupt).sum())
+
+    for place, (mode, share, _) in enumerate(cases):
+        row = points.loc[(mode, place < 2, share)]
+        assert row["mean"] == pytest.approx(wanted(place)) and row["low"] < row["mean"] < row["high"]
+    cpr = points.loc["cpr"]["mean"].iloc[0]
+    assert cpr == pytest.approx(0.4 * (wanted(2) + wanted(4)) / 2 + 0.5 * (wanted(4) + 1) / 2)
+    text = reporting.table(points.reset_index(), {"l": "Mine"}, "run")
+    assert f"{wanted(1):.3f}" in text and f"{cpr:.3f}" in text and f"{wanted(2):.3f}" not in text
+    assert reporting.draw(points.reset_index(), {"l": "Mine"}).axes

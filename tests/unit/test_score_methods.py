@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from localized_unlearning.localization.effects import Effects, combined
 from test_localization import activation, logit_difference, patched, place, some_pairs
 
 from localized_unlearning import extensions
@@ -18,7 +19,6 @@ from localized_unlearning.config.localization import Components, Score
 from localized_unlearning.errors import UserError
 from localized_unlearning.localization.attribution_patching import attribution_patching
 from localized_unlearning.localization.calling import called
-from localized_unlearning.localization.effects import Effects, combined
 from localized_unlearning.models import components
 from localized_unlearning.models.components import Component
 

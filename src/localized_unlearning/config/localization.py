@@ -113,6 +113,21 @@ class Localization(Section):
     )
 
 
+class Faithfulness(Section):
+    """Keeping or ablating what a localization ranks first, and reading what is left of the answer (MIB's CPR and CMD)."""
+
+    shares: tuple[Fraction, ...] = Field(
+        (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+        min_length=1,
+        description="Shares of the scored units, rounded down (MIB: these, and 1, where nothing is replaced).",
+    )
+    athletes: Literal["test", "forget"] = Field(
+        "test", description="Whose prompts: the test part's, or its forget set's."
+    )
+    prompts: int | None = Field(100, ge=1, description="How many of these athletes; null takes all.")
+    seed: int = Field(0, description="Seed of prompts and made-up names.")
+
+
 class NullDistribution(Section):
     """Random localizations, against which the others are ranked; each is a localization of its own."""
 

@@ -27,6 +27,7 @@ from localized_unlearning.config.evaluation import (
 )
 from localized_unlearning.config.localization import (
     Components,
+    Faithfulness,
     Localization,
     NullDistribution,
     Score,
@@ -79,6 +80,7 @@ class Config(Section):
     components: Components = Components()
     scores: dict[str, Score | None] = Field(default_factory=_default_scores)
     localizations: dict[str, Localization | None] = Field(default_factory=_default_localizations)
+    faithfulness: Faithfulness = Faithfulness()
     null_distribution: NullDistribution = NullDistribution()
     finetune: Finetune = Finetune()
     evaluation: Evaluation = Evaluation()

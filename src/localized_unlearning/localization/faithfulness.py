@@ -2,12 +2,13 @@
 
 The faithfulness of Mueller et al. 2025 (MIB, arXiv 2504.13151, section 3.1): all components but the best k % have their
 activations replaced by the corrupt run's (keep), or those alone (ablate), and the metric is read between the corrupt run's 0
-and the clean run's 1. CPR is the area under the curve over k, CMD the area between it and 1; definitions, shares and
+and the clean run's 1. CPR is the area under the curve over k, CMD the area between it and 1 (``reporting/faithfulness``); definitions, shares and
 rounding as in MIB-circuit-track at 8284199, MIB_circuit_track/evaluation.py (evaluate_area_under_curve, linear scale, absolute scores).
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from localized_unlearning.localization.pairs import Pairs, _answers, _metric_of, batches, corrupted
-from localized_unlearning.models import components
+from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.data.splits import read_split
+from localized_unlearning.localization.pairs import (
+    Pairs,
+    _answers,
+    _metric_of,
+    batches,
+    corrupted,
+    make_pairs,
+)
+from localized_unlearning.localization.selecting import counted, ranked_units
+from localized_unlearning.localization.selection import read_selection
+from localized_unlearning.models import components, loading
+from localized_unlearning.models import device as device_module
 from localized_unlearning.models.activations import recorded
 from localized_unlearning.models.components import Component
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from localized_unlearning.jobs.job import Job
 
 Place = tuple[int, str]
 """A layer and a kind."""
@@ -115,20 +130,6 @@ def top_sets(ranked: Sequence[Sequence[Component]], shares: Sequence[float]) -> 
     return [[c for unit in ranked[: int(share * len(ranked) + 1e-9)] for c in unit] for share in shares]
 
 
-def areas(shares: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """CPR and CMD: the area under a keep curve, and that between it and 1, by trapezoids over linear shares.
-
-    Where everything is kept nothing is replaced, so that the curve ends at (1, 1).
-    """
-    x, y = np.array([*shares, 1.0]), np.array([*values, 1.0])
-    return float(np.trapezoid(y, x)), float(np.trapezoid(np.abs(1 - y), x))
-
-
-def ratio(values: np.ndarray, clean: np.ndarray, corrupt: np.ndarray) -> float:
-    """What is left between the corrupt run's 0 and the clean run's 1: a ratio of sums over prompts, as in MIB."""
-    return float((values - corrupt).sum() / (clean - corrupt).sum())
-
-
 def rows(
     athletes: Sequence[str],
     cases: Sequence[tuple[str, float, int]],
@@ -152,3 +153,48 @@ def rows(
         for place, (mode, share, count) in enumerate(cases)
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def measure(job: Job) -> None:
+    """Stage: what is left of the answer when a selection, or the best of what its scores rank, is kept or ablated.
+
+    Localizations by scores have a curve over ``faithfulness.shares``; every localization has its own selection, whose
+    ``share`` is its share of the components (``own`` is true).
+    """
+    config, name = job.config, job.wildcards["localization"]
+    settings, localization = config.faithfulness, config.localizations[name]
+    assert localization is not None
+    device = device_module.setup(config.compute)
+    model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
+    split = read_split(job.inputs["split"])
+    asked = split[split[settings.athletes if settings.athletes == "forget" else "test"]]
+    athletes = list(zip(asked["athlete"], asked["sport"], strict=True))
+    if settings.prompts is not None and settings.prompts < len(athletes):
+        athletes = random.Random(settings.seed).sample(athletes, settings.prompts)
+    prompt = load_prompts(job.inputs["prompts"])[config.prompts.training]
+    pairs = make_pairs(athletes, prompt.render, tokenizer, settings.seed)
+    every = components.list_components(model.config, counted(config.components, localization.granularity))
+    cases = [(0.0, read_selection(job.inputs["selection"]))]
+    if job.inputs.get("scores"):
+        table = pd.read_parquet(job.inputs["scores"])
+        units = table.groupby("unit", sort=False)["component"].agg(list)
+        ranked = [[components.parse(c) for c in units[unit]] for unit in ranked_units(table)]
+        cases += list(zip(settings.shares, top_sets(ranked, settings.shares), strict=True))
+    sets, about = [], []
+    for share, best in cases:
+        inside = set(best)
+        rest = [c for c in every if c not in inside]
+        for mode, replaced_ones in (("keep", rest), ("ablate", best)):
+            sets.append(replaced_ones)
+            about.append((mode, share or len(best) / len(every), len(best)))
+    tokens = device_module.batch_tokens(
+        config.compute, model, kept=components.geometry_of(model.config).layers
+    )
+    left, clean, corrupt = left_over(model, pairs, sets, sorted({str(c.kind) for c in every}), tokens)
+    table = rows([a for a, _ in athletes], about, left, clean, corrupt)
+    own = len(athletes) * 2  # the first two cases are the selection's own
+    table = table.assign(
+        own=[i < own for i in range(len(table))], task=job.wildcards["task"], localization=name
+    )
+    job.facts.update(seeds={"faithfulness": settings.seed}, prompts=len(athletes), device=device)
+    table.to_parquet(job.outputs["faithfulness"], index=False)

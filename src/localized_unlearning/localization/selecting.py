@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -209,6 +209,20 @@ def _within(
     return matched_units(table, sizes, parameters, localization.budget == "parameters_reached")
 
 
+def described(
+    name: str, localization: Localization, chosen: Sequence[object], of: int, parameters: int, model: Any
+) -> dict[str, Any]:
+    """What a selection file says: the chosen components, their parameters, and their share of the model."""
+    return {
+        "localization": name,
+        "label": localization.label,
+        "components": [str(component) for component in chosen],
+        "parameters": parameters,
+        "share_of_components": len(chosen) / of,
+        "share_of_parameters": parameters / sum(p.numel() for p in model.parameters()),
+    }
+
+
 def select(job: Job) -> None:
     """Stage: the components that a localization trains."""
     localization = job.config.localizations[job.wildcards["localization"]]
@@ -242,15 +256,7 @@ def _select(job: Job, localization: Localization) -> None:
     manual_parameters = json.loads(manual.read_text())["parameters"] if manual else None
     chosen = choose(localization, found, sizes, scores, manual_parameters)
     parameters = sum(sizes[c] for c in chosen)
-    total = sum(p.numel() for p in model.parameters())
-    selection = {
-        "localization": name,
-        "label": localization.label,
-        "components": chosen,
-        "parameters": parameters,
-        "share_of_components": len(chosen) / len(found),
-        "share_of_parameters": parameters / total,
-    }
+    selection = described(name, localization, chosen, len(found), parameters, model)
     if localization.kind == "random":
         job.facts.update(seeds={"random": localization.seed})
     job.outputs["selection"].write_text(json.dumps(selection, indent=1) + "\n", encoding="utf-8")

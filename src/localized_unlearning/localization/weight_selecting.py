@@ -1,0 +1,94 @@
+"""Stage: the single weights of one localization (kind ``weights``), as a selection and its masks."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from localized_unlearning import extensions
+from localized_unlearning.data import tokens as tokens_module
+from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.data.splits import read_split
+from localized_unlearning.errors import UserError
+from localized_unlearning.localization import weights
+from localized_unlearning.localization.selecting import counted, described
+from localized_unlearning.localization.settings import for_masks
+from localized_unlearning.models import components, deltas, loading
+from localized_unlearning.models import device as device_module
+
+if TYPE_CHECKING:
+    from localized_unlearning.config.localization import Score
+    from localized_unlearning.jobs.job import Job
+
+
+def sampled(rows: pd.DataFrame, settings: Score) -> pd.DataFrame:
+    """As many of the rows as the score asks for, drawn by its seed; all without a number."""
+    if settings.prompts is None or settings.prompts >= len(rows):
+        return rows
+    return rows.iloc[sorted(random.Random(settings.seed).sample(range(len(rows)), settings.prompts))]
+
+
+def select_weights(job: Job) -> None:
+    """Stage: which single weights are trained: those that a method scores highest.
+
+    The gradients are of the mean of -log p on the training prompt, over the training part's forget set and over the
+    rest of it. Writes the selection (the components that hold a chosen weight) and the masks, a bit per weight.
+    """
+    name = job.wildcards["localization"]
+    localization = job.config.localizations[name]
+    assert localization is not None
+    if job.wildcards["method"] == "mask":
+        localization = for_masks(localization)
+    settings = job.config.scores[localization.scores or ""]
+    assert settings is not None
+    device = device_module.setup(job.config.compute)
+    model, tokenizer = loading.load(job.inputs["base_model"], job.config.model.dtype, device)
+    method = extensions.load(settings.method, job.inputs["method"])
+    extensions.check(method, settings.parameters, settings.method, given=3)
+
+    split = read_split(job.inputs["split"])
+    split = split[split["train"]]
+    prompt = load_prompts(job.inputs["prompts"])[job.config.prompts.training]
+    kinds = sorted(split["sport"].unique())
+    token = dict(zip(kinds, tokens_module.answer_tokens(tokenizer, kinds), strict=True))
+    every = components.list_components(model.config, counted(job.config.components, localization.granularity))
+    allowed = [c for c in every if localization.kinds is None or c.kind in localization.kinds]
+    masks = components.trainable(model, allowed)
+    if not masks:
+        raise UserError(f"localizations.{name}.kinds leaves no component of this model: correct it")
+    tokens = device_module.batch_tokens(
+        job.config.compute, model, kept=components.geometry_of(model.config).layers
+    )
+    gradients = []
+    for rows in (split[split["forget"]], split[~split["forget"]]):
+        rows = sampled(rows, settings)
+        encoded = tokens_module.encode(tokenizer, [prompt.render(a) for a in rows["athlete"]])
+        items = list(zip(encoded, [token[sport] for sport in rows["sport"]], strict=True))
+        gradients.append(weights.loss_gradients(model, list(masks), items, tokens))
+    three = {n: (model.get_parameter(n).detach(), gradients[0][n], gradients[1][n]) for n in masks}
+    scores = weights.weight_scores(method, settings.method, settings.parameters, three, masks)
+
+    total = sum(components.size_of(c, model) for c in every)
+    count = components.budget(total, localization.fraction)
+    if localization.budget != "fraction":
+        count = json.loads(job.inputs["manual"].read_text(encoding="utf-8"))["parameters"]
+    room = sum(components.selected(model.get_parameter(n), mask) for n, mask in masks.items())
+    chosen = weights.highest(scores, min(count, room))
+    held = [c for c in allowed if holds(model, c, chosen)]
+    selection = described(
+        name, localization, held, len(every), sum(int(m.sum()) for m in chosen.values()), model
+    )
+    job.facts.update(seeds={"localization": settings.seed}, device=device)
+    job.outputs["selection"].write_text(json.dumps(selection, indent=1) + "\n", encoding="utf-8")
+    weights.save_masks(job.outputs["weights"], chosen, deltas.weights_digest(job.inputs["base_model"]))
+
+
+def holds(model: Any, component: components.Component, chosen: Mapping[str, Any]) -> bool:
+    """Whether a component holds a chosen weight."""
+    ((name, part),) = components.trainable(model, [component]).items()
+    mask = chosen[name]
+    return bool(mask.any() if part is None else (mask & part).any())
