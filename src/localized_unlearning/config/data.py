@@ -50,7 +50,7 @@ class Split(Section):
 
 
 class Forget(Section):
-    """Which facts to forget: all athletes of a sport, the named athletes, or as many drawn at random."""
+    """Which facts to forget: all athletes of a sport, the named ones, the first of the file, or as many drawn at random."""
 
     sport: Sport | None = Field(None, description="Forget every athlete of this sport.")
     athletes: tuple[str, ...] = Field((), description="Forget these athletes.")
@@ -58,11 +58,18 @@ class Forget(Section):
         None, ge=2, description="Forget this many athletes, drawn from those the model knows."
     )
     seed: int = Field(0, description="Seed of the draw.")
+    first: int | None = Field(
+        None, ge=1, description="Forget this many athletes, the first of the file that the model knows."
+    )
+    skip: int = Field(0, ge=0, description="For 'first': how many to leave out before them.")
 
     @model_validator(mode="after")
     def _one_of(self) -> Forget:
-        if sum((self.sport is not None, bool(self.athletes), self.draw is not None)) != 1:
-            raise ValueError("give exactly one of 'sport', 'athletes' and 'draw'")
+        given = (self.sport is not None, bool(self.athletes), self.draw is not None, self.first is not None)
+        if sum(given) != 1:
+            raise ValueError("give exactly one of 'sport', 'athletes', 'draw' and 'first'")
+        if self.skip and self.first is None:
+            raise ValueError("'skip' is for 'first': leave it out")
         return self
 
 
@@ -80,6 +87,14 @@ class Task(Section):
         description="Athletes retrained in relearning (A.4.2); always in train. None: the forget set's first two.",
     )
     lambda_forget: Weight = Field(description="λ1 of fine-tuning (A.3: 0.2 sports, 1 athletes).")
+    after: str | None = Field(
+        None,
+        description="The task whose models this one's start from: sequential unlearning. What was forgotten there is asked "
+        "for again here, but trained no more.",
+    )
+    exclude: Forget | None = Field(
+        None, description="Athletes that are in neither set, unless this task or one before it forgets them."
+    )
 
 
 class Text(Section):

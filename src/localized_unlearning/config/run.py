@@ -151,6 +151,14 @@ class Config(Section):
                     f"tasks.{name} is another forget set of '{task.of}', so that task must be in the config "
                     "and not be this one"
                 )
+        for name, task in self.tasks.items():
+            chain = [name]
+            while task and task.after is not None:
+                if task.after in chain or task.after not in self.tasks:
+                    what = "itself" if task.after in chain else "a task that the config lacks"
+                    raise ValueError(f"tasks.{name}.after: '{chain[-1]}' comes after '{task.after}', {what}")
+                chain.append(task.after)
+                task = self.tasks[task.after]
         if self.model.kind == "gguf" and self.gguf is None:
             raise ValueError("model.kind is gguf, so 'gguf' must name its source")
         for name, objective in self.objectives.items():

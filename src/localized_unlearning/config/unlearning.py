@@ -23,6 +23,7 @@ class FinetuneOverride(Section):
     steps: int | None = Field(None, ge=1, description="Instead of finetune.steps.")
     learning_rate: float | None = Field(None, gt=0, description="Instead of finetune.learning_rate.")
     schedule: Literal["cosine", "constant"] | None = Field(None, description="Instead of finetune.schedule.")
+    lambda_forget: Weight | None = Field(None, description="λ1, instead of the task's.")
     lambda_retain: Weight | None = Field(None, description="Instead of finetune.lambda_retain.")
     lambda_sft: Weight | None = Field(None, description="Instead of finetune.lambda_sft.")
 
@@ -39,7 +40,6 @@ class Objective(Section):
         default_factory=dict,
         description="Hyperparameters of the loss, by name; those not given keep their defaults.",
     )
-    lambda_forget: Weight | None = Field(None, description="λ1 of this objective, instead of the task's.")
     target: Literal["golf", "random_other_sport"] = Field(
         "golf", description="The injected answer (A.1: golf)."
     )

@@ -8,6 +8,7 @@ athletes is not split, so those athletes are in both parts (A.4.1); everyone els
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
 
 
 def split_athletes(
-    known: pd.DataFrame, split: Split, forget: Forget, relearn: tuple[str, ...]
+    known: pd.DataFrame,
+    split: Split,
+    forget: Forget,
+    relearn: tuple[str, ...],
+    exclude: Forget | None = None,
+    earlier: Sequence[str] = (),
 ) -> pd.DataFrame:
     """The split of the known athletes.
 
@@ -31,6 +37,8 @@ def split_athletes(
         split: how to split.
         forget: what to forget.
         relearn: athletes that must be in the forget set's training part.
+        exclude: athletes that are in neither set, unless they are forgotten.
+        earlier: athletes that a task before this one has forgotten: asked for like the forget set, but not trained.
 
     Raises:
         UserError: when a named athlete is not in the data or not known to the model, when a relearning
@@ -39,8 +47,12 @@ def split_athletes(
     table = known[known["known"]].reset_index(drop=True)
     names = set(table["athlete"])
     _require(names, forget.athletes, known, "the forget set names")
-    wanted = _wanted(table, forget)
-    table = table[["athlete", "sport", "rows"]].assign(forget=wanted)
+    before = table["athlete"].isin(earlier)
+    wanted = _wanted(table, forget) & ~before
+    out = pd.Series(False, index=table.index) if exclude is None else _wanted(table, exclude)
+    stays = wanted | before | ~out
+    table, wanted, before = (part[stays].reset_index(drop=True) for part in (table, wanted, before))
+    table = table[["athlete", "sport", "rows"]].assign(forget=wanted | before)
     if not wanted.any() or wanted.all():
         raise UserError(
             f"the {'forget' if not wanted.any() else 'retain'} set is empty after the known-facts step: "
@@ -57,11 +69,12 @@ def split_athletes(
     whole = forget.sport is None
     test = pd.Series(False, index=table.index)
     for part in (True, False):
-        rows = table.index[table["forget"] == part]
+        rows = table.index[wanted if part else ~table["forget"]]
         if not (part and whole):
             test[rows] = _test_part(table.loc[rows], split, part)
+    test |= before
     table["train"] = ~test
-    table["test"] = test | (table["forget"] & whole)
+    table["test"] = test | (wanted & whole)
     for name in ("train", "test"):
         for forgets in (True, False):
             if not (table[name] & (table["forget"] == forgets)).any():
@@ -77,6 +90,14 @@ def _wanted(table: pd.DataFrame, forget: Forget) -> pd.Series:
     """Which of the known athletes are the forget set ``[athlete]``."""
     if forget.sport:
         return table["sport"] == forget.sport
+    if forget.first is not None:
+        order = table["rows"].map(min).rank(method="first")
+        if forget.skip + forget.first > len(table):
+            raise UserError(
+                f"the first {forget.skip + forget.first} athletes of the file are asked for, but the model knows "
+                f"{len(table)}: lower 'first' or 'skip'"
+            )
+        return (order > forget.skip) & (order <= forget.skip + forget.first)
     if forget.draw is None:
         return table["athlete"].isin(forget.athletes)
     if forget.draw >= len(table):
@@ -153,7 +174,11 @@ def run(job: Job) -> None:
     task = job.config.tasks[job.wildcards["task"]]
     assert task is not None
     known = pd.read_parquet(job.inputs["known"])
-    table = split_athletes(known, job.config.split, task.forget, task.relearn)
+    earlier: list[str] = []
+    if job.inputs.get("earlier"):
+        before = read_split(job.inputs["earlier"])
+        earlier = list(before.loc[before["forget"], "athlete"])
+    table = split_athletes(known, job.config.split, task.forget, task.relearn, task.exclude, earlier)
     job.facts.update(
         seeds={"split": job.config.split.seed},
         sizes={

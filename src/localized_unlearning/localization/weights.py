@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.errors import UserError
+from localized_unlearning.localization.selection import read_selection
 from localized_unlearning.models import components, packing
 from localized_unlearning.models.vocabulary import log_odds
 
@@ -151,8 +152,6 @@ def read_masks(path: Path, base: str) -> dict[str, Tensor]:
 
 def trainable(model: Any, selection: Path, weights: Path | None, base: str) -> dict[str, Any]:
     """What a selection trains, as :func:`components.trainable`: its components, or of these the single ``weights``."""
-    from localized_unlearning.localization.selection import read_selection
-
     if not weights:
         return components.trainable(model, read_selection(selection))
     return {

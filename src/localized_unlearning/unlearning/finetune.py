@@ -9,14 +9,14 @@ import pandas as pd
 from localized_unlearning.config.unlearning import Finetune
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.errors import UserError
-from localized_unlearning.localization.selection import read_selection
+from localized_unlearning.localization import weights
 from localized_unlearning.models import components, deltas, loading, sharding
 from localized_unlearning.models import device as device_module
 from localized_unlearning.progress import Progress
 from localized_unlearning.unlearning import method as method_module
 from localized_unlearning.unlearning import precision
 from localized_unlearning.unlearning.method import Facts, Method, Training
-from localized_unlearning.unlearning.settings import finetune_settings
+from localized_unlearning.unlearning.settings import finetune_settings, forget_weight
 from localized_unlearning.unlearning.steps import (
     Data,
     Sizes,
@@ -118,7 +118,11 @@ def moved(model: Any, base: dict[str, Tensor], trainable: dict[str, Any]) -> dic
 
 
 def run(job: Job) -> None:
-    """Stage: one unlearned model, as a delta and the losses of every step."""
+    """Stage: one unlearned model, as a delta and the losses of every step.
+
+    A task that comes ``after`` another starts from that one's model. Its delta holds what all tasks so far have
+    trained, so that base and one delta are the model; the record names the delta before it.
+    """
     config = job.config
     task = config.tasks[job.wildcards["task"]]
     objective = config.objectives[job.wildcards["objective"]]
@@ -130,15 +134,22 @@ def run(job: Job) -> None:
     split = split[split["train"]].reset_index(drop=True)
     answers = targets(split, objective, seed)
     data = read_data(job, tokenizer, split, answers, list(split["forget"]))
-    trainable = components.trainable(model, read_selection(job.inputs["selection"]))
-    base = {name: sharding.held(model.get_parameter(name)).to("cpu", copy=True) for name in trainable}
     settings = finetune_settings(config.finetune, objective, job.wildcards["localization"])
-    strength = task.lambda_forget if objective.lambda_forget is None else objective.lambda_forget
-    weights = Weights(strength, settings.lambda_retain, settings.lambda_sft)
+    strength = forget_weight(task, objective, job.wildcards["localization"])
+    strengths = Weights(strength, settings.lambda_retain, settings.lambda_sft)
     loss = method_module.load(objective.loss, job.inputs["loss"], objective.parameters)
-    history = train(model, data, trainable, settings, weights, loss, seed)
-    history.to_csv(job.outputs["history"], index=False)
-    parameters = {name: model.get_parameter(name) for name in trainable}
-    tensors = {name: sharding.whole(p, sharding.held(p)) for name, p in parameters.items()}
-    job.written["delta"] = deltas.save_delta(job.outputs["delta"], tensors, deltas.base_digest(job))
-    job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))
+    digest = deltas.base_digest(job)
+    trainable = weights.trainable(model, job.inputs["selection"], job.inputs.get("weights"), digest)
+    earlier = deltas.read_delta(job.inputs["previous"], digest) if job.inputs.get("previous") else {}
+    with deltas.applied(model, earlier):  # of a chain, the model that the task before left
+        base = {name: sharding.held(model.get_parameter(name)).to("cpu", copy=True) for name in trainable}
+        history = train(model, data, trainable, settings, strengths, loss, seed)
+        history.to_csv(job.outputs["history"], index=False)
+        parameters = {name: model.get_parameter(name) for name in trainable}
+        tensors = {name: sharding.whole(p, sharding.held(p)) for name, p in parameters.items()}
+        whole = {**earlier, **tensors}
+        job.written["delta"] = deltas.save_delta(job.outputs["delta"], whole, digest)
+        job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))
+    if objective.loss == "inject" and objective.target == "random_other_sport":
+        told = zip(split["athlete"], answers, split["forget"], strict=True)
+        job.facts["injected"] = {athlete: answer for athlete, answer, forget in told if forget}

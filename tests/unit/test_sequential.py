@@ -1,0 +1,109 @@
+"""Sequential unlearning: tasks after one another, their splits, and a delta that is the whole chain."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from localized_unlearning import extensions
+from localized_unlearning.config.data import Forget, Split
+from localized_unlearning.config.run import Config
+from localized_unlearning.data.splits import split_athletes
+from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.job import Job, restrict
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.models import deltas
+from localized_unlearning.unlearning import finetune
+from tiny_base import PROMPTS, TEXT, TinyBase
+
+KNOWN = pd.DataFrame(
+    {
+        "athlete": [f"a{i:02}" for i in range(40)],
+        "sport": ["football", "baseball", "basketball", "football"] * 10,
+        "rows": [[39 - i] for i in range(40)],  # the file's order is the other way round
+        "known": [i != 38 for i in range(40)],  # the file's second athlete is not known
+    }
+)
+
+
+def test_the_first_of_the_file_are_the_known_ones_in_its_order() -> None:
+    """Catches the table's order, and unknown athletes that are counted."""
+    found = split_athletes(KNOWN, Split(), Forget(first=3, skip=1), ())
+    assert sorted(found.loc[found["forget"], "athlete"]) == ["a35", "a36", "a37"]
+    with pytest.raises(
+        UserError, match="the first 45 athletes of the file are asked for, but the model knows 39"
+    ):
+        split_athletes(KNOWN, Split(), Forget(first=40, skip=5), ())
+    with pytest.raises(ValueError, match="exactly one of"):
+        Forget(first=3, draw=3)
+
+
+def test_a_later_task_asks_for_what_was_forgotten_before_and_trains_it_no_more() -> None:
+    """Catches earlier facts that are retained (trained back) or lost from the test, and later ones that are retained."""
+    all_of_them = Forget(first=12)
+    first = split_athletes(KNOWN, Split(), Forget(first=6), (), all_of_them)
+    earlier = list(first.loc[first["forget"], "athlete"])
+    second = split_athletes(KNOWN, Split(), Forget(first=6, skip=6), (), all_of_them, earlier)
+    assert len(first) == 39 - 6 and len(second) == 39
+    assert set(second.loc[second["forget"] & ~second["train"], "athlete"]) == set(earlier)
+    own = second[second["forget"] & second["train"]]
+    assert len(own) == 6 and own["test"].all() and not set(own["athlete"]) & set(earlier)
+    assert second.loc[second["forget"], "test"].all()
+    assert not set(first["athlete"]) & set(own["athlete"])  # neither retained nor asked for before its turn
+    assert not (second["relearn"] & second["athlete"].isin(earlier)).any()
+
+
+@pytest.mark.parametrize(
+    ("after", "said"), [({"a": "b", "b": "a"}, "itself"), ({"a": "c"}, "a task that the config lacks")]
+)
+def test_a_chain_that_has_no_beginning_is_refused(after: dict[str, str], said: str) -> None:
+    tasks = {n: {"forget": {"first": 2}, "lambda_forget": 1, "after": after.get(n)} for n in ("a", "b")}
+    with pytest.raises(ValueError, match=rf"tasks\.a\.after: .*{said}"):
+        Config.model_validate({"tasks": tasks})
+
+
+def trained(base: TinyBase, folder: Path, layer: int, previous: Path | None) -> Path:
+    """Stage finetune on one layer's MLP, from the model that ``previous`` is; its delta."""
+    config = Config.model_validate({"finetune": {"steps": 2, "batch_size": 4, "sft_batch_size": 2}})
+    folder.mkdir()
+    selection = folder / "selection.json"
+    selection.write_text(json.dumps({"components": [f"{layer}.mlp.up"]}))
+    wildcards = {
+        "task": "athletes",
+        "objective": "erase",
+        "localization": "manual",
+        "seed": "0",
+        "base_seed": "0",
+    }
+    stage = STAGES["finetune"]
+    wildcards = {name: wildcards[name] for name in stage.wildcards}
+    inputs: dict[str, Any] = {
+        "base_model": base.folder,
+        "split": base.write(folder / "split.parquet", base.split),
+        "selection": selection,
+        "prompts": PROMPTS,
+        "text": TEXT,
+        "loss": extensions.file_of("erase", extensions.OBJECTIVES),
+        "previous": previous,
+    }
+    outputs = {name: folder / name for name in stage.outputs}
+    finetune.run(Job(stage, restrict(config, stage, wildcards), wildcards, inputs, outputs, "key"))
+    return outputs["delta"]
+
+
+def test_a_delta_is_the_whole_chain(tiny_base: TinyBase, tmp_path: Path) -> None:
+    """Catches a second task that starts from the base model, or whose delta lacks what the first has trained."""
+    one = deltas.read_delta(trained(tiny_base, tmp_path / "one", 0, None), tiny_base.digest)
+    both = deltas.read_delta(
+        trained(tiny_base, tmp_path / "two", 1, tmp_path / "one" / "delta"), tiny_base.digest
+    )
+    alone = deltas.read_delta(trained(tiny_base, tmp_path / "alone", 1, None), tiny_base.digest)
+    (first,), (second,) = one.keys(), alone.keys()
+    assert both.keys() == {first, second}
+    assert torch.equal(both[first], one[first])
+    assert not torch.equal(both[second], alone[second])
