@@ -50,9 +50,9 @@ def split_athletes(
     before = table["athlete"].isin(earlier)
     wanted = _wanted(table, forget) & ~before
     out = pd.Series(False, index=table.index) if exclude is None else _wanted(table, exclude)
-    stays = wanted | before | ~out
-    table, wanted, before = (part[stays].reset_index(drop=True) for part in (table, wanted, before))
-    table = table[["athlete", "sport", "rows"]].assign(forget=wanted | before)
+    table = table[["athlete", "sport", "rows"]].assign(own=wanted, forget=wanted | before)
+    table = table[table["forget"] | ~out].reset_index(drop=True)
+    wanted = table["own"]
     if not wanted.any() or wanted.all():
         raise UserError(
             f"the {'forget' if not wanted.any() else 'retain'} set is empty after the known-facts step: "
@@ -72,7 +72,7 @@ def split_athletes(
         rows = table.index[wanted if part else ~table["forget"]]
         if not (part and whole):
             test[rows] = _test_part(table.loc[rows], split, part)
-    test |= before
+    test |= table["forget"] & ~wanted
     table["train"] = ~test
     table["test"] = test | (wanted & whole)
     for name in ("train", "test"):

@@ -113,7 +113,7 @@ def left_over(
 
             def measured(inputs: Tensor, batch: Any = batch, answer: Tensor = answer) -> np.ndarray:
                 value = _metric_of(model, batch, inputs, answer, pairs.choices)
-                return value.double().cpu().numpy()  # type: ignore[no-any-return]
+                return value.double().cpu().numpy()
 
             with recorded(model, kinds) as values:
                 corrupt[prompts] = measured(embedding(corrupted(pairs, batch)))
