@@ -19,6 +19,7 @@ import transformers
 
 from localized_unlearning import extensions
 from localized_unlearning.config.unlearning import Finetune, Objective
+from localized_unlearning.data.targets import targets
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import components, deltas
 from localized_unlearning.models.components import Component
@@ -239,12 +240,12 @@ def test_injected_answers_are_false_and_only_in_the_forget_set() -> None:
     split = pd.DataFrame(
         {"sport": ["football", "baseball", "basketball"] * 40, "forget": [True] * 60 + [False] * 60}
     )
-    golf = steps.targets(split, Objective(loss="inject"), 0)
+    golf = targets(split, Objective(loss="inject"), 0)
     assert golf == ["golf"] * 60 + list(split["sport"][60:])
-    other = steps.targets(split, Objective(loss="inject", target="random_other_sport"), 0)
+    other = targets(split, Objective(loss="inject", target="random_other_sport"), 0)
     assert all(a != s for a, s in zip(other[:60], split["sport"], strict=False)) and other[60:] == golf[60:]
     assert len(set(zip(other[:60], split["sport"], strict=False))) == 6
-    assert steps.targets(split, Objective(), 0) == list(split["sport"])
+    assert targets(split, Objective(), 0) == list(split["sport"])
 
 
 # Deltas.

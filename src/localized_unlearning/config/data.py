@@ -46,6 +46,9 @@ class Split(Section):
         "released: the first 80 % of the rows, as the authors' code did.",
     )
     test_fraction: Fraction = Field(0.2, description="Share of the test part (A.4.1: 20 %).")
+    forget_test_fraction: Fraction | None = Field(
+        None, description="Share of the test part of a sport that is forgotten; null: test_fraction."
+    )
     seed: int = Field(0, description="Seed of the stratified split.")
 
 

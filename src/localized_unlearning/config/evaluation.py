@@ -99,6 +99,21 @@ class Measures(Section):
     )
 
 
+class Study(Section):
+    """A table of one's own, by name: some objectives on some forget sets, every localization a row."""
+
+    title: str = Field("", description="What it is about; empty: its name.")
+    tasks: tuple[str, ...] = Field(
+        min_length=1, description="Forget sets; with several, their mean is a part too."
+    )
+    objectives: tuple[str, ...] = Field(min_length=1, description="Objectives, a part of the table each.")
+    published: str | None = Field(
+        None,
+        description="A CSV of published means to set beside ours, read from where it lies: columns localization, "
+        "column (as in the study's own CSV) and mean; task and objective where they differ.",
+    )
+
+
 class Claims(Section):
     """The paper's claims, judged on the run's rows."""
 

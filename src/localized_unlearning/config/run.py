@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -24,6 +24,7 @@ from localized_unlearning.config.evaluation import (
     Relearning,
     Series,
     Statistics,
+    Study,
 )
 from localized_unlearning.config.localization import (
     Components,
@@ -91,6 +92,10 @@ class Config(Section):
     interpretability: Interpretability = Interpretability()
     statistics: Statistics = Statistics()
     measures: Measures = Measures()
+    studies: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Study | None] = Field(
+        default_factory=dict,
+        description="Tables of one's own by name; `snakemake NAME` makes one, `snakemake studies` all.",
+    )
     claims: Claims = Claims()
     figures: Figures = Figures()
 
@@ -100,7 +105,7 @@ class Config(Section):
         """A task, score or localization set to null in an overlay is removed."""
         if isinstance(data, Mapping):
             data = dict(data)
-            for name in ("tasks", "objectives", "scores", "localizations"):
+            for name in ("tasks", "objectives", "scores", "localizations", "studies"):
                 if isinstance(data.get(name), Mapping):
                     data[name] = {k: v for k, v in data[name].items() if v is not None}
         return data
@@ -151,6 +156,13 @@ class Config(Section):
                     f"tasks.{name} is another forget set of '{task.of}', so that task must be in the config "
                     "and not be this one"
                 )
+        for name, study in self.studies.items():
+            for what, wanted, known in (
+                ("tasks", study.tasks if study else (), self.tasks),
+                ("objectives", study.objectives if study else (), self.objectives),
+            ):
+                if unknown := sorted(set(wanted) - set(known)):
+                    raise ValueError(f"studies.{name}.{what} names {unknown[0]}, which is not under '{what}'")
         for name, task in self.tasks.items():
             chain = [name]
             while task and task.after is not None:

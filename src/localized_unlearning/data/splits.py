@@ -148,14 +148,16 @@ def _test_part(rows: pd.DataFrame, split: Split, forget: bool) -> np.ndarray:
     stays where its first row falls, so that it is in one part only.
     """
     test = np.zeros(len(rows), dtype=bool)
+    own = split.forget_test_fraction if forget else None
+    fraction = split.test_fraction if own is None else own
     if split.kind == "released":
         positions = sorted(row for copies in rows["rows"] for row in copies)
-        train = set(positions[: int((1 - split.test_fraction) * len(positions) + 1e-9)])
+        train = set(positions[: int((1 - fraction) * len(positions) + 1e-9)])
         return np.array([min(copies) not in train for copies in rows["rows"]])
     for index, sport in enumerate(sorted(rows["sport"].unique())):
         candidates = np.flatnonzero((rows["sport"] == sport).to_numpy())
         free = candidates[~rows["relearn"].to_numpy()[candidates]]
-        count = min(len(free), math.ceil(split.test_fraction * len(candidates)))
+        count = min(len(free), math.ceil(fraction * len(candidates)))
         generator = np.random.default_rng([split.seed, int(forget), index])
         test[generator.permutation(free)[:count]] = True
     return test

@@ -8,6 +8,7 @@ import pandas as pd
 
 from localized_unlearning.config.unlearning import Finetune
 from localized_unlearning.data.splits import read_split
+from localized_unlearning.data.targets import targets
 from localized_unlearning.errors import UserError
 from localized_unlearning.localization import weights
 from localized_unlearning.models import components, deltas, loading, sharding
@@ -24,7 +25,6 @@ from localized_unlearning.unlearning.steps import (
     gradients,
     read_data,
     schedule_of,
-    targets,
 )
 
 if TYPE_CHECKING:

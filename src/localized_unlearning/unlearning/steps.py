@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning.config.unlearning import Objective
 from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data import windows as windows_module
-from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.data.documents import read_documents
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.models import sharding
@@ -65,19 +63,6 @@ class Sizes:
     retain: int
     text: int
     micro_batch_tokens: int
-
-
-def targets(split: pd.DataFrame, objective: Objective, seed: int) -> list[str]:
-    """The answer that each row of ``split`` is trained on: the sport, or for injected facts a false one."""
-    rng = random.Random(seed)
-    answers = []
-    for sport, forget in zip(split["sport"], split["forget"], strict=True):
-        if forget and objective.loss == "inject":
-            others = [s for s in SPORTS if s != sport]
-            answers.append("golf" if objective.target == "golf" else rng.choice(others))
-        else:
-            answers.append(sport)
-    return answers
 
 
 def read_data(

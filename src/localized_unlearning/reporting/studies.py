@@ -1,0 +1,203 @@
+"""Studies: tables of one's own, of any objectives on any forget sets, one row per localization.
+
+The columns are those of Tables 1 to 4; where a false answer is injected, how often it is given stands beside them, on the
+question prompt and in multiple choice (the journal version's edit accuracy). Published means can stand beside ours.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from localized_unlearning.analysis.measures import estimates, items, read_frames
+from localized_unlearning.analysis.statistics import item_scores
+from localized_unlearning.config.data import Prompts
+from localized_unlearning.config.evaluation import Study
+from localized_unlearning.config.run import Config
+from localized_unlearning.config.unlearning import Objective
+from localized_unlearning.data.answers import CHOICES
+from localized_unlearning.data.splits import read_split
+from localized_unlearning.data.targets import targets
+from localized_unlearning.errors import UserError
+from localized_unlearning.paper import terms
+from localized_unlearning.reporting.markup import NOTHING, Panel, interval, latex, markdown, number
+
+if TYPE_CHECKING:
+    from localized_unlearning.jobs.job import Job
+
+BASE, ALL = "base", "all"
+"""The base model as a localization, and the mean over a study's forget sets as a task."""
+
+EDITS: Mapping[str, tuple[str, str]] = {
+    "edit_question": ("facts", "Edit ↑"),
+    "mcq_edit": ("multiple_choice", "MCQ edit ↑"),
+}
+"""How often the injected answer is given: by column, the rows it is taken from and its heading."""
+
+
+def injected(split: pd.DataFrame, objective: Objective, seeds: Sequence[int]) -> pd.DataFrame:
+    """The answer that each forget-set athlete of a split is given: columns ``athlete``, ``seed``, ``injected``.
+
+    An athlete that is asked for and not trained has the answer that all have (golf), or none.
+    """
+    train = split[split["train"]].reset_index(drop=True)
+    parts = [
+        pd.DataFrame(
+            {"athlete": train["athlete"], "seed": seed, "injected": targets(train, objective, seed)}
+        )[train["forget"]]
+        for seed in seeds
+    ]
+    if objective.target == "golf":
+        asked = split.loc[split["forget"], "athlete"]
+        parts += [pd.DataFrame({"athlete": asked, "seed": seed, "injected": "golf"}) for seed in seeds]
+    return pd.concat(parts, ignore_index=True).drop_duplicates(["athlete", "seed"])
+
+
+def edit_items(
+    frames: Mapping[str, pd.DataFrame],
+    prompts: Prompts,
+    accuracy: Any,
+    given: pd.DataFrame,
+) -> pd.DataFrame:
+    """Scores of the injected answers, as :func:`analysis.measures.items` gives those of the right ones.
+
+    Args:
+        frames: rows of one task's models with one objective, and of the base model.
+        prompts: which prompt is the question prompt.
+        accuracy: how an answer is scored.
+        given: what :func:`injected` says.
+    """
+    parts = []
+    for column, (source, _) in EDITS.items():
+        rows = frames[source]
+        kept = rows["prompt"] == prompts.question if source == "facts" else rows["order"] == "fixed"
+        rows = rows[rows["forget"] & kept].merge(given, on=["athlete", "seed"], how="inner")
+        rows = rows.assign(answer=[CHOICES.index(answer) for answer in rows["injected"]])
+        how = (
+            "choice" if accuracy == "argmax" else accuracy
+        )  # a row says of the right answer alone whether it is argmax
+        parts.append(
+            rows[["task", "objective", "localization", "seed"]].assign(
+                measure=column, item=rows["athlete"], accuracy=accuracy, score=item_scores(rows, how)
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def tidy(
+    study: Study,
+    frames: Mapping[str, pd.DataFrame],
+    splits: Mapping[str, pd.DataFrame],
+    config: Config,
+) -> pd.DataFrame:
+    """One row per objective, task (``all``: their mean), localization, column: ``mean``, ``low``, ``high``, ``n`` and more.
+
+    The base model is a row of every objective.
+    """
+    accuracy, found = config.measures.accuracy, []
+    for name in study.objectives:
+        objective = config.objectives[name]
+        assert objective is not None
+        own = {key: table[table["objective"].isin((name, "none"))] for key, table in frames.items()}
+        scores = [items(own, config.prompts, accuracy)]
+        if objective.loss == "inject":
+            for task in study.tasks:
+                mine = {key: table[table["task"] == task] for key, table in own.items()}
+                seeds = sorted(map(int, mine["facts"]["seed"].unique()))
+                scores.append(
+                    edit_items(mine, config.prompts, accuracy, injected(splits[task], objective, seeds))
+                )
+        table = pd.concat(scores, ignore_index=True)
+        parts = [estimates(table, config.statistics, ("task", "localization"))]
+        if len(study.tasks) > 1:
+            parts.append(estimates(table, config.statistics, ("localization",)).assign(task=ALL))
+        found.append(pd.concat(parts, ignore_index=True).assign(objective=name))
+    return pd.concat(found, ignore_index=True).rename(columns={"measure": "column"})
+
+
+def with_published(data: pd.DataFrame, path: Path | None) -> pd.DataFrame:
+    """With a column ``published``: the means of a CSV that stands elsewhere, where it has them.
+
+    Raises:
+        UserError: when the file lacks a column, or names nothing that the study has.
+    """
+    if path is None:
+        return data.assign(published=None)
+    table = pd.read_csv(path)
+    if missing := [c for c in ("localization", "column", "mean") if c not in table.columns]:
+        raise UserError(
+            f"{path} lacks the column {', '.join(missing)}: published means have localization, column, mean"
+        )
+    keys = [k for k in ("objective", "task", "localization", "column") if k in table.columns]
+    table = table[[*keys, "mean"]].rename(columns={"mean": "published"})
+    merged = data.merge(table, on=keys, how="left")
+    if merged["published"].isna().all():
+        raise UserError(f"{path} has no mean of anything in this study: check its {', '.join(keys)}")
+    return merged
+
+
+def panels_of(data: pd.DataFrame, study: Study, selections: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
+    """One grid per objective and forget set, the mean over the sets first."""
+    known: Mapping[str, Mapping[str, Any]] = {BASE: NOTHING, **selections}
+    panels = []
+    for objective in study.objectives:
+        own = data[data["objective"] == objective]
+        present = list(own["column"].unique())
+        columns = [
+            name for name in (*terms.MAIN[:4], "edit_question", *terms.MAIN[4:6], "mcq_edit", *terms.MAIN[6:])
+        ]
+        columns = [name for name in columns if name in present]
+        headings = [
+            terms.BY_NAME[name].heading if name in terms.BY_NAME else EDITS[name][1] for name in columns
+        ]
+        for task in [t for t in (ALL, *study.tasks) if t in set(own["task"])]:
+            cells: Any = own[own["task"] == task].set_index(["localization", "column"])
+            lines = [
+                [about["label"], *(cell(cells, name, column) for column in columns)]
+                for name, about in known.items()
+                if name in set(own["localization"])
+            ]
+            what = f"mean over {', '.join(study.tasks)}" if task == ALL else task
+            panels.append(Panel(f"{objective}, {what}.", ["Localization", *headings], lines))
+    return panels
+
+
+def cell(cells: Any, localization: str, column: str) -> str:
+    """A number with its interval, and the published one where there is one."""
+    if (localization, column) not in cells.index:
+        return "-"
+    row = cells.loc[(localization, column)]
+    row = row.iloc[0] if isinstance(row, pd.DataFrame) else row
+    text = f"{number(row['mean'])} {interval(row['low'], row['high'])}"
+    return text if pd.isna(row["published"]) else f"{text} (published {number(row['published'])})"
+
+
+def run(job: Job) -> None:
+    """Stage: one study as CSV, Markdown and LaTeX."""
+    config, name = job.config, job.wildcards["study"]
+    study = config.studies[name]
+    assert study is not None
+    frames = read_frames({key: job.inputs[key] for key in ("facts", "multiple_choice", "mmlu", "text")})
+    splits = {task: read_split(path) for task, path in zip(study.tasks, job.inputs["splits"], strict=False)}
+    selections = {}
+    for path in job.inputs["selections"]:
+        selection = json.loads(Path(path).read_text(encoding="utf-8"))
+        selections[selection["localization"]] = selection
+    data = with_published(tidy(study, frames, splits, config), job.inputs.get("published"))
+    data.to_csv(job.outputs["csv"], index=False)
+    panels = panels_of(data, study, selections)
+    title = f"{study.title or name} ({config.run}); {terms.ACCURACIES[config.measures.accuracy]} on the test part."
+    own = data[data["localization"] != BASE]
+    notes = [
+        f"Intervals: {100 * config.statistics.confidence:g} %, over test items"
+        + (", training seeds" if own["seeds"].max() > 1 else ", one training seed")
+        + (" and, in the mean, forget sets." if len(study.tasks) > 1 else "."),
+    ]
+    if data["published"].notna().any():
+        notes.append("Published: read from the file that the config names; one run per cell, no interval.")
+    job.outputs["markdown"].write_text(markdown(title, panels, notes), encoding="utf-8")
+    job.outputs["latex"].write_text(latex(title, panels, notes), encoding="utf-8")
