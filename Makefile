@@ -76,6 +76,7 @@ BENCH_ARGS ?=
 bench: setup $(VENV)/bench/.installed
 	@[ -d $(BENCH_MODEL) ] || snakemake -c1 $(BENCH_MODEL) --configfile workflow/presets/gemma-3-270m-cpu.yaml
 	@python -m benchmarks --model $(BENCH_MODEL) $(BENCH_ARGS)
+	@python -m benchmarks.methods --model $(BENCH_MODEL)
 
 $(VENV)/bench/.installed: envs/bench.txt | setup
 	@rm -rf $(VENV)/bench
