@@ -25,6 +25,7 @@ SCORES = PACKAGE / "localization" / "methods"
 """Our ways to score components, one per file, but for the paper's two, which the scoring stage imports."""
 WEIGHT_SCORES = PACKAGE / "localization" / "weight_methods"
 """Our ways to score single weights, one per file."""
+SCORE_FOLDERS = (SCORES, WEIGHT_SCORES)
 
 
 def file_of(named: str, folder: Path | None = None) -> Path | None:

@@ -29,6 +29,7 @@ VALUES = {
     "objective": NAME.filter(lambda name: name not in ("mask", "scores", "selections")),
     "localization": NAME,
     "scores": NAME,
+    "study": NAME,
 }
 
 

@@ -114,6 +114,50 @@ rule claims:
         plan.command("claims")
 
 
+rule study:
+    input:
+        unpack(plan.inputs("study")),
+    output:
+        **plan.outputs("study", directory),
+    log:
+        plan.log("study"),
+    benchmark:
+        plan.benchmark("study")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("study"),
+        runtime=plan.runtime("study"),
+    params:
+        **plan.params("study"),
+    message:
+        "write the study {wildcards.study}"
+    shell:
+        plan.command("study")
+
+
+rule faithfulness_report:
+    input:
+        unpack(plan.inputs("faithfulness_report")),
+    output:
+        **plan.outputs("faithfulness_report", directory),
+    log:
+        plan.log("faithfulness_report"),
+    benchmark:
+        plan.benchmark("faithfulness_report")
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("faithfulness_report"),
+        runtime=plan.runtime("faithfulness_report"),
+    params:
+        **plan.params("faithfulness_report"),
+    message:
+        "draw the faithfulness of the localizations"
+    shell:
+        plan.command("faithfulness_report")
+
+
 for name in [*TABLES, *FIGURES]:
 
     rule:
@@ -122,6 +166,22 @@ for name in [*TABLES, *FIGURES]:
         input:
             plan.target(name),
         localrule: True
+
+
+for name in plan.config.studies:
+
+    rule:
+        name:
+            name
+        input:
+            plan.study(name),
+        localrule: True
+
+
+rule studies:
+    input:
+        [plan.study(name) for name in plan.config.studies],
+    localrule: True
 
 
 rule tables:

@@ -66,3 +66,49 @@ rule select_for_mask:
         "select components to mask: {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task})"
     shell:
         plan.command("select_for_mask")
+
+
+rule select_weights:
+    input:
+        unpack(plan.inputs("select_weights")),
+    output:
+        **plan.outputs("select_weights", directory),
+    log:
+        plan.log("select_weights"),
+    benchmark:
+        plan.benchmark("select_weights")
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("select_weights"),
+        runtime=plan.runtime("select_weights"),
+    params:
+        **plan.params("select_weights"),
+    message:
+        "select single weights: {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task})"
+    shell:
+        plan.command("select_weights")
+
+
+rule faithfulness:
+    input:
+        unpack(plan.inputs("faithfulness")),
+    output:
+        **plan.outputs("faithfulness", directory),
+    log:
+        plan.log("faithfulness"),
+    benchmark:
+        plan.benchmark("faithfulness")
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("faithfulness"),
+        runtime=plan.runtime("faithfulness"),
+    params:
+        **plan.params("faithfulness"),
+    message:
+        "keep and ablate: {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task})"
+    shell:
+        plan.command("faithfulness")

@@ -144,18 +144,48 @@ def _score(model: Model, w: Wildcards) -> Cost:
     once = model.forward(nodes, model.row, count)
     batch = min(model.batch_tokens, nodes)
     device = model.evaluating()
-    if score.method == "attribution_patching":
-        work = once * 3  # two forwards, and a backward to the activations alone
-        each = 2 * (s.heads + s.kv_heads) * s.head_dim + s.mlp + s.hidden
+    each = 2 * (s.heads + s.kv_heads) * s.head_dim + s.mlp + s.hidden
+    points = int(score.parameters.get("points", 5)) if score.method == "integrated_gradients" else 1
+    if score.method in ("attribution_patching", "integrated_gradients"):
+        work = once * (3 if points == 1 else 2 + 2 * points)  # each backward is to the activations alone
         device["activations"] = model.saved(batch, 0, 0) + 1.5 * batch * s.layers * each * model.width
     else:
-        sites = s.layers * (s.heads + 1)
+        heads = score.granularity or c.components.granularity
+        exact = score.method == "activation_patching"
+        matrices = len(s.kinds) + (3 * s.heads if exact and heads == "head" else 0)
+        sites = s.layers * (matrices if exact else s.heads + 1)
         again = once * (sites / 2)  # each restarts at its layer: half the network in the mean
         together = max(1, model.batch_tokens // nodes)
         work = once * 2 + replace(again, calls=again.calls / together)
         device = model.evaluating(min(together, s.heads) * nodes)  # the sites of a layer run side by side
         device["activations"] += batch * s.layers * (s.hidden + s.mlp + s.heads * s.head_dim) * model.width
     return Cost(work + model.loading(), device, 0, 2e4)
+
+
+def _select_weights(model: Model, w: Wildcards) -> Cost:
+    c, s = model.config, model.shape
+    train = model.parts(w["task"])[0]
+    nodes = model.packed(train, *model.prompts[c.prompts.training])
+    batch = min(model.batch_tokens, nodes)
+    device = model.evaluating()
+    device["activations"] = model.saved(batch, 0, s.body)
+    device["gradients"] = (
+        2 * model.width + 4 + 4 + 1
+    ) * s.body  # two gradients, scores, their keys, the mask
+    work = model.forward(nodes, model.row, train) * 3 + Work(traffic=33.0 * 4 * s.body)
+    return Cost(work + model.loading(), device, 2.0 * s.body, s.body / 8)
+
+
+def _faithfulness(model: Model, w: Wildcards) -> Cost:
+    c, s = model.config, model.shape
+    asked = model.data.total if c.faithfulness.prompts is None else c.faithfulness.prompts
+    nodes = model.packed(asked, *model.prompts[c.prompts.training])
+    batch = min(model.batch_tokens, nodes)
+    device = model.evaluating()
+    each = 2 * (s.heads + s.kv_heads) * s.head_dim + 2 * s.mlp + s.hidden
+    device["activations"] += batch * s.layers * each * model.width
+    work = model.forward(nodes, model.row, asked) * (4 + 2 * len(c.faithfulness.shares))
+    return Cost(work + model.loading(), device, 0, 1e5)
 
 
 def _known_facts(model: Model, w: Wildcards) -> Cost:
@@ -260,6 +290,10 @@ STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
     "score": _score,
     "select": _light,
     "select_for_mask": _light,
+    "select_weights": _select_weights,
+    "faithfulness": _faithfulness,
+    "faithfulness_report": _table,
+    "study": _comparisons,
     "finetune": _finetune,
     "facts": _facts,
     "multiple_choice": _multiple_choice,

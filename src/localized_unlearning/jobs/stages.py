@@ -63,8 +63,8 @@ DATA = (
         name="split",
         help="split the known facts into train and test, forget and retain",
         module="localized_unlearning.data.splits",
-        settings=("split", "tasks.{task}.forget", "tasks.{task}.relearn"),
-        inputs=(Input("known"),),
+        settings=("split", "tasks.{task}.forget", "tasks.{task}.relearn", "tasks.{task}.exclude"),
+        inputs=(Input("known"), optional("earlier")),
         outputs=("split",),
         wildcards=("base_seed", "task"),
     ),
@@ -154,6 +154,37 @@ LOCALIZATION = (
     ),
 )
 
+WEIGHTS = (
+    Stage(
+        name="select_weights",
+        help="choose the single weights that a localization trains",
+        module="localized_unlearning.localization.weight_selecting",
+        function="select_weights",
+        settings=("localizations.{localization}", "scores", "components", "prompts.training", "model.dtype"),
+        inputs=(BASE, CARD, SPLIT, PROMPTS, Input("method"), optional("manual")),
+        outputs=("selection", "weights"),
+        wildcards=("base_seed", "task", "localization"),
+        gpu=True,
+    ),
+    Stage(
+        name="faithfulness",
+        help="keep or ablate what a localization chooses, and read what is left of the answers",
+        module="localized_unlearning.localization.faithfulness",
+        function="measure",
+        settings=(
+            "localizations.{localization}",
+            "faithfulness",
+            "components",
+            "prompts.training",
+            "model.dtype",
+        ),
+        inputs=(BASE, CARD, SPLIT, PROMPTS, Input("selection"), optional("scores")),
+        outputs=("faithfulness",),
+        wildcards=("base_seed", "task", "localization"),
+        gpu=True,
+    ),
+)
+
 UNLEARNING = (
     Stage(
         name="finetune",
@@ -167,7 +198,17 @@ UNLEARNING = (
             *WINDOWS,
             "model.dtype",
         ),
-        inputs=(BASE, CARD, SPLIT, Input("selection"), PROMPTS, TEXT, optional("loss")),
+        inputs=(
+            BASE,
+            CARD,
+            SPLIT,
+            Input("selection"),
+            optional("weights"),
+            PROMPTS,
+            TEXT,
+            Input("loss"),
+            optional("previous"),
+        ),
         outputs=("delta", "history"),
         wildcards=CHECKPOINT,
         gpu=True,
@@ -178,7 +219,7 @@ UNLEARNING = (
         module="localized_unlearning.unlearning.masking",
         function="mask",
         settings=("masking", "prompts.training", *WINDOWS, "model.dtype"),
-        inputs=(BASE, CARD, SPLIT, Input("selection"), PROMPTS, TEXT),
+        inputs=(BASE, CARD, SPLIT, Input("selection"), optional("weights"), PROMPTS, TEXT),
         outputs=("mask", "history"),
         wildcards=MASKED,
         gpu=True,
@@ -331,6 +372,23 @@ COLLECTING = (
         wildcards=("table", "task"),
     ),
     Stage(
+        name="study",
+        help="write a table of one's own: any objectives on any forget sets",
+        module="localized_unlearning.reporting.studies",
+        settings=("run", "prompts", "statistics", "measures", "objectives", "studies.{study}"),
+        inputs=(*ROWS, SELECTIONS, many("splits"), optional("published")),
+        outputs=("csv", "markdown", "latex"),
+        wildcards=("study",),
+    ),
+    Stage(
+        name="faithfulness_report",
+        help="write and draw the faithfulness of all localizations",
+        module="localized_unlearning.reporting.faithfulness",
+        settings=("run", "statistics", "localizations"),
+        inputs=(many("data"),),
+        outputs=("csv", "markdown", "pdf", "png"),
+    ),
+    Stage(
         name="figure",
         help="draw a figure of the paper",
         module="localized_unlearning.reporting.figures.drawing",
@@ -344,7 +402,7 @@ COLLECTING = (
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stages in (
-        BASE_MODEL, DATA, INTERPRETABILITY, LOCALIZATION, UNLEARNING, EVALUATION, ATTACKS, COLLECTING
+        BASE_MODEL, DATA, INTERPRETABILITY, LOCALIZATION, WEIGHTS, UNLEARNING, EVALUATION, ATTACKS, COLLECTING
     )
     for stage in stages
 }  # fmt: skip

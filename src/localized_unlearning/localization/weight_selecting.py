@@ -16,7 +16,6 @@ from localized_unlearning.data.splits import read_split
 from localized_unlearning.errors import UserError
 from localized_unlearning.localization import weights
 from localized_unlearning.localization.selecting import counted, described
-from localized_unlearning.localization.settings import for_masks
 from localized_unlearning.models import components, deltas, loading
 from localized_unlearning.models import device as device_module
 
@@ -41,8 +40,6 @@ def select_weights(job: Job) -> None:
     name = job.wildcards["localization"]
     localization = job.config.localizations[name]
     assert localization is not None
-    if job.wildcards["method"] == "mask":
-        localization = for_masks(localization)
     settings = job.config.scores[localization.scores or ""]
     assert settings is not None
     device = device_module.setup(job.config.compute)
@@ -84,7 +81,7 @@ def select_weights(job: Job) -> None:
     )
     job.facts.update(seeds={"localization": settings.seed}, device=device)
     job.outputs["selection"].write_text(json.dumps(selection, indent=1) + "\n", encoding="utf-8")
-    weights.save_masks(job.outputs["weights"], chosen, deltas.weights_digest(job.inputs["base_model"]))
+    weights.save_masks(job.outputs["weights"], chosen, deltas.base_digest(job))
 
 
 def holds(model: Any, component: components.Component, chosen: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from localized_unlearning.config.unlearning import Masking
 from localized_unlearning.data.splits import read_split
-from localized_unlearning.localization.selection import read_selection
+from localized_unlearning.localization import weights as weights_module
 from localized_unlearning.models import components, deltas, loading, sharding
 from localized_unlearning.models import device as device_module
 from localized_unlearning.progress import Progress
@@ -172,7 +172,9 @@ def mask(job: Job) -> None:
     split = read_split(job.inputs["split"])
     split = split[split["train"]].reset_index(drop=True)
     data = read_data(job, tokenizer, split, list(split["sport"]), list(split["forget"]))
-    trainable = components.trainable(model, read_selection(job.inputs["selection"]))
+    trainable = weights_module.trainable(
+        model, job.inputs["selection"], job.inputs.get("weights"), deltas.base_digest(job)
+    )
     weights = Weights(settings.lambda_forget, settings.lambda_retain, settings.lambda_sft)
     removed, history = train(model, data, trainable, settings, weights, seed)
     history.to_csv(job.outputs["history"], index=False)

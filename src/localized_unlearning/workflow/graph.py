@@ -22,6 +22,9 @@ from localized_unlearning.localization.settings import for_masks
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.workflow.layout import JobId, Layout
 
+SCORED_HERE = ("attribution_patching", "causal_tracing")
+"""The paper's own ways to score, which the scoring stage imports: no file of theirs is an input."""
+
 EVALUATIONS = ("facts", "multiple_choice", "mmlu", "text")
 """The evaluations of each model, in the order of their table columns."""
 
@@ -103,21 +106,28 @@ class Graph:
         """The files of losses and methods, the user's own and ours, by the keys that name them.
 
         Raises:
-            UserError: when an objective's loss is none of ours and no file.
+            UserError: when a method is none of ours and no file.
         """
         named = {f"objectives.{name}.loss": o.loss for name, o in self.config.objectives.items() if o}
         named |= {f"scores.{name}.method": s.method for name, s in self.config.scores.items() if s}
         found = {}
         for key, value in named.items():
-            folder = extensions.OBJECTIVES if key.startswith("objectives.") else None
-            if path := extensions.file_of(value, folder):
-                found[key] = extensions.near(path)
-            elif folder:
-                known = ", ".join(extensions.ours(folder))
+            folders = (extensions.OBJECTIVES,) if key.startswith("objectives.") else extensions.SCORE_FOLDERS
+            paths = [path for folder in folders if (path := extensions.file_of(value, folder))]
+            if paths:
+                found[key] = extensions.near(paths[0])
+            elif key.startswith("objectives.") or value not in SCORED_HERE:
+                known = [name for folder in folders for name in extensions.ours(folder)]
+                known += SCORED_HERE if key.startswith("scores.") else ()
                 raise UserError(
-                    f"{key} is {value}, which is none of {known}: correct it, or give FILE.py:FUNCTION"
+                    f"{key} is {value}, which is none of {', '.join(known)}: correct it, or give FILE.py:FUNCTION"
                 )
         return found
+
+    def _chain(self, w: Mapping[str, str]) -> dict[str, str] | None:
+        """Wildcards of the task before, in sequential unlearning; None where there is none."""
+        task = self.config.tasks[w["task"]]
+        return None if task is None or task.after is None else {**w, "task": task.after}
 
     def _source(self, dotted: str) -> Source:
         node: Any = self.config
@@ -245,9 +255,17 @@ class Graph:
             "scores": self.config.scores,
             "localization": ["base", *self.localizations],
             "objective": ["none", *self.config.objectives],
+            "study": self.config.studies,
         }
         if any(name in w and w[name] not in values for name, values in known.items()):
             return False
+        if job.stage in ("select", "select_weights", "faithfulness"):
+            single = (
+                w["localization"] in self.localizations
+                and self.localization(w["localization"]).kind == "weights"
+            )
+            if single != (job.stage == "select_weights"):
+                return False
         if "seed" not in w or w.get("localization") == "base":
             return int(w.get("seed", 0)) == 0 if w.get("localization") == "base" else True
         null = self.config.null_distribution.seeds or self.config.seeds[:1]
@@ -283,7 +301,7 @@ class Graph:
     def _selecting(self, w: Mapping[str, str], chosen: Localization) -> dict[str, Given | None]:
         here = _only(w, "base_seed", "task")
         scores = chosen.kind == "scores"
-        matched = chosen.budget == "parameters" and chosen.kind != "manual"
+        matched = chosen.budget != "fraction" and chosen.kind != "manual"
         return {
             **self._base(w),
             "scores": Product(JobId.of("score", scores=str(chosen.scores), **here), "scores")
@@ -299,10 +317,20 @@ class Graph:
             ),
         }
 
+    def trained(self, w: Mapping[str, str]) -> Product:
+        """The selection of what is trained."""
+        single = self.localization(w["localization"]).kind == "weights"
+        return Product(JobId.of("select_weights" if single else "select", **w), "selection")
+
+    def _selected(self, w: Mapping[str, str], selection: Product) -> dict[str, Given | None]:
+        """A selection, and the single weights that it has where it is of weights."""
+        single = selection.job.stage == "select_weights"
+        return {"selection": selection, "weights": Product(selection.job, "weights") if single else None}
+
     def masked(self, w: Mapping[str, str]) -> Product:
         """The components that a mask covers: those that are trained, unless the config says otherwise."""
         other = self.localization(w["localization"]).mask is not None
-        return Product(JobId.of("select_for_mask" if other else "select", **w), "selection")
+        return Product(JobId.of("select_for_mask", **w), "selection") if other else self.trained(w)
 
     def _rows(self, models: Iterable[Mapping[str, str]], names: Iterable[str]) -> dict[str, list[Given]]:
         models = list(models)
@@ -324,9 +352,47 @@ class Graph:
     def _selections(self, task: str, names: Iterable[str]) -> list[Given]:
         names = list(names)
         return [
-            Product(JobId.of("select", base_seed=start, task=task, localization=name), "selection")
+            self.trained({"base_seed": str(start), "task": task, "localization": name})
             for start in self.bases
             for name in names
+        ]
+
+    def _study(self, w: Mapping[str, str]) -> dict[str, Given | list[Given] | None]:
+        """A study's rows, set by set, its selections and splits, and the published means if any."""
+        study = self.config.studies[w["study"]]
+        assert study is not None
+        models = [
+            model
+            for task in study.tasks
+            for place, objective in enumerate(study.objectives)
+            for model in self.models(task, objective, base=place == 0)
+        ]
+        splits = [
+            JobId.of("split", base_seed=start, task=task) for start in self.bases for task in study.tasks
+        ]
+        return {
+            **self._rows(models, EVALUATIONS),
+            "selections": self._selections(study.tasks[0], self.compared),
+            "splits": [Product(job, "split") for job in splits],
+            "published": None
+            if study.published is None
+            else os.path.expandvars(os.path.expanduser(study.published)),
+        }
+
+    def _faithful(self, w: Mapping[str, str]) -> dict[str, Given | None]:
+        """What the faithfulness of a localization is measured on."""
+        chosen = self.localization(w["localization"])
+        scores = self._selecting(w, chosen)["scores"] if chosen.kind == "scores" else None
+        return {**self._split(w), "selection": self.trained(w), "scores": scores}
+
+    def _faithfulness(self) -> list[Given]:
+        """The rows of every localization of components, task by task."""
+        return [
+            Product(JobId.of("faithfulness", base_seed=start, task=task, localization=name), "faithfulness")
+            for task in self.tasks
+            for start in self.bases
+            for name in self.compared
+            if self.localization(name).kind != "weights"
         ]
 
     def _figure(self, w: Mapping[str, str]) -> dict[str, Given | list[Given] | None]:
@@ -420,17 +486,31 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
     "model_card": lambda g, w: g._base(w),
     "layer_probes": lambda g, w: {**g._base(w), "text": g.source("text.held_out")},
     "head_ablation": lambda g, w: {**g._base(w), "text": g.source("text.held_out")},
-    "split": lambda g, w: g._base(w),
+    "split": lambda g, w: {
+        **g._base(w),
+        "earlier": None if (before := g._chain(w)) is None else Product(JobId.of("split", **before), "split"),
+    },
     "score": lambda g, w: {**g._split(w), "method": g.extensions.get(f"scores.{w['scores']}.method")},
     "select": lambda g, w: g._selecting(w, g.localization(w["localization"])),
+    "select_weights": lambda g, w: {
+        **g._split(w),
+        "manual": g._selecting(w, g.localization(w["localization"]))["manual"],
+        "method": g.extensions.get(f"scores.{g.localization(w['localization']).scores}.method"),
+    },
+    "faithfulness": lambda g, w: g._faithful(w),
+    "faithfulness_report": lambda g, w: {"data": g._faithfulness()},
+    "study": lambda g, w: g._study(w),
     "select_for_mask": lambda g, w: g._selecting(w, for_masks(g.localization(w["localization"]))),
     "finetune": lambda g, w: {
         **g._split(w),
         **_train_text(g),
-        "selection": Product(JobId.of("select", **w), "selection"),
+        **g._selected(w, g.trained(w)),
         "loss": g.extensions.get(f"objectives.{w['objective']}.loss"),
+        "previous": None
+        if (before := g._chain(w)) is None
+        else Product(JobId.of("finetune", **before), "delta"),
     },
-    "mask": lambda g, w: {**g._split(w), **_train_text(g), "selection": g.masked(w)},
+    "mask": lambda g, w: {**g._split(w), **_train_text(g), **g._selected(w, g.masked(w))},
     "facts": lambda g, w: g._checkpoint(w),
     "multiple_choice": lambda g, w: g._checkpoint(w),
     "mmlu": lambda g, w: g._checkpoint(w),

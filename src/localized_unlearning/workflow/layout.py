@@ -43,6 +43,11 @@ PLACES: Mapping[str, Mapping[str, str]] = {
     "split": {"split": f"{BASE}/{{task}}/split.parquet"},
     "score": {"scores": f"{BASE}/{{task}}/scores/{{scores}}.parquet"},
     "select": {"selection": f"{BASE}/{{task}}/selections/{{localization}}.json"},
+    "select_weights": {
+        "selection": f"{BASE}/{{task}}/weights/{{localization}}.json",
+        "weights": f"{BASE}/{{task}}/weights/{{localization}}.safetensors",
+    },
+    "faithfulness": {"faithfulness": f"{BASE}/{{task}}/faithfulness/{{localization}}.parquet"},
     "select_for_mask": {"selection": f"{MASK}/selection.json"},
     "mask": {"mask": f"{MASK}/seed{{seed}}/mask.safetensors", "history": f"{MASK}/seed{{seed}}/history.csv"},
     "sweep": {name: f"{MASK}/seed{{seed}}/sweep/{name}.parquet" for name in ("facts", "multiple_choice", "mmlu")},
@@ -60,6 +65,17 @@ PLACES: Mapping[str, Mapping[str, str]] = {
         "comparisons_markdown": "statistics/{table}/comparisons.md",
         "null_csv": "statistics/{table}/null.csv",
         "null_markdown": "statistics/{table}/null.md",
+    },
+    "study": {
+        "csv": "studies/{study}.csv",
+        "markdown": "studies/{study}.md",
+        "latex": "studies/{study}.tex",
+    },
+    "faithfulness_report": {
+        "csv": "faithfulness/faithfulness.csv",
+        "markdown": "faithfulness/faithfulness.md",
+        "pdf": "faithfulness/faithfulness.pdf",
+        "png": "faithfulness/faithfulness.png",
     },
     "claims": {"json": "claims.json", "markdown": "claims.md"},
     "table": {

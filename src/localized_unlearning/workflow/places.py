@@ -34,4 +34,4 @@ class Places:
     def selection(self, masks: bool, task: str, localization: str) -> Path:
         """The selection that a job trains, or masks."""
         w = {"base_seed": str(self.graph.bases[0]), "task": task, "localization": localization}
-        return self._path(self.graph.masked(w).job if masks else JobId.of("select", **w), "selection")
+        return self._path((self.graph.masked(w) if masks else self.graph.trained(w)).job, "selection")

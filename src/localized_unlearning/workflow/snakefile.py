@@ -90,6 +90,7 @@ class Rules:
             "scores": _one_of(config.scores),
             "table": _one_of(TABLES),
             "figure": _one_of(FIGURES),
+            "study": _one_of(config.studies) or "none",
             "seed": r"\d+",
             "base_seed": r"\d+",
         }
@@ -198,6 +199,10 @@ class Rules:
     def targets(self, names: Iterable[str]) -> list[Callable[[Wildcards], list[str]]]:
         """Those of the tables or figures that this config can make."""
         return [self.target(name) for name in self.graph.possible(names)]
+
+    def study(self, name: str) -> list[str]:
+        """The files of a study."""
+        return list(self.layout.outputs(JobId.of("study", study=name)).values())
 
     def statistics(self) -> list[str]:
         """Comparisons, null distribution and supplement of every table that this config can make."""
