@@ -184,7 +184,7 @@ def test_a_stage_reads_its_own_settings_and_no_other() -> None:
     [
         ({"tasks": {"sports": {"lambda_forget": 0.9}}}, {"finetune"}),
         ({"finetune": {"lambda_retain": 0.5}}, {"finetune"}),
-        ({"scores": {"causal_tracing": {"noise": 9}}}, {"score"}),
+        ({"scores": {"causal_tracing": {"noise": 9}}}, {"score", "select_weights"}),
         ({"split": {"seed": 7}}, {"split"}),
         ({"tasks": {"athletes": {"lambda_forget": 0.9}}}, set()),
         ({"compute": {"threads": 2}}, set()),
@@ -195,11 +195,11 @@ def test_a_change_touches_exactly_the_stages_that_compute_with_it(
 ) -> None:
     """Catches a λ that makes localizations stale, another task's λ that does, and a change no stage sees.
 
-    Tables and claims name every task and are left out.
+    Tables, claims and studies name every task, and the report of faithfulness every localization: they are left out.
     """
     before = Config()
     after = Config.model_validate(reading.merge(before.model_dump(mode="json"), change))
     assert leaves(before.model_dump(mode="json")) != leaves(after.model_dump(mode="json"))
-    stages = [s for s in STAGES.values() if s.name not in ("table", "claims")]
+    stages = [s for s in STAGES.values() if s.name not in ("table", "claims", "study")]
     found = {s.name for s in stages if settings_of(before, s, WILDCARDS) != settings_of(after, s, WILDCARDS)}
     assert found == touched

@@ -160,10 +160,16 @@ WEIGHTS = (
         help="choose the single weights that a localization trains",
         module="localized_unlearning.localization.weight_selecting",
         function="select_weights",
-        settings=("localizations.{localization}", "scores", "components", "prompts.training", "model.dtype"),
+        settings=(
+            "localizations.{localization}",
+            "scores.{scores}",
+            "components",
+            "prompts.training",
+            "model.dtype",
+        ),
         inputs=(BASE, CARD, SPLIT, PROMPTS, Input("method"), optional("manual")),
         outputs=("selection", "weights"),
-        wildcards=("base_seed", "task", "localization"),
+        wildcards=("base_seed", "task", "localization", "scores"),
         gpu=True,
     ),
     Stage(

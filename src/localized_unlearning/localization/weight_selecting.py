@@ -40,7 +40,7 @@ def select_weights(job: Job) -> None:
     name = job.wildcards["localization"]
     localization = job.config.localizations[name]
     assert localization is not None
-    settings = job.config.scores[localization.scores or ""]
+    settings = job.config.scores[job.wildcards["scores"]]
     assert settings is not None
     device = device_module.setup(job.config.compute)
     model, tokenizer = loading.load(job.inputs["base_model"], job.config.model.dtype, device)

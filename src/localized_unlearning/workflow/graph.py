@@ -260,11 +260,9 @@ class Graph:
         if any(name in w and w[name] not in values for name, values in known.items()):
             return False
         if job.stage in ("select", "select_weights", "faithfulness"):
-            single = (
-                w["localization"] in self.localizations
-                and self.localization(w["localization"]).kind == "weights"
-            )
-            if single != (job.stage == "select_weights"):
+            chosen = self.config.localizations.get(w["localization"])
+            single = chosen is not None and chosen.kind == "weights"
+            if single != (job.stage == "select_weights") or (single and w["scores"] != chosen.scores):
                 return False
         if "seed" not in w or w.get("localization") == "base":
             return int(w.get("seed", 0)) == 0 if w.get("localization") == "base" else True
@@ -319,8 +317,10 @@ class Graph:
 
     def trained(self, w: Mapping[str, str]) -> Product:
         """The selection of what is trained."""
-        single = self.localization(w["localization"]).kind == "weights"
-        return Product(JobId.of("select_weights" if single else "select", **w), "selection")
+        chosen = self.localization(w["localization"])
+        if chosen.kind != "weights":
+            return Product(JobId.of("select", **w), "selection")
+        return Product(JobId.of("select_weights", **{**w, "scores": str(chosen.scores)}), "selection")
 
     def _selected(self, w: Mapping[str, str], selection: Product) -> dict[str, Given | None]:
         """A selection, and the single weights that it has where it is of weights."""
@@ -495,7 +495,7 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
     "select_weights": lambda g, w: {
         **g._split(w),
         "manual": g._selecting(w, g.localization(w["localization"]))["manual"],
-        "method": g.extensions.get(f"scores.{g.localization(w['localization']).scores}.method"),
+        "method": g.extensions.get(f"scores.{w['scores']}.method"),
     },
     "faithfulness": lambda g, w: g._faithful(w),
     "faithfulness_report": lambda g, w: {"data": g._faithfulness()},

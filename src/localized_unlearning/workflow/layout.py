@@ -44,8 +44,8 @@ PLACES: Mapping[str, Mapping[str, str]] = {
     "score": {"scores": f"{BASE}/{{task}}/scores/{{scores}}.parquet"},
     "select": {"selection": f"{BASE}/{{task}}/selections/{{localization}}.json"},
     "select_weights": {
-        "selection": f"{BASE}/{{task}}/weights/{{localization}}.json",
-        "weights": f"{BASE}/{{task}}/weights/{{localization}}.safetensors",
+        "selection": f"{BASE}/{{task}}/weights/{{localization}}/{{scores}}.json",
+        "weights": f"{BASE}/{{task}}/weights/{{localization}}/{{scores}}.safetensors",
     },
     "faithfulness": {"faithfulness": f"{BASE}/{{task}}/faithfulness/{{localization}}.parquet"},
     "select_for_mask": {"selection": f"{MASK}/selection.json"},
