@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from localized_unlearning.analysis.measures import estimates, items, read_frames
-from localized_unlearning.analysis.statistics import item_scores
+from localized_unlearning.analysis.statistics import Accuracy, item_scores
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.evaluation import Study
 from localized_unlearning.config.run import Config
@@ -60,7 +60,7 @@ def injected(split: pd.DataFrame, objective: Objective, seeds: Sequence[int]) ->
 def edit_items(
     frames: Mapping[str, pd.DataFrame],
     prompts: Prompts,
-    accuracy: Any,
+    accuracy: Accuracy,
     given: pd.DataFrame,
 ) -> pd.DataFrame:
     """Scores of the injected answers, as :func:`analysis.measures.items` gives those of the right ones.

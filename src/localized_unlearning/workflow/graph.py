@@ -261,8 +261,8 @@ class Graph:
             return False
         if job.stage in ("select", "select_weights", "faithfulness"):
             chosen = self.config.localizations.get(w["localization"])
-            single = chosen is not None and chosen.kind == "weights"
-            if single != (job.stage == "select_weights") or (single and w["scores"] != chosen.scores):
+            scores = chosen.scores if chosen is not None and chosen.kind == "weights" else None
+            if w.get("scores") != scores:  # of weights, one of components has no scores in its place
                 return False
         if "seed" not in w or w.get("localization") == "base":
             return int(w.get("seed", 0)) == 0 if w.get("localization") == "base" else True
