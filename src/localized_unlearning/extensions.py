@@ -26,6 +26,7 @@ SCORES = PACKAGE / "localization" / "methods"
 WEIGHT_SCORES = PACKAGE / "localization" / "weight_methods"
 """Our ways to score single weights, one per file."""
 SCORE_FOLDERS = (SCORES, WEIGHT_SCORES)
+FOLDERS = (OBJECTIVES, *SCORE_FOLDERS)
 
 
 def file_of(named: str, folder: Path | None = None) -> Path | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localized_unlearning import extensions
 from localized_unlearning.audit.words import shown
 from localized_unlearning.config import reading
 from localized_unlearning.config.run import Config
@@ -140,8 +141,13 @@ class Configs:
         return loaded
 
     def outside(self, base_name: str, config: Config | None) -> Path | None:
-        """The file outside the workflow's folder that a config names and that has this base name, if there is one."""
+        """The file outside the workflow's folder that a config names and that has this base name, if there is one.
+
+        A method is named by ``FILE.py:FUNCTION``, or is one of ours, which lies in the package.
+        """
         named = [] if config is None else [leaf for leaf in _leaves(config.model_dump(mode="json")) if leaf]
+        methods = [extensions.file_of(leaf, folder) for leaf in named for folder in extensions.FOLDERS]
+        named += [str(path) for path in methods if path is not None]
         places = [self.root / os.path.expandvars(os.path.expanduser(leaf)) for leaf in dict.fromkeys(named)]
         fitting = [place for place in places if place.name == base_name and not self._is_inside(place)]
         return next((place for place in fitting if place.exists()), fitting[0] if fitting else None)
