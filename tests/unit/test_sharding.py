@@ -329,7 +329,12 @@ def test_batches_from_free_memory(tiny: Callable[[str], Any], monkeypatch: pytes
 
     gpu = torch.device("cuda:0")
     sizes_of = SimpleNamespace(
-        hidden_size=3072, intermediate_size=24576, model_type="gemma", num_attention_heads=16, head_dim=256, num_hidden_layers=28
+        hidden_size=3072,
+        intermediate_size=24576,
+        model_type="gemma",
+        num_attention_heads=16,
+        head_dim=256,
+        num_hidden_layers=28,
     )
     config = SimpleNamespace(get_text_config=lambda: sizes_of)
     large: Any = SimpleNamespace(
