@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
 
 from localized_unlearning.config.reading import merge
+from localized_unlearning.errors import UserError
 from tiny_run import ROOT, TINY, configure, environment, snakemake, workplace
 
 
@@ -98,6 +100,75 @@ def test_every_claim_is_judged_or_says_why_not(finished: Path) -> None:
         "not testable",
     }
     assert (finished / "results/tiny/claims.md").read_text().startswith("# The paper's claims on tiny: ")
+
+
+def test_a_run_in_python(finished: Path, tmp_path: Path) -> None:
+    """The three lines of the README, and what they give on slips."""
+    from localized_unlearning import load_run
+
+    run = load_run(finished / "results/tiny")
+    rows = run.rows("facts", task="sports")
+    assert {"base", "manual", "random"} <= set(rows["localization"]) and set(rows["task"]) == {"sports"}
+    unlearned = run.model("manual")
+    asked = unlearned.ask(["Fact: Derek Jeter plays the sport of"])
+    assert asked.shape == (1, 4) and ((asked > 0) & (asked < 1)).all(axis=None)
+    attacked = unlearned.attack("relearn", iterations=1)["facts"]
+    assert sorted(set(attacked["iteration"])) == [0, 1]
+    before = run.rows("relearn", task="sports", objective="erase", localization="manual")
+    columns = ["prompt", "athlete", "logit_baseball"]
+    first = before.query("iteration == 0 and prompt in @attacked.prompt")[columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(
+        attacked.query("iteration == 0")[columns].reset_index(drop=True).astype(first.dtypes),
+        first,
+        rtol=1e-4,
+    )
+    with pytest.raises(UserError, match="there is no attack tickle: say relearn or probe"):
+        unlearned.attack("tickle")
+    with pytest.raises(UserError, match=r"unknown key 'relearning.iteration'.*did you mean 'iterations'"):
+        unlearned.attack("relearn", iteration=1)
+    with pytest.raises(UserError, match=r"no model .*localization nowhere"):
+        run.model("nowhere")
+    with pytest.raises(UserError, match="has no facts of localization nowhere"):
+        run.rows("facts", localization="nowhere")
+    with pytest.raises(UserError, match="name the results of a run"):
+        load_run(tmp_path)
+
+
+def test_a_reviewer_redraws_a_figure_from_an_export(finished: Path, tmp_path: Path) -> None:
+    """Unpacked elsewhere, without models: verified, and a figure drawn again with the same numbers."""
+    words = (
+        "localized-unlearning",
+        "audit",
+        "export",
+        "results/tiny",
+        "figures/tiny",
+        "--out",
+        str(tmp_path / "run.zip"),
+    )
+    done = subprocess.run(words, cwd=finished, env=environment(finished), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shutil.unpack_archive(tmp_path / "run.zip", tmp_path / "reviewed")
+    for weights in (tmp_path / "reviewed").rglob("*.safetensors"):
+        weights.unlink()
+    from localized_unlearning import load_run
+
+    run = load_run(tmp_path / "reviewed/results/tiny")
+    drawn = run.draw("figure_3", tmp_path / "drawn")
+    assert drawn.stat().st_size > 0
+    pd.testing.assert_frame_equal(pd.read_csv(drawn.with_suffix(".csv")), run.figure("figure_3"))
+
+
+def test_the_tutorial_runs(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell of the notebook, on the tiny run."""
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    monkeypatch.chdir(finished)
+    cells = json.loads((ROOT / "docs/tutorial.ipynb").read_text(encoding="utf-8"))["cells"]
+    found: dict[str, Any] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            code = "".join(cell["source"]).replace("results/organism", "results/tiny")
+            exec(compile(code, "tutorial", "exec"), found)
+    assert len(found["attacked"]) and found["rows"]["right"].dtype == bool
 
 
 def test_a_second_run_has_nothing_to_do(finished: Path) -> None:

@@ -1,0 +1,252 @@
+"""A finished run in Python: its rows and tables as DataFrames, its unlearned models, and attacks on them.
+
+run = load_run("results/organism")
+rows = run.rows("facts", task="sports")
+attacked = run.model("manual").attack("relearn", iterations=5)
+"""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from localized_unlearning.config import reading
+from localized_unlearning.config.run import Config
+from localized_unlearning.data.answers import CHOICES
+from localized_unlearning.data.tokens import answer_tokens, encode
+from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.job import Job, restrict
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.models import deltas, device, loading, packing
+from localized_unlearning.workflow.graph import Graph
+from localized_unlearning.workflow.layout import RESOLVED, JobId
+
+ATTACKS = {"relearn": "relearning", "probe": "probing"}
+"""Stages that attack a model, and the part of the config that each is set by."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of a run: the base model, or the base model with a delta laid over it.
+
+    Attributes:
+        run: the run it is of.
+        wildcards: which one: base seed, task, objective, localization and seed.
+        model: a causal language model of transformers; its weights are the unlearned ones.
+        tokenizer: its tokenizer.
+    """
+
+    run: Run
+    wildcards: Mapping[str, str]
+    model: Any
+    tokenizer: Any
+
+    def ask(self, texts: Sequence[str], answers: Sequence[str] = CHOICES) -> pd.DataFrame:
+        """How likely each answer's first token is as the next one.
+
+        Args:
+            texts: what stands before the answer; without a space at its end.
+            answers: words, each beginning with another token.
+
+        Returns:
+            Probabilities over the whole vocabulary, one row per text and one column per answer.
+        """
+        tokens = answer_tokens(self.tokenizer, tuple(answers))
+        batch = device.batch_tokens(self.run.config.compute, self.model)
+        found = packing.next_token(self.model, encode(self.tokenizer, list(texts)), tokens, batch)
+        likely = (found.candidates - found.log_normalizer[:, None]).exp().numpy()
+        return pd.DataFrame(likely, index=pd.Index(texts, name="text"), columns=list(answers))
+
+    def attack(self, name: str, **settings: Any) -> dict[str, pd.DataFrame]:
+        """Try to bring the forgotten facts back; writes nothing.
+
+        Args:
+            name: ``relearn`` (trains on a few forgotten facts, then asks for the others) or ``probe`` (reads the facts off
+                the activations).
+            settings: instead of the config's, under ``relearning`` or ``probing``: ``iterations=5``.
+
+        Returns:
+            Rows by kind, as the run itself has them: ``facts``, ``multiple_choice`` and ``mmlu``, or ``probes``.
+
+        Raises:
+            UserError: for an attack or a setting that does not exist, or when the run lacks what it needs.
+        """
+        if name not in ATTACKS:
+            raise UserError(f"there is no attack {name}: say {' or '.join(ATTACKS)}")
+        resolved = self.run.root / self.run.graph.layout.resolved
+        config = reading.load([resolved], {ATTACKS[name]: settings})
+        return self.run.compute(JobId.of(name, **self.wildcards), config)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model and tokenizer in transformers' layout, for any other tool; returns the folder."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        return Path(folder)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's config and results; see :func:`load_run`.
+
+    Attributes:
+        root: the folder that holds ``results`` and ``figures``.
+        config: the resolved config.
+    """
+
+    root: Path
+    config: Config = field(repr=False)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The jobs of the run, and where their files lie, seen from :attr:`root`."""
+        return Graph(self.config)
+
+    def _read(self, job: JobId, output: str) -> Path:
+        path = self.root / self.graph.layout.outputs(job)[output]
+        if not path.is_file():
+            raise UserError(f"{path} is not there: make it with snakemake {path.relative_to(self.root)}")
+        return path
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of the paper, one row per localization, column and accuracy; ``name`` is such as ``table_1``."""
+        return pd.read_csv(self._read(JobId.of("table", table=name), "csv"))
+
+    def figure(self, name: str) -> pd.DataFrame:
+        """What a figure was drawn from; ``name`` is such as ``figure_3``."""
+        return pd.read_csv(self._read(JobId.of("figure", figure=name), "csv"))
+
+    def rows(self, kind: str, **which: str | int) -> pd.DataFrame:
+        """The answers of all models, or of those that ``which`` names, one row per item.
+
+        Args:
+            kind: ``facts``, ``multiple_choice``, ``mmlu``, ``text`` or ``probe``.
+            which: ``task``, ``objective``, ``localization``, ``seed`` or ``base_seed``, to have only those.
+
+        Raises:
+            UserError: when there is no such kind, or no such rows yet.
+        """
+        kinds = [
+            name for name, stage in STAGES.items() if {"task", "localization", "seed"} <= set(stage.wildcards)
+        ]
+        if kind not in kinds:
+            raise UserError(f"there are no rows of {kind}: say one of {', '.join(sorted(kinds))}")
+        wanted = {name: str(value) for name, value in which.items()}
+        jobs = [job for job in self.graph.jobs if job.stage == kind and wanted.items() <= job.named.items()]
+        paths = [self.root / path for job in sorted(jobs) for path in self.graph.layout.outputs(job).values()]
+        found = [pd.read_parquet(path) for path in paths if path.suffix == ".parquet" and path.is_file()]
+        if not found:
+            said = ", ".join(f"{name} {value}" for name, value in which.items()) or "any model"
+            raise UserError(f"{self.root / self.graph.layout.results} has no {kind} of {said}")
+        return pd.concat(found, ignore_index=True)
+
+    def model(
+        self,
+        localization: str,
+        task: str | None = None,
+        objective: str | None = None,
+        seed: int | None = None,
+        base_seed: int | None = None,
+    ) -> Model:
+        """The base model (``base``), or the one unlearned at a localization.
+
+        Args:
+            localization: a name under ``localizations``, or ``base``.
+            task: the first of the config unless said.
+            objective: the first of the config unless said.
+            seed: the training seed; the first of the config unless said.
+            base_seed: the base model's; the first of the config unless said.
+
+        Raises:
+            UserError: when the config has no such model, or it was not made yet.
+        """
+        task = task or self.graph.tasks[0]
+        base = localization == "base"
+        objective = "none" if base else objective or next(iter(self.config.objectives))
+        seed = 0 if base else self.graph.seeds(task, objective)[0] if seed is None else seed
+        start = self.graph.bases[0] if base_seed is None else base_seed
+        names = {
+            "base_seed": start,
+            "task": task,
+            "objective": objective,
+            "localization": localization,
+            "seed": seed,
+        }
+        job = JobId.of("facts", **names)
+        if not self.graph.has(job):
+            raise UserError(
+                f"the run has no model {', '.join(f'{k} {v}' for k, v in names.items())}: localizations are "
+                f"{', '.join(self.graph.localizations)}"
+            )
+        inputs = self._inputs(job)
+        where = device.setup(self.config.compute)
+        loaded, tokenizer = loading.load(inputs["base_model"], self.config.model.dtype, where)
+        if inputs["delta"]:
+            tensors = deltas.read_delta(inputs["delta"], deltas.weights_digest(inputs["base_model"]))
+            deltas.put(loaded, tensors)
+        return Model(self, job.named, loaded, tokenizer)
+
+    def _inputs(self, job: JobId) -> dict[str, Any]:
+        """A job's inputs by name, each a path, a list of paths, or None."""
+        many = {given.name for given in STAGES[job.stage].inputs if given.many}
+        found: dict[str, Any] = {}
+        for name, values in self.graph.paths(job).items():
+            paths = [self.root / value for value in values]
+            for path in paths:
+                if not path.exists():
+                    raise UserError(
+                        f"{path} is not there: make it with snakemake {path.relative_to(self.root)}"
+                    )
+            found[name] = paths if name in many else next(iter(paths), None)
+        return found
+
+    def compute(self, job: JobId, config: Config) -> dict[str, pd.DataFrame]:
+        """The rows of a job with another config than the run's, computed here and kept nowhere."""
+        with tempfile.TemporaryDirectory() as folder:
+            outputs = {name: Path(folder) / f"{name}.parquet" for name in STAGES[job.stage].outputs}
+            self._do(job, config, outputs)
+            return {name: pd.read_parquet(path) for name, path in outputs.items()}
+
+    def draw(self, name: str, folder: str | Path) -> Path:
+        """Draw a figure of the paper again, from the run's rows alone: no model is needed.
+
+        Args:
+            name: such as ``figure_3``.
+            folder: where to write it as PDF, PNG and CSV.
+
+        Returns:
+            The PDF.
+        """
+        job = JobId.of("figure", figure=name)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        outputs = {kind: Path(folder) / f"{name}.{kind}" for kind in STAGES["figure"].outputs}
+        self._do(job, self.config, outputs)
+        return outputs["pdf"]
+
+    def _do(self, job: JobId, config: Config, outputs: dict[str, Path]) -> None:
+        """A job's work without its record: for looking, not for publishing."""
+        stage = STAGES[job.stage]
+        function = getattr(importlib.import_module(stage.module), stage.function)
+        seen = restrict(config, stage, job.named)
+        function(Job(stage, seen, job.named, self._inputs(job), outputs, "not recorded"))
+
+
+def load_run(folder: str | Path) -> Run:
+    """A finished, or half-finished, run.
+
+    Args:
+        folder: its results, such as ``results/organism``; they may have been copied from elsewhere with ``figures`` beside.
+
+    Raises:
+        UserError: when there is no resolved config in ``folder``.
+    """
+    path = Path(folder).resolve()
+    if not (path / RESOLVED).is_file():
+        raise UserError(f"{folder} holds no {RESOLVED}: name the results of a run, such as results/organism")
+    return Run(path.parents[1], reading.load([path / RESOLVED]))
