@@ -42,6 +42,7 @@ include: "workflow/rules/collect.smk"
 
 # Here and not in an included file, whose default target Snakemake forgets.
 rule all:
+    """Make every table, figure, statistic, claim and model card."""
     default_target: True
     input:
         rules.tables.input,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -128,3 +129,14 @@ def test_a_target_that_is_not_there_is_answered_with_those_that_are(word: str, s
     targets.check(
         ["-c2", "figure_3", "table_1", "--configfile", "my_figure_99.yaml", "results/x/tables/table_9.md"]
     )
+
+
+def test_every_rule_says_what_it_does() -> None:
+    """What ``snakemake --list`` shows: a stage's rule says what the stage's help does."""
+    for path in [ROOT / "Snakefile", *(ROOT / "workflow/rules").glob("*.smk")]:
+        for name, text in re.findall(
+            r'^rule (\w+):\n    (?:"""(.*)""")?', path.read_text(encoding="utf-8"), re.M
+        ):
+            assert text, f"{path.name}: rule {name}"
+            if name in STAGES:
+                assert text.rstrip(".").lower() == STAGES[name].help.lower(), name

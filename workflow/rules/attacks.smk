@@ -2,6 +2,7 @@
 
 
 rule relearn:
+    """Retrain a few of the forgotten facts and ask for the others."""
     input:
         unpack(plan.inputs("relearn")),
     output:
@@ -25,6 +26,7 @@ rule relearn:
 
 
 rule probe:
+    """Read the facts off a model's activations, layer by layer."""
     input:
         unpack(plan.inputs("probe")),
     output:

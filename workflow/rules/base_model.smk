@@ -3,6 +3,7 @@
 if plan.config.model.kind == "organism":
 
     rule pretrain:
+        """Pretrain the model organism."""
         input:
             unpack(plan.inputs("pretrain")),
         output:
@@ -27,6 +28,7 @@ if plan.config.model.kind == "organism":
 elif plan.config.model.kind == "gguf":
 
     rule convert:
+        """Convert a GGUF file to a standard model folder."""
         input:
             unpack(plan.inputs("convert")),
         output:
@@ -50,6 +52,7 @@ elif plan.config.model.kind == "gguf":
 elif plan.config.model.kind == "huggingface":
 
     rule download:
+        """Bring the base model from the hub or a local folder."""
         input:
             unpack(plan.inputs("download")),
         output:
@@ -73,6 +76,7 @@ elif plan.config.model.kind == "huggingface":
 
 
 rule model_card:
+    """Measure the base model and hold it to its requirements."""
     input:
         unpack(plan.inputs("model_card")),
     output:

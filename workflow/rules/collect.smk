@@ -5,6 +5,7 @@ from localized_unlearning.paper.artefacts import FIGURES, TABLES
 
 
 rule table:
+    """Write a table of the paper."""
     input:
         unpack(plan.inputs("table")),
     output:
@@ -27,6 +28,7 @@ rule table:
 
 
 rule comparisons:
+    """Compare a table's localizations with one another and with random ones."""
     input:
         unpack(plan.inputs("comparisons")),
     output:
@@ -49,6 +51,7 @@ rule comparisons:
 
 
 rule supplement:
+    """Write every prompt of a table, and every letter."""
     input:
         unpack(plan.inputs("supplement")),
     output:
@@ -71,6 +74,7 @@ rule supplement:
 
 
 rule figure:
+    """Draw a figure of the paper."""
     input:
         unpack(plan.inputs("figure")),
     output:
@@ -93,6 +97,7 @@ rule figure:
 
 
 rule claims:
+    """Judge the paper's claims on a run's rows."""
     input:
         unpack(plan.inputs("claims")),
     output:
@@ -185,24 +190,28 @@ rule studies:
 
 
 rule tables:
+    """Make every table."""
     input:
         plan.targets(TABLES),
     localrule: True
 
 
 rule figures:
+    """Draw every figure."""
     input:
         plan.targets(FIGURES),
     localrule: True
 
 
 rule statistics:
+    """Compare the localizations of every table."""
     input:
         plan.statistics(),
     localrule: True
 
 
 rule report:
+    """Write one HTML page of what is there."""
     log:
         f"{plan.layout.logs}/report.log",
     localrule: True
@@ -217,6 +226,7 @@ rule report:
 
 
 rule preflight:
+    """Say what the run takes and what it lacks."""
     log:
         f"{plan.layout.logs}/preflight.log",
     localrule: True
@@ -231,6 +241,7 @@ rule preflight:
 
 
 rule audit:
+    """Verify every file against its record."""
     log:
         f"{plan.layout.logs}/audit.log",
     localrule: True

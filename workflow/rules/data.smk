@@ -6,6 +6,7 @@ localrules:
 
 
 rule fetch:
+    """Bring a file or folder from outside, and check its bytes."""
     input:
         unpack(plan.inputs("fetch")),
     output:
@@ -38,6 +39,7 @@ use rule fetch as fetch_folder with:
 
 
 rule known_facts:
+    """Find out which facts the base model knows."""
     input:
         unpack(plan.inputs("known_facts")),
     output:
@@ -61,6 +63,7 @@ rule known_facts:
 
 
 rule split:
+    """Split the known facts into train and test, forget and retain."""
     input:
         unpack(plan.inputs("split")),
     output:

@@ -2,6 +2,7 @@
 
 
 rule facts:
+    """Ask a model for the facts, in every configured prompt."""
     input:
         unpack(plan.inputs("facts")),
     output:
@@ -25,6 +26,7 @@ rule facts:
 
 
 rule multiple_choice:
+    """Ask a model for the facts by multiple choice."""
     input:
         unpack(plan.inputs("multiple_choice")),
     output:
@@ -48,6 +50,7 @@ rule multiple_choice:
 
 
 rule mmlu:
+    """Ask a model general-knowledge questions in MMLU's format."""
     input:
         unpack(plan.inputs("mmlu")),
     output:
@@ -71,6 +74,7 @@ rule mmlu:
 
 
 rule text:
+    """Measure a model's loss on held-out plain text."""
     input:
         unpack(plan.inputs("text")),
     output:
@@ -94,6 +98,7 @@ rule text:
 
 
 rule sweep:
+    """Ask a model again and again as ever more of its weights are edited."""
     input:
         unpack(plan.inputs("sweep")),
     output:

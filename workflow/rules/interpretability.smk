@@ -2,6 +2,7 @@
 
 
 rule layer_probes:
+    """Find the layers at which the base model's facts can be read."""
     input:
         unpack(plan.inputs("layer_probes")),
     output:
@@ -25,6 +26,7 @@ rule layer_probes:
 
 
 rule head_ablation:
+    """Ablate the base model's attention heads one by one."""
     input:
         unpack(plan.inputs("head_ablation")),
     output:

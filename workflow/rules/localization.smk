@@ -2,6 +2,7 @@
 
 
 rule score:
+    """Score every component by one method."""
     input:
         unpack(plan.inputs("score")),
     output:
@@ -25,6 +26,7 @@ rule score:
 
 
 rule select:
+    """Choose the components that a localization trains."""
     input:
         unpack(plan.inputs("select")),
     output:
@@ -47,6 +49,7 @@ rule select:
 
 
 rule select_for_mask:
+    """Choose the components that a weight mask covers, where they are others."""
     input:
         unpack(plan.inputs("select_for_mask")),
     output:

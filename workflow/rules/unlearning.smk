@@ -2,6 +2,7 @@
 
 
 rule finetune:
+    """Train the chosen weights until the facts are gone."""
     input:
         unpack(plan.inputs("finetune")),
     output:
@@ -25,6 +26,7 @@ rule finetune:
 
 
 rule mask:
+    """Train a mask over the chosen weights."""
     input:
         unpack(plan.inputs("mask")),
     output:
