@@ -171,7 +171,7 @@ class Run:
         objective = "none" if base else objective or next(iter(self.config.objectives))
         seed = 0 if base else self.graph.seeds(task, objective)[0] if seed is None else seed
         start = self.graph.bases[0] if base_seed is None else base_seed
-        names = {
+        names: dict[str, str | int] = {
             "base_seed": start,
             "task": task,
             "objective": objective,
