@@ -48,6 +48,7 @@ rule all:
         rules.tables.input,
         rules.figures.input,
         rules.statistics.input,
+        rules.studies.input,
         rules.claims.output,
         plan.model_cards(),
     localrule: True

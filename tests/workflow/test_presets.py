@@ -44,10 +44,16 @@ def test_presets_plan(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert found.run == preset.stem
     jobs = planned(folder, "--configfile", f"workflow/presets/{preset.name}")
     shown = len(found.localizations) - len(found.null_draws)
-    papers = [task for task in found.tasks.values() if task and not task.of]
-    seeds = sum(len(task.seeds or found.seeds) for task in found.tasks.values() if task)
-    trained = shown * seeds + len(found.null_draws) * len(papers)
-    assert jobs["finetune"] == trained * len(found.objectives)
+    papers = [name for name, task in found.tasks.items() if task and not task.of]
+    sets = [name for name in found.tasks if not set(papers).isdisjoint(("sports", "athletes"))]
+    trained = {
+        (task, objective) for task in sets for objective in set(found.objectives) & {"erase", "inject"}
+    }
+    for study in filter(None, found.studies.values()):
+        trained |= {(task, objective) for task in study.tasks for objective in study.objectives}
+    models = sum(shown * len((found.tasks[task] or found).seeds or found.seeds) for task, _ in trained)
+    drawn = len(found.null_draws) * len(papers) * len(found.objectives)
+    assert jobs["finetune"] == models + drawn
     masked = found.seeds if found.mask_seeds is None else found.mask_seeds
     assert jobs.get("mask", 0) == shown * len(masked) * len(papers)
     monkeypatch.chdir(folder)  # the same jobs as in the plan of costs

@@ -179,13 +179,13 @@ for name in plan.config.studies:
         name:
             name
         input:
-            plan.study(name),
+            plan.studies(name),
         localrule: True
 
 
 rule studies:
     input:
-        [plan.study(name) for name in plan.config.studies],
+        plan.studies(),
     localrule: True
 
 

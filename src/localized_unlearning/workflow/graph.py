@@ -230,6 +230,7 @@ class Graph:
         for table in self.possible(TABLES):
             yield from (JobId.of(stage, table=table) for stage in ("supplement", "comparisons", "table"))
         yield from (JobId.of("figure", figure=figure) for figure in self.possible(FIGURES))
+        yield from (JobId.of("study", study=study) for study in self.config.studies)
 
     def possible(self, names: Iterable[str]) -> list[str]:
         """Those of the tables or figures that this config can make: it may lack a task or an objective."""

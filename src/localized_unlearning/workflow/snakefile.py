@@ -200,9 +200,10 @@ class Rules:
         """Those of the tables or figures that this config can make."""
         return [self.target(name) for name in self.graph.possible(names)]
 
-    def study(self, name: str) -> list[str]:
-        """The files of a study."""
-        return list(self.layout.outputs(JobId.of("study", study=name)).values())
+    def studies(self, *names: str) -> list[str]:
+        """The files of these studies; of all without a name."""
+        jobs = (JobId.of("study", study=name) for name in names or self.config.studies)
+        return [path for job in jobs for path in self.layout.outputs(job).values()]
 
     def statistics(self) -> list[str]:
         """Comparisons, null distribution and supplement of every table that this config can make."""
