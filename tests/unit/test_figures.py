@@ -12,16 +12,19 @@ import pandas as pd
 import pytest
 
 from localized_unlearning.analysis.statistics import wilson
-from localized_unlearning.config.evaluation import Statistics
+from localized_unlearning.config.data import Prompts
+from localized_unlearning.config.evaluation import Measures, Statistics
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES
 from localized_unlearning.reporting.figures import drawing, style
+from localized_unlearning.reporting.figures.rows import Asked, asked
 
 LABELS = {
     "base": "Base model", "attribution_patching": "Attrib. Patching", "causal_tracing": "Causal Tracing",
     "manual": "Manual", "random": "Random", "all_mlps": "All MLPs", "nonlocalized": "Nonlocalized",
 }  # fmt: skip
 STATISTICS = Statistics(bootstrap=200)
+ASKED = Asked("question", "question", "choice")
 LOCALIZATIONS = [name for name in LABELS if name != "base"]
 MOVED = (5_000, 60_000, 60_000, 60_000, 60_000, 60_000)  # weights that each mask's training moved
 SPORTS = ("football", "baseball", "basketball", "golf")
@@ -142,7 +145,7 @@ def frames_of(name: str) -> dict[str, pd.DataFrame]:
 
 def drawn(name: str, keep: Any = lambda frame: frame) -> tuple[Any, pd.DataFrame]:
     frames = {stem: keep(frame) for stem, frame in frames_of(name).items()}
-    points = drawing.points_of(name, frames, "question", STATISTICS)
+    points = drawing.points_of(name, frames, ASKED, STATISTICS)
     return drawing.draw(name, points, LABELS), points
 
 
@@ -180,10 +183,46 @@ def test_the_paper_has_sixteen_figures() -> None:
     assert list(FIGURES) == [f"figure_{n}" for n in range(1, 17)]
 
 
-def test_localizations_are_told_apart_without_colour() -> None:
-    known = [*LOCALIZATIONS, "mine", "theirs"]
+def test_fifteen_localizations_are_told_apart_without_colour() -> None:
+    known = [*LOCALIZATIONS, *(f"mine_{i}" for i in range(8))]
     styles = [style.style_of(name, known) for name in ("base", *known)]
     assert len({s.colour for s in styles}) == len(styles) == len({s.marker for s in styles})
+    more = [*known, *(f"theirs_{i}" for i in range(8))]
+    assert len({style.style_of(name, more) for name in ("base", *more)}) == len(more) + 1
+
+
+def test_labels_that_are_alike_get_their_names() -> None:
+    """Two lines with one label would share an entry of the legend."""
+    labels = {"a": "Mine", "b": "Mine", "c": "Theirs"}
+    assert style.distinct(labels) == {"a": "Mine (a)", "b": "Mine (b)", "c": "Theirs"}
+
+
+@pytest.mark.parametrize("name", ["figure_1", "figure_4", "figure_6", "figure_7", "figure_15", "figure_16"])
+def test_type_can_be_read_and_intervals_say_their_level(name: str) -> None:
+    from matplotlib.text import Text
+
+    figure = drawn(name)[0]
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    assert min(text.get_fontsize() for text in texts) >= 6
+    words = " ".join(text.get_text() for text in texts)
+    assert "n = " in words and ("95 %" in words or "p < 0.05" in words)
+
+
+@pytest.mark.parametrize("name", ["figure_1", "figure_4", "figure_5", "figure_8", "figure_16"])
+def test_every_panel_has_the_floor_and_the_base_model(name: str) -> None:
+    frames = frames_of(name)
+    if name == "figure_1":  # the base model stands at no iteration
+        base = {
+            stem: f[f["iteration"] == 0].assign(localization="base", iteration=np.nan)
+            for stem, f in frames.items()
+        }
+        per_model = {stem: len(f) // len(LOCALIZATIONS) for stem, f in base.items()}
+        frames = {stem: pd.concat([f, base[stem].head(per_model[stem])]) for stem, f in frames.items()}
+    points = drawing.points_of(name, frames, ASKED, STATISTICS)
+    for axes in drawing.draw(name, points, LABELS).axes:
+        labels = [handle.get_label() for handle in axes.get_lines()]
+        assert any(label in ("Guessing", "Always the commonest sport") for label in labels)
+        assert "Base model" in labels or axes.get_title(loc="left") == "Base model"
 
 
 @pytest.mark.parametrize("name", ["figure_2", "figure_4", "figure_9", "figure_10", "figure_12"])
@@ -205,7 +244,7 @@ def test_every_point_of_the_csv_is_drawn_and_no_other(name: str) -> None:
 
 def test_points_are_wilson_of_the_rows_and_leave_the_relearned_out() -> None:
     frames = frames_of("figure_1")
-    points = drawing.points_of("figure_1", frames, "question", Statistics(confidence=0.9))
+    points = drawing.points_of("figure_1", frames, ASKED, Statistics(confidence=0.9))
     facts = frames["facts"]
     rows = facts[
         (facts["localization"] == "manual") & (facts["iteration"] == 4) & facts["forget"] & ~facts["relearn"]
@@ -228,13 +267,33 @@ def test_an_edit_is_as_large_as_the_weights_that_are_zero() -> None:
         assert list(sizes) == sorted({min(size, moved) for size in (0, 100, 1000, 10_000, 100_000)})
 
 
-def test_a_head_changes_by_its_paired_difference() -> None:
-    """Bold cells rest on these intervals: catches one that is the accuracy's own."""
+def test_a_head_is_bold_by_mcnemar_over_all_heads() -> None:
+    """Four athletes lost and none won is .125, and bold only a difference that holds among all the heads."""
     points = drawn("figure_15")[1].set_index(["layer", "head"])
     assert (points["change"] - (points["mean"] - points.loc[(-1, -1), "mean"])).abs().max() < 1e-12
-    same, worse = points.loc[(0, 2)], points.loc[(1, 3)]
-    assert (same["change_low"], same["change_high"]) == (0, 0)
-    assert worse["change_low"] < worse["change"] < worse["change_high"] < 0
+    lost = points.loc[(1, 1)]
+    assert (lost["only_with"], lost["only_without"]) == (6, 0) and lost["p"] == pytest.approx(2 * 0.5**6)
+    assert lost["p"] < 0.05 < lost["p_holm"]
+    assert points.loc[(1, 3), "p_holm"] < 0.05 and points.loc[(0, 2), "p"] == 1
+    assert np.isnan(points.loc[(-1, -1), "p_holm"])
+
+
+def test_figures_follow_the_accuracy_and_the_prompt_that_tables_have() -> None:
+    """Catches a figure that asks the question prompt, or counts right answers, whatever the config says."""
+    frames = frames_of("figure_1")
+    facts = frames["facts"]
+    training = facts.assign(prompt="training", logit_football=9.0, answer=0)
+    frames["facts"] = pd.concat([facts, training], ignore_index=True)
+    how = asked(Measures(accuracy="probability"), Prompts())
+    assert how == ("training", "training", "probability")
+    points = drawing.points_of("figure_1", frames, how, STATISTICS)
+    found = points.loc[points["panel"] == "forget", "mean"]
+    assert found.between(
+        0.99, 1, inclusive="neither"
+    ).all()  # a probability of training's answers, no count of the question's
+    figure = drawing.draw("figure_1", points, LABELS)
+    assert [axes.get_title(loc="left") for axes in figure.axes][::2] == ["Forget ↓", "Retain ↑"]
+    assert figure.axes[0].get_ylabel().startswith("Probability")
 
 
 @pytest.mark.parametrize("name", ["figure_1", "figure_3", "figure_5", "figure_8", "figure_16"])

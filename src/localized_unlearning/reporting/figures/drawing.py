@@ -22,18 +22,20 @@ if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
 
 
-def points_of(name: str, frames: rows.Frames, question: str, statistics: Statistics) -> pd.DataFrame:
-    """The points of a figure, as its CSV holds them."""
+def points_of(name: str, frames: rows.Frames, how: rows.Asked, statistics: Statistics) -> pd.DataFrame:
+    """The points of a figure, as its CSV holds them; ``confidence`` is the level of their intervals."""
     kind = FIGURES[name].kind
     if kind == "relearning":
-        return rows.series(frames, question, "iteration", statistics)
-    if kind in ("edits", "price"):
-        return rows.sweep(frames, question, statistics)
-    if kind == "probes":
-        return layers.probe_points(frames, statistics)
-    return (
-        layers.head_points(frames, statistics) if kind == "heads" else layers.layer_points(frames, statistics)
-    )
+        found = rows.series(frames, how, "iteration", statistics)
+    elif kind in ("edits", "price"):
+        found = rows.sweep(frames, how, statistics)
+    elif kind == "probes":
+        found = layers.probe_points(frames, statistics)
+    elif kind == "heads":
+        found = layers.head_points(frames, statistics)
+    else:
+        found = layers.layer_points(frames, statistics)
+    return found.assign(confidence=statistics.confidence)
 
 
 def draw(
@@ -47,6 +49,7 @@ def draw(
         labels: localizations in drawing order, with their names.
         overlay: published points to draw beside ours.
     """
+    labels = style.distinct(labels)
     figure = FIGURES[name]
     prefix = "mcq_" if figure.multiple_choice else ""
     if figure.kind == "relearning":
@@ -100,7 +103,7 @@ def run(job: Job) -> None:
     for path in job.inputs["data"]:
         found.setdefault(path.stem, []).append(pd.read_parquet(path))
     frames = {stem: pd.concat(tables, ignore_index=True) for stem, tables in found.items()}
-    points = points_of(name, frames, config.prompts.question, config.statistics)
+    points = points_of(name, frames, rows.asked(config.measures, config.prompts), config.statistics)
     labels = {"base": "Base model", **{n: loc.label for n, loc in config.localizations.items() if loc}}
     overlay = read_overlay(job.inputs["overlay"], name) if job.inputs.get("overlay") else None
     points.to_csv(job.outputs["csv"], index=False)

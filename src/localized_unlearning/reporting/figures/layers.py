@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning.analysis.statistics import bootstrap_mean
+from localized_unlearning.analysis.statistics import holm, mcnemar
 from localized_unlearning.reporting.figures import style
 from localized_unlearning.reporting.figures.rows import Frames, points
 
@@ -35,6 +35,10 @@ def probe_points(frames: Frames, settings: Statistics) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+MAJORITY = "Always the commonest sport"
+"""Naming the training part's commonest sport; of a forget set of another sport this is never right."""
+
+
 def probes(data: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFrame | None = None) -> Figure:
     """Figures 3, 4, 14: accuracy of the three sports' probes together, by layer.
 
@@ -43,21 +47,24 @@ def probes(data: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFrame 
         labels: localizations in drawing order, with their names.
         overlay: published curves, with columns ``panel``, ``localization``, ``layer`` and ``mean``.
     """
-    with style.panels(1, 2, style.COLUMN_WIDTH, 2.7, sharey=True) as (figure, axes):
+    probed = data[(data["series"] == "probe") & (data["panel"] == "forget")]
+    deep = data["layer"].max() > style.BARS  # beside one another, over the whole page
+    width = 2 * style.COLUMN_WIDTH if deep else style.COLUMN_WIDTH
+    with style.panels(1, 2, width, 2.8, sharey=True) as (figure, axes):
         for panel, ax in zip(("forget", "retain"), axes.flat, strict=True):
             part = data[data["panel"] == panel]
-            style.curves(ax, part[part["series"] == "probe"], "layer", labels)
+            style.curves(ax, part[part["series"] == "probe"], "layer", labels, bars=style.few(probed))
             style.published(ax, overlay, panel, "layer", labels)
             control = part[part["series"] == "shuffled labels"].groupby("layer")["mean"].mean()
-            ax.plot(control.index, control, color="0.55", linewidth=0.9, label="Shuffled labels", zorder=0)
+            ax.plot(control.index, control, label="Shuffled labels", zorder=0, **style.CONTROL)
             majority = float(part.loc[part["series"] == "majority", "mean"].mean())
-            style.guess_line(ax, majority, "Majority sport")
+            style.guess_line(ax, majority, MAJORITY)
             integer_axis(ax, "Layer")
             style.accuracy_axis(ax)
             style.count_note(ax, part[part["series"] == "probe"])
-            ax.set_title(panel.capitalize())
-        axes[0][0].set_ylabel("Probe accuracy")
-        style.one_legend(figure, axes, overlay)
+            ax.set_title(f"{panel.capitalize()} set")
+        axes[0][0].set_ylabel(style.accuracy_label(probed, "Probe accuracy"))
+        style.one_legend(figure, axes, overlay, columns=5 if deep else 3)
     return figure
 
 
@@ -72,64 +79,63 @@ def integer_axis(axes: Any, label: str) -> None:
 def head_points(frames: Frames, statistics: Statistics) -> pd.DataFrame:
     """Final-layer probe accuracy per ablated head, and its change from no single head ablated (layer -1).
 
-    ``change_low`` and ``change_high`` are the bootstrap interval of the difference over the same athletes.
+    ``only_without`` and ``only_with`` count the athletes that are right only without the head, or only with it;
+    ``p`` is McNemar's exact test of the two and ``p_holm`` corrects it over all heads.
     """
     rows = frames["head_ablation"]
     table = points(rows, rows["right"], ["layer", "head"], statistics)
     right = {
-        key: part.set_index("athlete")["right"].astype(float) for key, part in rows.groupby(["layer", "head"])
+        key: part.set_index("athlete")["right"].astype(bool) for key, part in rows.groupby(["layer", "head"])
     }
-    changes = [
-        bootstrap_mean(
-            (right[key] - right[-1, -1]).to_numpy(),
-            statistics.confidence,
-            statistics.bootstrap,
-            statistics.seed,
-        )
-        for key in zip(table["layer"], table["head"], strict=True)
-    ]
-    return table.assign(
-        change=[c.mean for c in changes],
-        change_low=[c.low for c in changes],
-        change_high=[c.high for c in changes],
+    intact = right[-1, -1]
+    without = [right[key].reindex(intact.index) for key in zip(table["layer"], table["head"], strict=True)]
+    table = table.assign(
+        change=[float(r.mean() - intact.mean()) for r in without],
+        only_without=[int((r & ~intact).sum()) for r in without],
+        only_with=[int((intact & ~r).sum()) for r in without],
     )
+    table["p"] = [mcnemar(a, b) for a, b in zip(table["only_without"], table["only_with"], strict=True)]
+    heads = table["layer"] >= 0
+    table.loc[heads, "p_holm"] = holm(table.loc[heads, "p"].tolist())
+    return table
 
 
 def head_map(data: pd.DataFrame) -> Figure:
-    """Figure 15: change of the final layer's probe accuracy when one head is mean-ablated, layer by head.
+    """Figure 15: accuracy of the final layer's probe that is lost when one head is mean-ablated, layer by head.
 
-    In percentage points; bold where the interval leaves out 0.
+    In percentage points; bold where McNemar's test, corrected over all heads (Holm), tells the loss or gain from 0.
 
     Args:
         data: points of :func:`head_points`.
     """
     heads = data[data["layer"] >= 0]
-    grid = heads.pivot(index="layer", columns="head", values="change")
-    certain = heads.assign(certain=(heads["change_low"] > 0) | (heads["change_high"] < 0))
+    grid = -100 * heads.pivot(index="layer", columns="head", values="change")
+    level = 1 - float(data["confidence"].iloc[0]) if "confidence" in data.columns else 0.05
+    certain = heads.assign(certain=heads["p_holm"] < level)
     bold = certain.pivot(index="layer", columns="head", values="certain").to_numpy()
     baseline = data[data["layer"] < 0].iloc[0]
-    most = max(float(grid.abs().to_numpy().max()), 0.01)
-    height = 1.1 + 0.28 * len(grid)
-    with style.panels(1, 1, style.COLUMN_WIDTH, height) as (figure, axes):
+    most = max(float(grid.to_numpy().max()), 1.0)
+    wide = grid.shape[1] > 12
+    width = style.COLUMN_WIDTH if not wide else 2 * style.COLUMN_WIDTH
+    with style.panels(1, 1, width, 1.2 + (0.28 if len(grid) < 12 else 0.18) * len(grid)) as (figure, axes):
         ax = axes[0][0]
-        image = ax.imshow(100 * grid, cmap="PuOr", vmin=-100 * most, vmax=100 * most, aspect="auto")
+        image = ax.imshow(grid, cmap="Purples", vmin=0, vmax=most, aspect="auto")
         for row, values in enumerate(grid.to_numpy()):
             for column, value in enumerate(values):
-                dark = abs(value) > 0.6 * most
                 ax.text(
-                    column, row, f"{100 * value:+.0f}".replace("+0", "0").replace("-0", "0"), ha="center",
-                    va="center", fontsize=5.5 if len(values) < 12 else 4.5,
-                    color="white" if dark else "0.15", weight="bold" if bold[row, column] else "normal",
+                    column, row, f"{round(value, 1) + 0.0:.1f}", ha="center", va="center", fontsize=style.SMALL,
+                    color="white" if value > 0.6 * most else "0.15",
+                    weight="bold" if bold[row, column] else "normal",
                 )  # fmt: skip
         ax.set(xlabel="Head", ylabel="Layer")
-        ax.set_title(f"Accuracy without ablated heads: {baseline['mean']:.3f} (n = {int(baseline['n'])})")
+        ax.set_title(f"None ablated: {baseline['mean']:.3f} (n = {int(baseline['n'])})")
         ax.set_xticks(range(grid.shape[1]), grid.columns)
         ax.set_yticks(range(len(grid)), grid.index)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
         bar = figure.colorbar(image, ax=ax, shrink=0.9, pad=0.02)
-        bar.set_label("Change, points", fontsize=6)
-        bar.ax.tick_params(labelsize=6, width=0.5)
+        bar.set_label(f"Accuracy lost, points (bold: p < {level:.2g})", fontsize=style.SMALL)
+        bar.ax.tick_params(labelsize=style.SMALL, width=0.5)
         bar.outline.set_visible(False)
     return figure
 
@@ -158,7 +164,8 @@ def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Fig
     """
     with style.panels(1, 1, style.COLUMN_WIDTH, 2.6) as (figure, axes):
         ax = axes[0][0]
-        for (series, ablated), (label, look) in SERIES.items():
+        bars = style.few(data)
+        for place, ((series, ablated), (label, look)) in enumerate(SERIES.items()):
 
             def of(table: pd.DataFrame, series: str = series, ablated: bool = ablated) -> pd.DataFrame:
                 return table[(table["series"] == series) & (table["ablated"] == ablated)].sort_values("layer")
@@ -166,19 +173,17 @@ def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Fig
             rows = of(data[data["labels"] == "sport"])
             if rows.empty:
                 continue
-            hollow: dict[str, Any] = {"markerfacecolor": "white"} if ablated else {}
+            hollow: dict[str, Any] = {"markerfacecolor": "none", "markersize": 5.0} if ablated else {}
             ax.plot(
-                rows["layer"],
-                rows["mean"],
-                look.line,
-                marker=look.marker,
-                color=look.colour,
-                label=label,
-                **hollow,
-            )
-            ax.fill_between(
-                rows["layer"], rows["low"], rows["high"], color=look.colour, alpha=0.12, linewidth=0
-            )
+                rows["layer"], rows["mean"], look.line, marker=look.marker, color=look.colour, label=label,
+                zorder=2 - ablated, **hollow,
+            )  # fmt: skip
+            if bars:
+                style.dodged_bars(ax, rows, "layer", look.colour, place - 1.5, place, len(SERIES))
+            else:
+                ax.fill_between(
+                    rows["layer"], rows["low"], rows["high"], color=look.colour, alpha=0.12, linewidth=0
+                )
             if overlay is not None:
                 other = of(overlay)
                 ax.plot(
@@ -186,11 +191,12 @@ def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Fig
                 )
         control = data[data["labels"] != "sport"].groupby("layer")["mean"].mean()
         if len(control):
-            ax.plot(control.index, control, color="0.6", linewidth=0.9, label="Shuffled labels")
-        style.guess_line(ax, float(data["majority"].iloc[0]), "Majority sport")
+            ax.plot(control.index, control, label="Shuffled labels", **style.CONTROL)
+        style.guess_line(ax, float(data["majority"].iloc[0]), MAJORITY)
         style.count_note(ax, data)
         style.accuracy_axis(ax)
-        ax.set_ylabel("Probe accuracy")
+        ax.set_ylabel(style.accuracy_label(data, "Probe accuracy"))
+        ax.set_title("Base model")
         integer_axis(ax, "Layer")
         style.one_legend(figure, axes, overlay)
     return figure

@@ -3,14 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import pandas as pd
 
-from localized_unlearning.analysis.statistics import grouped, item_scores
-from localized_unlearning.config.evaluation import Statistics
+from localized_unlearning.analysis.statistics import Accuracy, grouped, item_scores
+from localized_unlearning.config.data import Prompts
+from localized_unlearning.config.evaluation import Measures, Statistics
+from localized_unlearning.paper import terms
 
 Frames = Mapping[str, pd.DataFrame]
 """Row tables by the name of their file: facts, multiple_choice, mmlu, probes, ..."""
+
+BASE = "base"
+
+
+class Asked(NamedTuple):
+    """What accuracies in a figure mean, as in tables and claims.
+
+    Attributes:
+        prompt: the fact prompt of the forget and retain panels.
+        name: its name in the prompts file.
+        accuracy: how an answer is scored.
+    """
+
+    prompt: terms.Prompt
+    name: str
+    accuracy: Accuracy
+
+
+def asked(measures: Measures, prompts: Prompts) -> Asked:
+    """What the settings ask for: the first of the tables' prompts, and their accuracy."""
+    first = measures.prompts[0]
+    return Asked(first, getattr(prompts, first), measures.accuracy)
 
 
 def points(rows: pd.DataFrame, right: pd.Series, by: Sequence[str], settings: Statistics) -> pd.DataFrame:
@@ -18,42 +43,42 @@ def points(rows: pd.DataFrame, right: pd.Series, by: Sequence[str], settings: St
     return grouped(rows, right.astype(float), by, settings)
 
 
-def answered(rows: pd.DataFrame) -> pd.Series:
-    """Which answers are right among the candidates (accuracy ``choice``)."""
-    return pd.Series(item_scores(rows, "choice") > 0.5, index=rows.index)
-
-
-def sweep(frames: Frames, question: str, settings: Statistics) -> pd.DataFrame:
+def sweep(frames: Frames, how: Asked, settings: Statistics) -> pd.DataFrame:
     """Accuracies along the edit sizes, with ``masked``, the weights that are zero then.
 
     A mask whose training moved fewer weights than asked for gives the same edit again; such points are left out.
     Of several seeds' masks ``masked`` is the mean.
     """
-    points = series(frames, question, "edit_size", settings)
+    points = series(frames, how, "edit_size", settings)
     by = ["localization", "edit_size"]
     masked = frames["facts"].groupby(by, sort=False)["masked"].mean().round().astype(int).reset_index()
     points = points.merge(masked, on=by, how="left", validate="many_to_one")
     return points.drop_duplicates(["panel", "localization", "masked"], ignore_index=True)
 
 
-def series(frames: Frames, question: str, x: str, settings: Statistics) -> pd.DataFrame:
+def series(frames: Frames, how: Asked, x: str, settings: Statistics) -> pd.DataFrame:
     """Accuracies along a series: relearning iterations or edit sizes.
 
-    Panels: ``forget`` and ``retain`` (question prompt), ``mcq_forget`` and ``mcq_retain`` (fixed order), each
+    Panels: ``forget`` and ``retain`` (the prompt that is asked), ``mcq_forget`` and ``mcq_retain`` (fixed order), each
     for forget sets also without the relearned athletes (``forget_others``, ``mcq_forget_others``), and ``mmlu``.
+    Rows of the base model that stand at no point of the series give one point each, without ``x``.
     """
-    facts = frames["facts"]
-    facts = facts[facts["prompt"] == question]
-    choice, mmlu = frames["multiple_choice"], frames["mmlu"]
-    tables = []
+    facts, choice = frames["facts"], frames["multiple_choice"]
+    facts = facts[facts["prompt"] == how.name]
+    parts = {"mmlu": frames["mmlu"]}
     for prefix, rows in (("", facts), ("mcq_", choice[choice["order"] == "fixed"])):
-        parts = {
-            "forget": rows[rows["forget"]],
-            "forget_others": rows[rows["forget"] & ~rows["relearn"]],
-            "retain": rows[~rows["forget"]],
-        }
-        for name, part in parts.items():
-            table = points(part, answered(part), ["localization", x], settings)
-            tables.append(table.assign(panel=prefix + name))
-    tables.append(points(mmlu, answered(mmlu), ["localization", x], settings).assign(panel="mmlu"))
-    return pd.concat(tables, ignore_index=True)
+        parts[f"{prefix}forget"] = rows[rows["forget"]]
+        parts[f"{prefix}forget_others"] = rows[rows["forget"] & ~rows["relearn"]]
+        parts[f"{prefix}retain"] = rows[~rows["forget"]]
+    tables = []
+    for panel, rows in parts.items():
+        scores = pd.Series(item_scores(rows, how.accuracy), index=rows.index)
+        share = how.accuracy != "probability"
+        of_series = rows[x].notna()
+        table = grouped(rows[of_series], scores[of_series], ["localization", x], settings, share)
+        tables.append(table.assign(panel=panel))
+        if not of_series.all():
+            base = grouped(rows[~of_series], scores[~of_series], ["localization"], settings, share)
+            tables.append(base.assign(panel=panel))
+    found = pd.concat(tables, ignore_index=True)
+    return found.assign(prompt=how.prompt, accuracy=how.accuracy)

@@ -8,40 +8,43 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from localized_unlearning.paper import terms
 from localized_unlearning.reporting.figures import style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-GUESS_FACTS, GUESS_LETTERS = 1 / 3, 1 / 4
-
 GUESSING = "Guessing"
-"""Guessing a sport, 1/3, or an option's letter, 1/4."""
+"""The most that guessing gives: a third of three sports, a quarter of four options."""
 
-NAMES = {
-    "forget": "Forget ↓",
-    "forget_others": "Forget ↓",
-    "retain": "Retain ↑",
-    "mcq_forget": "MCQ forget ↓",
-    "mcq_forget_others": "MCQ forget ↓",
-    "mcq_retain": "MCQ retain ↑",
-    "mmlu": "MMLU format ↑",
-}
+
+def measure_of(panel: str, data: pd.DataFrame) -> terms.Measure:
+    """What a panel shows, with the prompt that the points were made with."""
+    return terms.panel(panel, data["prompt"].iloc[0])
 
 
 def _panel(
     axes: Any, panel: str, data: pd.DataFrame, x: str, labels: Mapping[str, str], overlay: pd.DataFrame | None
 ) -> None:
     """One panel of accuracies along ``x``."""
-    shown = data[data["panel"] == panel]
-    style.curves(axes, shown, x, labels)
+    shown, measure = data[data["panel"] == panel], measure_of(panel, data)
+    style.curves(axes, shown, x, labels, bars=_bars(data))
     style.published(axes, overlay, panel, x, labels)
-    about_facts = panel in ("forget", "forget_others", "retain")
-    style.guess_line(axes, GUESS_FACTS if about_facts else GUESS_LETTERS, GUESSING)
-    style.count_note(axes, shown)
+    style.guess_line(axes, measure.chance or 0.0, GUESSING)
+    style.count_note(axes, shown[shown[x].notna()])
     style.accuracy_axis(axes)
-    axes.set_title(NAMES[panel])
+    axes.set_title(measure.heading)
+
+
+def _bars(data: pd.DataFrame) -> bool:
+    """Whether a figure has bars: where its forget set is small; retained athletes and questions follow."""
+    return style.few(data[data["panel"].str.contains("forget")])
+
+
+def _ylabel(data: pd.DataFrame) -> str:
+    how = "Probability" if data["accuracy"].iloc[0] == "probability" else "Accuracy"
+    return style.accuracy_label(data[data["panel"].str.contains("forget")], how)
 
 
 def relearning(data: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFrame | None = None) -> Figure:
@@ -60,22 +63,28 @@ def relearning(data: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFr
             ax.set_xlabel("Relearning iteration")
             ax.set_xticks(range(0, int(data["iteration"].max()) + 1, 2))
         for ax in axes[:, 0]:
-            ax.set_ylabel("Accuracy")
+            ax.set_ylabel(_ylabel(data))
         style.one_legend(figure, axes, overlay)
     return figure
 
 
 def edit_axis(axes: Any, sizes: list[int]) -> None:
-    """A logarithmic axis of edit sizes with a linear piece from 0, the unedited model, to the smallest edit."""
+    """A logarithmic axis of edit sizes with a linear piece from 0, the unedited model, to the smallest edit.
+
+    Every power of ten and both ends are labelled, as far as there is room; the steps between are ticks.
+    """
     positive = [s for s in sizes if s > 0]
     if not positive:
         return
     least, most = min(positive), max(positive)
     axes.set_xscale("symlog", linthresh=least, linscale=0.5)
-    powers = [10**p for p in range(12) if least <= 10**p < most]
-    ticks = [0, *(p for p in powers if p <= most / 12), most]
-    axes.set_xticks(ticks, [short(t) for t in ticks])
-    axes.set_xticks(powers, minor=True)
+    powers = [10**p for p in range(12) if least < 10**p < most]
+    labelled = [0, least, *(p for p in powers if 3 * least <= p <= most / 3), most]
+    if len(labelled) > 5:  # wide ranges: every other power
+        labelled = [0, least, *labelled[2:-1][1::2], most]
+    axes.set_xticks(labelled, [short(t) for t in labelled])
+    between = [d * 10**p for p in range(12) for d in range(1, 10) if least < d * 10**p < most]
+    axes.set_xticks([t for t in between if t not in labelled], minor=True)
     axes.set_xlim(-0.3 * least, 1.3 * most)
 
 
@@ -94,12 +103,15 @@ def edits(
 
     ``prefix`` is empty for the question prompt and ``mcq_`` for multiple choice; the rest as in :func:`relearning`.
     """
-    with style.panels(1, 2, style.COLUMN_WIDTH, 2.4, sharey=True) as (figure, axes):
+    with style.panels(1, 2, style.COLUMN_WIDTH, 2.5, sharey=True) as (figure, axes):
         for panel, ax in zip((f"{prefix}forget", f"{prefix}retain"), axes.flat, strict=True):
             _panel(ax, panel, data, "masked", labels, overlay)
+            unedited = data[(data["panel"] == panel) & (data["masked"] == 0)]
+            if len(unedited):
+                style.base_line(ax, float(unedited["mean"].iloc[0]), labels.get("base", "Base model"))
             edit_axis(ax, sorted(data["masked"].unique()))
-            ax.set_xlabel("Weights set to zero")
-        axes[0][0].set_ylabel("Accuracy")
+            ax.set_xlabel("Weights zero (log scale)")
+        axes[0][0].set_ylabel(_ylabel(data))
         style.one_legend(figure, axes, overlay)
     return figure
 
@@ -109,9 +121,11 @@ def price(
 ) -> Figure:
     """Figures 7, 8, 11, 12: general knowledge against forget accuracy, along the edit sizes of each mask.
 
-    Markers grow with the edit, from the unedited model on; bars are the intervals of both. As in :func:`edits` else.
+    Markers grow with the edit, from the unedited model on, and an arrow points to the largest; bars are the
+    intervals of both. As in :func:`edits` else.
     """
-    with style.panels(1, 1, style.COLUMN_WIDTH, 3.0) as (figure, axes):
+    forget, general = (measure_of(panel, data) for panel in (f"{prefix}forget", "mmlu"))
+    with style.panels(1, 1, style.COLUMN_WIDTH, 3.2) as (figure, axes):
         ax = axes[0][0]
         for name, label in labels.items():
             x, y = ways(data, name, f"{prefix}forget")
@@ -120,26 +134,72 @@ def price(
             look = style.style_of(name, list(labels))
             ax.errorbar(
                 x["mean"], y["mean"], xerr=(x["mean"] - x["low"], x["high"] - x["mean"]),
-                yerr=(y["mean"] - y["low"], y["high"] - y["mean"]), fmt="none", ecolor=look.colour, alpha=0.18,
-                linewidth=0.6,
+                yerr=(y["mean"] - y["low"], y["high"] - y["mean"]), fmt="none", ecolor=look.colour, alpha=0.35,
+                linewidth=0.5,
             )  # fmt: skip
             ax.plot(
-                x["mean"], y["mean"], color=look.colour, marker=look.marker, linestyle=look.line, label=label
+                x["mean"], y["mean"], color=look.colour, marker=look.marker, linestyle=look.line,
+                markerfacecolor=look.face, label=label,
+            )  # fmt: skip
+            sizes = np.linspace(*MARKERS, len(x))
+            ax.scatter(
+                x["mean"],
+                y["mean"],
+                sizes,
+                look.face,
+                marker=look.marker,
+                edgecolors=look.colour,
+                linewidths=0.5,
             )
-            sizes = np.linspace(8, 36, len(x))  # square points
-            ax.scatter(x["mean"], y["mean"], sizes, look.colour, marker=look.marker, linewidths=0)
+            _arrow(ax, x["mean"].to_numpy(), y["mean"].to_numpy(), look.colour)
             if overlay is not None:
                 x, y = ways(overlay, name, f"{prefix}forget")
                 ax.plot(x["mean"], y["mean"], color=look.colour, linewidth=0.7, linestyle=style.PUBLISHED)
-        style.guess_line(ax, GUESS_LETTERS, GUESSING)
-        style.guess_line(ax, GUESS_LETTERS if prefix else GUESS_FACTS, GUESSING, vertical=True)
-        how = "multiple choice" if prefix else "question"
+        style.guess_line(ax, general.chance or 0.0, GUESSING)
+        style.guess_line(ax, forget.chance or 0.0, GUESSING, vertical=True)
+        _start_and_sizes(ax, data, prefix, labels)
+        shown = data[data["panel"] == f"{prefix}forget"]
+        questions = int(data.loc[data["panel"] == "mmlu", "n"].max())
+        style.count_note(ax, shown, f" and {questions} questions; bars {style.level(data)}")
         ax.set(
-            xlabel=f"Forget accuracy, {how} ↓", ylabel="MMLU-format accuracy ↑",
-            xlim=(-0.04, 1.04), ylim=(0, 1.04),
+            xlabel=terms.sentence(forget.axis), ylabel=terms.sentence(general.axis), xlim=(-0.04, 1.04),
+            ylim=(min(0.2, float(data.loc[data["panel"] == "mmlu", "mean"].min()) - 0.05), 1.04),
         )  # fmt: skip
         style.one_legend(figure, axes, overlay)
     return figure
+
+
+MARKERS = (8, 36)
+"""Size of the markers of the smallest and the largest edit, in square points."""
+
+
+def _arrow(axes: Any, x: np.ndarray, y: np.ndarray, colour: str) -> None:
+    """An arrow head on the last stretch of a line, towards the largest edit."""
+    apart = np.flatnonzero(np.hypot(x - x[-1], y - y[-1]) > 0.02)
+    if len(apart):
+        start = apart[-1]
+        axes.annotate(
+            "", (x[-1], y[-1]), (x[start], y[start]),
+            arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": 0.6, "mutation_scale": 5},
+        )  # fmt: skip
+
+
+def _start_and_sizes(axes: Any, data: pd.DataFrame, prefix: str, labels: Mapping[str, str]) -> None:
+    """The base model, where every line begins, and what the markers' sizes mean."""
+    named = set(data["localization"])
+    x, y = next(
+        (ways(data, name, f"{prefix}forget") for name in labels if name in named),
+        (pd.DataFrame(), pd.DataFrame()),
+    )
+    if len(x) and x.index[0] == 0:
+        look = style.LOCALIZATION_STYLES["base"]
+        axes.plot(
+            x["mean"].iloc[0], y["mean"].iloc[0], color=look.colour, marker=look.marker, linestyle="none",
+            markersize=6, zorder=4, label=labels.get("base", "Base model"),
+        )  # fmt: skip
+    positive = data.loc[data["masked"] > 0, "masked"]
+    for size, count in zip(MARKERS, (positive.min(), positive.max()), strict=True):
+        axes.scatter([], [], size, color="0.4", label=f"{short(int(count))} weights zero")
 
 
 def ways(data: pd.DataFrame, localization: str, forget: str) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 COLUMN_WIDTH = 3.35  # inches
 
-SMALL = 5.5  # points: notes inside the axes
+SMALL = 6.0  # points: the smallest type
 
 PUBLISHED: Any = (0, (4, 2))
 """The line of published curves."""
+
+
+FEW = 40
+"""Up to so many items intervals are bars beside one another; beyond, narrow bands."""
 
 
 class Style(NamedTuple):
@@ -26,6 +30,12 @@ class Style(NamedTuple):
     colour: str
     marker: str
     line: Any
+    hollow: bool = False
+
+    @property
+    def face(self) -> str:
+        """The colour inside its marker."""
+        return "white" if self.hollow else self.colour
 
 
 LOCALIZATION_STYLES: dict[str, Style] = {
@@ -41,11 +51,18 @@ LOCALIZATION_STYLES: dict[str, Style] = {
 
 OTHERS = (
     Style("#E69F00", "<", "-"),
-    Style("#F0E442", ">", "--"),
     Style("#332288", "h", "-."),
     Style("#882255", "*", ":"),
+    Style("#999933", ">", "--"),
+    Style("#117733", "p", "-"),
+    Style("#6699CC", "X", "-."),
+    Style("#661100", "d", ":"),
+    Style("#AA4499", "8", "--"),
 )
-"""For localizations that a researcher adds, in the order of the config."""
+"""For localizations that a researcher adds, in the order of the config; then again with hollow markers."""
+
+CONTROL: Any = {"color": "0.35", "linewidth": 0.8, "linestyle": (0, (3, 1, 1, 1))}
+"""The line of a control (probes fitted to shuffled labels)."""
 
 RC: Any = {
     "font.family": "DejaVu Sans",
@@ -72,7 +89,14 @@ def style_of(localization: str, known: list[str]) -> Style:
     if localization in LOCALIZATION_STYLES:
         return LOCALIZATION_STYLES[localization]
     added = [name for name in known if name not in LOCALIZATION_STYLES]
-    return OTHERS[added.index(localization) % len(OTHERS)]
+    number = added.index(localization)
+    return OTHERS[number % len(OTHERS)]._replace(hollow=number // len(OTHERS) % 2 == 1)
+
+
+def distinct(labels: Mapping[str, str]) -> dict[str, str]:
+    """Labels of which no two are alike: those that are get the localization's name behind."""
+    found = list(labels.values())
+    return {name: label if found.count(label) == 1 else f"{label} ({name})" for name, label in labels.items()}
 
 
 @contextmanager
@@ -93,7 +117,7 @@ def guess_line(axes: Any, value: float, label: str, vertical: bool = False) -> N
     )
 
 
-def count_note(axes: Any, table: pd.DataFrame) -> None:
+def count_note(axes: Any, table: pd.DataFrame, more: str = "") -> None:
     """What stands behind each point, above the axes: items, and seeds and forget sets where there are several."""
     if len(table):
         note = f"n = {table['n'].max()}"
@@ -101,9 +125,14 @@ def count_note(axes: Any, table: pd.DataFrame) -> None:
             if name in table.columns and table[name].max() > 1:
                 note += f", {table[name].max()} {name}"
         axes.annotate(
-            note, (1, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points",
+            note + more, (1, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points",
             ha="right", va="bottom", fontsize=SMALL, color="0.3",
         )  # fmt: skip
+
+
+def level(table: pd.DataFrame) -> str:
+    """The level of a table's intervals: ``95 %``."""
+    return f"{100 * float(table['confidence'].iloc[0]):g} %" if "confidence" in table.columns else "95 %"
 
 
 def accuracy_axis(axes: Any) -> None:
@@ -112,24 +141,79 @@ def accuracy_axis(axes: Any) -> None:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
 
 
-def curves(axes: Any, table: pd.DataFrame, x: str, labels: Mapping[str, str]) -> None:
-    """One line per localization with its interval as a band.
+def accuracy_label(table: pd.DataFrame, what: str = "Accuracy") -> str:
+    """The y label of an accuracy with its intervals."""
+    return f"{what}, {'bars' if few(table) else 'bands'} {level(table)}"
+
+
+def few(table: pd.DataFrame) -> bool:
+    """Whether so few items stand behind a table's points that bands would lie over one another."""
+    return bool(len(table)) and int(table["n"].min()) <= FEW
+
+
+def curves(
+    axes: Any, table: pd.DataFrame, x: str, labels: Mapping[str, str], bars: bool | None = None
+) -> None:
+    """One line per localization with its interval: as a band, or as bars beside one another where n is small.
+
+    The base model is a level line where it stands at no point of the series.
 
     Args:
         axes: where to draw.
-        table: columns ``localization``, ``x``, ``mean``, ``low`` and ``high``; one row a point.
+        table: columns ``localization``, ``x``, ``mean``, ``low``, ``high`` and ``n``; one row per point.
         x: the column of the x axis.
         labels: localizations in drawing order, with their names.
+        bars: whether intervals are bars; None: where n is small.
     """
-    for name, label in labels.items():
+    bars = few(table) if bars is None else bars
+    drawn = [name for name in labels if (table["localization"] == name).any()]
+    for name in drawn:
         rows = table[table["localization"] == name].sort_values(x)
-        if rows.empty:
-            continue
         style = style_of(name, list(labels))
+        if rows[x].isna().all():
+            base_line(axes, float(rows["mean"].iloc[0]), labels[name])
+            continue
         axes.plot(
-            rows[x], rows["mean"], color=style.colour, marker=style.marker, linestyle=style.line, label=label
-        )
-        axes.fill_between(rows[x], rows["low"], rows["high"], color=style.colour, alpha=0.1, linewidth=0)
+            rows[x], rows["mean"], color=style.colour, marker=style.marker, linestyle=style.line,
+            markerfacecolor=style.face, label=labels[name],
+        )  # fmt: skip
+        if bars:
+            place = drawn.index(name)
+            dodged_bars(axes, rows, x, style.colour, place - (len(drawn) - 1) / 2, place, len(drawn))
+        else:
+            axes.fill_between(rows[x], rows["low"], rows["high"], color=style.colour, alpha=0.1, linewidth=0)
+
+
+BARS = 12
+"""Points up to which each has its bar; of longer curves every third has, another one for each line."""
+
+
+def dodged_bars(
+    axes: Any, rows: pd.DataFrame, x: str, colour: str, shift: float, place: int, lines: int
+) -> None:
+    """Intervals of one line beside those of the others: ``shift`` bars to the right, on any scale of the axis."""
+    from matplotlib.transforms import ScaledTranslation
+
+    each = 1 if len(rows) <= BARS else 3
+    some = rows.iloc[place % each :: each]
+    width = min(1.1, 7.0 / lines)  # points from bar to bar
+    moved = axes.transData + ScaledTranslation(shift * width / 72, 0, axes.figure.dpi_scale_trans)
+    axes.vlines(
+        some[x],
+        some["low"],
+        some["high"],
+        color=colour,
+        linewidth=0.7,
+        alpha=0.75,
+        transform=moved,
+        zorder=1.5,
+    )
+
+
+def base_line(axes: Any, value: float, label: str) -> None:
+    """A level line where the base model is."""
+    look = LOCALIZATION_STYLES["base"]
+    axes.axhline(value, color=look.colour, linewidth=0.9, linestyle=(0, (5, 2)), zorder=0.5, label=label)
 
 
 def published(axes: Any, overlay: pd.DataFrame | None, panel: str, x: str, labels: Mapping[str, str]) -> None:
