@@ -145,7 +145,7 @@ def test_estimates_by_model_and_over_seeds() -> None:
     single, over = estimates(scores, QUICK), estimates(scores, QUICK, ("task", "localization"))
     assert len(single) == 12 and set(single["seeds"]) == {1} and set(single["n"]) == {2}
     assert len(over) == 4 and set(over["seeds"]) == {3} and list(over["mean"]) == [1, 0, 1, 0]
-    assert list(MODEL) == list(single.columns[:4])
+    assert [name for name in MODEL if name != "base_seed"] == list(single.columns[:4])
 
 
 def test_seeds_that_answered_other_items_are_refused() -> None:
@@ -251,3 +251,23 @@ def test_a_planted_rank_among_random_draws() -> None:
     mine = table[table["localization"] == "mine"].set_index("measure")
     assert list(mine["rank"]) == [2, 4]
     assert list(mine["p"]) == pytest.approx([3 / 11, 5 / 11])
+
+
+def test_base_models_are_drawn_like_seeds_and_hold_the_mean_of_theirs() -> None:
+    """Three base models that disagree make a wide interval, however many training seeds each has."""
+    values = {0: 0.1, 1: 0.5, 2: 0.9}
+    rows = pd.DataFrame(
+        [
+            {"item": f"a{i}", "base_seed": base, "seed": seed, "score": float(i < 100 * share)}
+            for base, share in values.items()
+            for seed in (0, 1)
+            for i in range(100)
+        ]
+    )
+    (answers,) = design_of(rows, rows["score"])
+    assert answers.scores.shape == (3, 100) and answers.bases == 3
+    assert answers.scores.mean(1) == pytest.approx([0.1, 0.5, 0.9])
+    found = pooled([answers], QUICK, True)
+    assert found.covers == "base models and test items" and found.high - found.low > 0.6
+    one = rows[rows["base_seed"] == 1]
+    assert design_of(one, one["score"])[0].scores.shape == (2, 100)  # training seeds of one base model

@@ -20,7 +20,7 @@ from localized_unlearning.paper.terms import MEASURES, Measure
 Frames = Mapping[str, pd.DataFrame]
 """Row tables by the name of their file: ``facts``, ``multiple_choice``, ``mmlu``, ``text``."""
 
-MODEL = ("task", "objective", "localization", "seed")
+MODEL = ("task", "objective", "localization", "base_seed", "seed")
 """Columns that say which model a row is about; the base model is localization ``base``, objective ``none``, seed 0."""
 
 POINT = ("iteration", "edit_size")
@@ -92,7 +92,7 @@ def estimates(scores: pd.DataFrame, settings: Statistics, by: Sequence[str] = MO
         the mean of theirs).
     """
     found = []
-    keys = [*by, "measure", "accuracy"]
+    keys = [*(name for name in by if name in scores.columns), "measure", "accuracy"]
     for key, group in scores.groupby(keys, sort=False):
         design = design_of(group, group["score"])
         value = pooled(design, settings, share=key[-1] in ("choice", "argmax"))

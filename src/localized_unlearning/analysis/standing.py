@@ -32,7 +32,7 @@ class Recall(NamedTuple):
         mean, low, high: the estimate and the ends of its interval.
         n: items, all classes together.
         classes: right answers that occur.
-        modal: share of the commonest answer, mean over seeds.
+        modal: share of the commonest answer, mean over models.
     """
 
     mean: float
@@ -64,7 +64,7 @@ def recall(rows: pd.DataFrame, prefix: str, confidence: float) -> Recall:
     is Wilson's at the number of items which that variance amounts to.
 
     Args:
-        rows: one a seed and item, with ``answer`` and the candidates' columns.
+        rows: one per seed and item, with ``answer`` and the candidates' columns.
         prefix: of the candidates' columns, ``logit_`` or ``text_``.
         confidence: level of the interval.
     """
@@ -82,8 +82,9 @@ def recall(rows: pd.DataFrame, prefix: str, confidence: float) -> Recall:
     variance = float((smooth * (1 - smooth) / (by_class["count"] + 2)).sum()) / len(by_class) ** 2
     reach = float(norm.ppf((1 + confidence) / 2))
     low, high = score_interval(mean, min(centre * (1 - centre) / variance, len(by_item)), reach)
-    seeds = rows["seed"].to_numpy() if "seed" in rows.columns else np.zeros(len(rows))
-    modal = [float(np.bincount(chosen[seeds == seed]).max() / (seeds == seed).sum()) for seed in set(seeds)]
+    runs = [name for name in ("task", "base_seed", "seed") if name in rows.columns]
+    models = rows.groupby(runs, sort=False).indices.values() if runs else [np.arange(len(rows))]
+    modal = [float(np.bincount(chosen[model]).max() / len(model)) for model in models]
     return Recall(mean, low, high, len(by_item), len(by_class), math.fsum(modal) / len(modal))
 
 

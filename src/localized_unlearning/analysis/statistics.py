@@ -6,7 +6,8 @@ probability of the right answer, renormalised over the candidates: the released 
 
 Scores come as *designs*: one matrix ``[seed, item]`` for each forget set, since every seed's model
 answers the same items. One seed of one set is read over its items alone. With more, a hierarchical
-bootstrap draws sets, within them seeds and, crossed with both, items.
+bootstrap draws sets, within them seeds and, crossed with both, items. Of several base models each counts as a
+seed, with the mean over its training seeds: what varies from one pretraining to the next is part of the interval.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ class Answers(NamedTuple):
     Attributes:
         scores: ``[seed, item]``; every seed's model answers the same items.
         units: what each item is drawn with ``[item]``: its name. Sets may share items.
+        bases: how many base models the seeds are; 1: they are training seeds of one.
     """
 
     scores: np.ndarray
     units: np.ndarray
+    bases: int = 1
 
 
 Design = Sequence[Answers]
@@ -48,8 +51,9 @@ class Estimate(NamedTuple):
     Attributes:
         mean, low, high: the estimate and the interval's ends.
         n: number of different items, all forget sets together.
-        seeds: number of training seeds (of the forget set that has fewest).
+        seeds: number of training seeds, or of base models where there are several (of the forget set that has fewest).
         sets: number of forget sets.
+        bases: number of base models.
     """
 
     mean: float
@@ -58,17 +62,26 @@ class Estimate(NamedTuple):
     n: int
     seeds: int = 1
     sets: int = 1
+    bases: int = 1
 
     @property
     def covers(self) -> str:
         """What the interval covers, in words."""
-        return covers(self.seeds, self.sets)
+        return covers(self.seeds, self.sets, self.bases)
 
 
-def covers(seeds: int, sets: int) -> str:
+def covers(seeds: int, sets: int, bases: int = 1) -> str:
     """What an interval over so many seeds and sets covers, in words."""
-    parts = [*(["forget sets"] if sets > 1 else []), *(["training seeds"] if seeds > 1 else []), "test items"]
-    return " and ".join(parts) if len(parts) < 3 else "forget sets, training seeds and test items"
+    runs = "base models" if bases > 1 else "training seeds"
+    parts = [*(["forget sets"] if sets > 1 else []), *([runs] if seeds > 1 else []), "test items"]
+    return " and ".join(parts) if len(parts) < 3 else f"forget sets, {runs} and test items"
+
+
+def runs(seeds: int, bases: int = 1) -> str:
+    """How many models stand behind a number, in words: ``one training seed``, ``3 base models``."""
+    if bases > 1:
+        return f"{bases} base models"
+    return "one training seed" if seeds == 1 else f"{seeds} training seeds"
 
 
 def wilson(right: np.ndarray, confidence: float) -> Estimate:
@@ -203,7 +216,7 @@ def pooled(design: Design, settings: Statistics, share: bool) -> Estimate:
         low, high = score_interval(mean, effective, reach)
     else:
         low, high = mean - reach * found.error, mean + reach * found.error
-    return Estimate(mean, low, high, items, seeds, len(design))
+    return Estimate(mean, low, high, items, seeds, len(design), min(answers.bases for answers in design))
 
 
 def score_interval(mean: float, items: float, reach: float) -> tuple[float, float]:
@@ -248,7 +261,8 @@ def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series) -> list[Answer
     interval or a test speaks of is other questions of these subjects, never other subjects.
 
     Args:
-        rows: one localization's rows, one per seed and item; columns ``task`` and ``seed`` if there are several.
+        rows: one localization's rows, one per seed and item; columns ``task``, ``seed`` and ``base_seed`` if there are
+            several.
         scores: the score of each row.
 
     Raises:
@@ -257,6 +271,13 @@ def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series) -> list[Answer
     table = pd.DataFrame({"item": item_names(rows), "score": np.asarray(scores, dtype=np.float64)})
     table["task"] = rows["task"] if "task" in rows.columns else ""
     table["seed"] = rows["seed"] if "seed" in rows.columns else 0
+    bases = 1
+    if "base_seed" in rows.columns and (bases := rows["base_seed"].nunique()) > 1:
+        table["base"] = rows["base_seed"]
+        if table.duplicated(["task", "base", "seed", "item"]).any():
+            raise UserError("an item stands twice among the rows of a model: rerun its evaluation")
+        means = table.groupby(["task", "base", "item"], sort=False)["score"].mean()
+        table = means.reset_index().rename(columns={"base": "seed"})
     design = []
     for task, part in table.groupby("task", sort=False):
         if part.duplicated(["seed", "item"]).any():
@@ -271,7 +292,7 @@ def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series) -> list[Answer
             raise UserError(
                 f"seed {seed} of task {task!s} was not asked all items that the others were: rerun its evaluation"
             )
-        design.append(Answers(wide.to_numpy(), wide.columns.to_numpy()))
+        design.append(Answers(wide.to_numpy(), wide.columns.to_numpy(), bases))
     return design
 
 
@@ -303,7 +324,7 @@ class Difference(NamedTuple):
         p: two-sided, before any correction.
         effect: Cohen's h of two shares; d_z (mean over standard deviation of the items' differences) otherwise.
         only_first, only_second: items that only one of them has right, mean over seeds; of shares.
-        n, seeds, sets: items, training seeds, forget sets.
+        n, seeds, sets, bases: items, training seeds (or base models), forget sets, base models.
         test: how ``p`` was found.
     """
 
@@ -317,6 +338,7 @@ class Difference(NamedTuple):
     n: int
     seeds: int
     sets: int
+    bases: int
     test: str
 
 
@@ -343,6 +365,7 @@ def compare(first: Design, second: Design, settings: Statistics, share: bool) ->
     means = [float(np.mean([a.scores.mean() for a in side])) for side in (first, second)]
     scores = [answers.scores for answers in design]
     seeds, sets, items = min(map(len, scores)), len(design), sum(s.shape[1] for s in scores)
+    bases = min(answers.bases for answers in design)
     smoothed = [_smoothed(answers, index) for index, answers in enumerate(design)] if share else design
     found = spread(smoothed, settings.bootstrap, settings.seed)
     centre = float(np.mean([answers.scores.mean() for answers in smoothed]))
@@ -366,7 +389,7 @@ def compare(first: Design, second: Design, settings: Statistics, share: bool) ->
     low, high = min(centre - reach, difference), max(centre + reach, difference)
     if share:
         low, high = max(-1.0, low), min(1.0, high)
-    return Difference(difference, low, high, p, effect, only[0], only[1], items, seeds, sets, test)
+    return Difference(difference, low, high, p, effect, only[0], only[1], items, seeds, sets, bases, test)
 
 
 def _differences(first: Design, second: Design) -> list[Answers]:
@@ -382,7 +405,7 @@ def _differences(first: Design, second: Design) -> list[Answers]:
             raise UserError("two localizations answered different items: rerun their evaluation")
         if len(a.scores) != len(b.scores) and 1 not in (len(a.scores), len(b.scores)):
             raise UserError("two localizations have different numbers of seeds: evaluate both for every seed")
-        design.append(Answers(a.scores - b.scores, units))
+        design.append(Answers(a.scores - b.scores, units, max(a.bases, b.bases)))
     return design
 
 
@@ -390,7 +413,7 @@ def _smoothed(answers: Answers, index: int) -> Answers:
     """With two more items of their own, one for each side; together they weigh as half an item in each cell."""
     extra = np.tile(np.sqrt([0.5, 0.5]) * [1, -1], (len(answers.scores), 1))
     units = np.concatenate([answers.units, [-1 - 2 * index, -2 - 2 * index]])
-    return Answers(np.concatenate([answers.scores, extra], 1), units)
+    return Answers(np.concatenate([answers.scores, extra], 1), units, answers.bases)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

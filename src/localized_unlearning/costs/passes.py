@@ -72,7 +72,7 @@ class Passes(Counts):
         if c.series.retain is not None:
             retain = min(retain, c.series.retain)
         work = self.ask_choice(forget + retain, 1)
-        work += self.ask(c.prompts.question, forget + retain)
+        work += self.ask(getattr(c.prompts, c.measures.prompts[0]), forget + retain)
         if c.series.source is not None:  # tinyMMLU, whose questions bring their examples
             asked = c.series.questions or TINY_MMLU
             tokens = self.tokens(self.data.question_characters * (1 + 0.9 * c.series.shots), "question")

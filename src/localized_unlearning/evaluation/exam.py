@@ -46,8 +46,8 @@ class Exam:
 
 
 def short_exam(job: Job) -> Exam:
-    """The exam at each point of a series (relearning iterations, mask sizes): the question prompt alone,
-    the paper's option order, and fewer retained athletes and questions than the tables'.
+    """The exam at each point of a series (relearning iterations, mask sizes): the first of ``measures.prompts`` alone,
+    which figures and claims read, the paper's option order, and fewer retained athletes and questions than the tables'.
 
     Every forget-set athlete of the test part stays; the others are drawn once, by seed.
     """
@@ -58,7 +58,7 @@ def short_exam(job: Job) -> Exam:
         retain = retain.sample(series.retain, random_state=series.seed).sort_index()
     return Exam(
         pd.concat([forget, retain], ignore_index=True),
-        (book[config.prompts.question],),
+        (book[getattr(config.prompts, config.measures.prompts[0])],),
         book[config.prompts.multiple_choice],
         ("fixed",),
         config.evaluation.shuffled_seed,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from localized_unlearning.analysis.claims.verdicts import Comparison, Finding
+from localized_unlearning.analysis.statistics import runs
 from localized_unlearning.paper import terms
 
 VERDICTS = ("supported", "contradicted", "undecided", "not testable")
@@ -149,7 +150,7 @@ def details(findings: Sequence[Finding], prompt: terms.Prompt) -> list[str]:
     return lines
 
 
-def scope(findings: Sequence[Finding]) -> tuple[str, str]:
+def scope(findings: Sequence[Finding], bases: int) -> tuple[str, str]:
     """What a run's verdicts are about: words for the title, and a sentence."""
     seeds = min((finding.seeds for finding in findings if finding.seeds), default=0)
     if seeds == 1:
@@ -158,8 +159,9 @@ def scope(findings: Sequence[Finding]) -> tuple[str, str]:
             "seed moves accuracies by more than the intervals here, which cover test items alone."
         )
     if seeds > 1:
-        return f"these localizations ({seeds} seeds)", (
-            f"At least {seeds} training seeds stand behind each comparison of localizations, and the intervals cover them."
+        many = runs(seeds, bases if bases > 1 else 1)
+        return f"these localizations ({many})", (
+            f"At least {many} stand behind each comparison of localizations, and the intervals cover them."
         )
     return "the base model", "No comparison of localizations could be tested."
 
@@ -171,6 +173,7 @@ def run_page(
     links: Mapping[str, str],
     prompt: terms.Prompt = "training",
     accuracy: str = "choice",
+    bases: int = 1,
 ) -> str:
     """``claims.md`` of a run.
 
@@ -181,8 +184,9 @@ def run_page(
         links: where tables and figures lie, by name.
         prompt: with which prompt facts are asked.
         accuracy: how answers are scored.
+        bases: how many base models there are.
     """
-    about, sentence = scope(findings)
+    about, sentence = scope(findings, bases)
     forget, retain = (terms.of_prompt(part, prompt) for part in ("forget", "retain"))
     lines = [
         f"# The paper's claims on {run}, as to {about}: {counts(findings)}",

@@ -49,7 +49,7 @@ def run(job: Job) -> None:
     }
     text = json.dumps([finding.as_json() for finding in findings], indent=1, ensure_ascii=False)
     job.outputs["json"].write_text(text + "\n", encoding="utf-8")
-    page = claim_pages.run_page(config.run, findings, level, links, prompt, accuracy)
+    page = claim_pages.run_page(config.run, findings, level, links, prompt, accuracy, rows.bases)
     job.outputs["markdown"].write_text(page, encoding="utf-8")
 
 

@@ -257,14 +257,16 @@ def run(job: Job) -> None:
     marks = {standing for found in base.values() for standing in found.values()}
     notes = [
         f"Differences of {terms.ACCURACIES[config.measures.accuracy]} (of loss for the text), tested over "
-        f"{covers(first['seeds'], 1)}: {tests_in_words(found)}. Questions of general knowledge are drawn within their "
+        f"{covers(first['seeds'], 1, first['bases'])}: {tests_in_words(found)}. Questions of general knowledge are drawn within their "
         f"subjects, as in the tables. In brackets the p-value after Holm's correction over the {count} comparisons "
         f"shown; bold below {1 - level:.2g}. The CSV has every pair and every column, with the correction over all "
         f"{len(parts[0])} of them beside, intervals, effect sizes and the items that only one of the two has right.",
         *[f"{mark} {text}" for kind, (mark, text) in MARKS.items() if kind in marks],
     ]
     if first["seeds"] == 1:
-        notes.append("One training seed: the tests say nothing about other seeds of the same localizations.")
+        notes.append(
+            "One training seed: the tests are about these very models and say nothing about the localizations."
+        )
     job.outputs["comparisons_markdown"].write_text(
         markdown(f"{heading}: paired comparisons on the same items", panels, notes), encoding="utf-8"
     )

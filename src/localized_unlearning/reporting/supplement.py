@@ -12,7 +12,7 @@ import pandas as pd
 
 from localized_unlearning.analysis.measures import read_frames
 from localized_unlearning.analysis.standing import recall
-from localized_unlearning.analysis.statistics import ACCURACIES, candidates, covers, estimate
+from localized_unlearning.analysis.statistics import ACCURACIES, candidates, estimate, runs
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.data.answers import LETTERS
 from localized_unlearning.paper.terms import MARKS, SPORT_CHANCE
@@ -59,7 +59,7 @@ def by_prompt(facts: pd.DataFrame, choice: pd.DataFrame, settings: Statistics) -
                     records.append(
                         {
                             "localization": name, "prompt": prompt, "part": part, "accuracy": accuracy,
-                            **value._asdict(), "covers": covers(value.seeds, value.sets), "recall": both.mean,
+                            **value._asdict(), "covers": value.covers, "recall": both.mean,
                             "standing": both.standing(SPORT_CHANCE), "modal": both.modal,
                         }
                     )  # fmt: skip
@@ -147,7 +147,7 @@ def run(job: Job) -> None:
         *[f"{mark} {text}" for kind, (mark, text) in MARKS.items() if kind in base_standings],
         "Choice: right among the candidates; argmax: right over the whole vocabulary (of an answer of several tokens, "
         "greedily decoded); probability: mean probability of the right candidate, the released code's accuracy. "
-        f"Mean over {seeds} training seed{'s' if seeds > 1 else ''}; intervals in the CSV.",
+        f"Over {runs(seeds, int(prompts['bases'].max()))}; intervals in the CSV.",
         "Bias: half the summed absolute difference between how often the letters are chosen and how often right.",
     ]
     panels = [*(prompt_panel(prompts, labels, part) for part in PARTS), letter_panel(letters, labels)]

@@ -15,7 +15,7 @@ import pandas as pd
 
 from localized_unlearning.analysis.measures import estimates, items, read_frames
 from localized_unlearning.analysis.standing import standings
-from localized_unlearning.analysis.statistics import ACCURACIES, covers
+from localized_unlearning.analysis.statistics import ACCURACIES, covers, runs
 from localized_unlearning.config.evaluation import Measures
 from localized_unlearning.config.run import Config
 from localized_unlearning.data.tasks import in_words
@@ -62,7 +62,8 @@ def tidy(
             parts.append(estimates(scores, statistics, ("localization",)).assign(task=ALL_SETS))
     data = pd.concat(parts, ignore_index=True)
     data = data.drop_duplicates(["task", "localization", "measure", "accuracy"], ignore_index=True)
-    data["covers"] = [covers(seeds, sets) for seeds, sets in zip(data["seeds"], data["sets"], strict=True)]
+    counts = data[["seeds", "sets", "bases"]].itertuples(index=False, name=None)
+    data["covers"] = [covers(*count) for count in counts]
     data["paper"] = [
         paper[name][PAPER_COLUMNS.index(column)]
         if task == main and name in paper and column in PAPER_COLUMNS
@@ -196,14 +197,20 @@ def reading(data: pd.DataFrame, task: str, config: Config) -> str:
     """What the intervals of a readable table cover, and how many items, seeds and sets stand behind them."""
     own = data[(data["task"] == task) & (data["localization"] != BASE)]
     sizes = own.drop_duplicates("column").set_index("column")["n"]
-    seeds, level = int(own["seeds"].max()), f"{100 * config.statistics.confidence:g}"
+    seeds, bases, level = (
+        int(own["seeds"].max()),
+        int(own["bases"].max()),
+        f"{100 * config.statistics.confidence:g}",
+    )
     if seeds > 1:
         how = (
-            f"over {covers(seeds, 1)} (hierarchical bootstrap, Wilson at the effective number of items), "
-            f"{seeds} training seeds; the base model has one"
+            f"over {covers(seeds, 1, bases)} (hierarchical bootstrap, Wilson at the effective number of items), "
+            f"{runs(seeds, bases)}"
         )
     else:
         how = "over test items (Wilson; bootstrap for the text loss), one training seed"
+    if bases > 1:
+        how += "; components and parameters are of the first"
     text = (
         f"Intervals: {level} %, {how}. Items: {sizes['forget_training']} forget, {sizes['retain_training']} retain, "
         f"{sizes['mmlu']} {BY_NAME['mmlu'].short} questions (drawn within their subjects, which are fixed), "
@@ -214,7 +221,7 @@ def reading(data: pd.DataFrame, task: str, config: Config) -> str:
     mean = data[(data["task"] == ALL_SETS) & (data["localization"] != BASE)]
     if len(mean):
         text += (
-            f" The mean over forget sets: {covers(int(mean['seeds'].max()), int(mean['sets'].max()))}; "
+            f" The mean over forget sets: {covers(*(int(mean[name].max()) for name in ('seeds', 'sets', 'bases')))}; "
             "so few sets make wide intervals."
         )
     return text
@@ -231,7 +238,7 @@ def run(job: Job) -> None:
     selections = {}
     for path in job.inputs["selections"]:
         selection = json.loads(Path(path).read_text(encoding="utf-8"))
-        selections[selection["localization"]] = selection
+        selections.setdefault(selection["localization"], selection)  # of the first base model
     missing = {BASE, *selections} - set(frames["facts"]["localization"])
     if missing:
         raise UserError(

@@ -410,7 +410,8 @@ class Graph:
             stage, output = {"heads": ("head_ablation", "ablation"), "layers": ("layer_probes", "probes")}[
                 figure.kind
             ]
-            return [Product(JobId.of(stage, base_seed=start), output) for start in self.bases]
+            bases = self.bases[:1] if figure.kind == "heads" else self.bases  # a head is one base model's
+            return [Product(JobId.of(stage, base_seed=start), output) for start in bases]
         everything = self.config.figures.forget_sets == "all"
         models = [
             model
@@ -420,7 +421,15 @@ class Graph:
         if figure.kind == "probes":
             return [Product(JobId.of("probe", **model), "probes") for model in models]
         stage = "relearn" if figure.kind == "relearning" else "sweep"
-        return [Product(JobId.of(stage, **model), rows) for model in models for rows in SHORT_EXAM]
+        found: list[Given] = [
+            Product(JobId.of(stage, **model), rows) for model in models for rows in SHORT_EXAM
+        ]
+        if (
+            stage == "relearn"
+        ):  # the level that relearning may climb back to; in a sweep it is the edit of size 0
+            starts = [_model(int(m["base_seed"]), m["task"], "none", "base", 0) for m in models]
+            found += [Product(JobId.of(kind, **start), kind) for start in starts for kind in SHORT_EXAM]
+        return list(dict.fromkeys(found))
 
     def _claims(self, _w: Mapping[str, str]) -> dict[str, Given | list[Given] | None]:
         return {

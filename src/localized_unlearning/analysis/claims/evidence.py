@@ -245,7 +245,7 @@ def frames_of(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
 class Run:
     """A run's rows.
 
-    Items and seeds are resampled together (items are the same for every seed), the same items alike for every
+    Items and seeds (or base models, where there are several, each with the mean of its seeds) are resampled together (items are the same for every seed), the same items alike for every
     model, so that differences are paired; questions of general knowledge are drawn within their subjects, as in
     the tables. Two pseudo-items, one right and one wrong, take part, answered the other way round on the other
     side of a difference: without them 0 of 16 would be certain. What the seeds add is widened as Student's t
@@ -274,6 +274,8 @@ class Run:
         self.frames, self.prompt, self.settings, self.lookup = frames, prompt, settings, lookup
         self.accuracy, self.selections = accuracy, selections or {}
         self._curves: dict[Cell, Curve | NotTestable] = {}
+        starts = [rows["base_seed"].nunique() for rows in frames.values() if "base_seed" in rows.columns]
+        self.bases = max(starts, default=1)
         self._weights: dict[str, np.ndarray] = {}
         self._recalls: dict[tuple[str, str], Recall] = {}
         self._models: dict[str, dict[tuple[str, ...], pd.DataFrame]] = {}
@@ -358,6 +360,8 @@ class Run:
 
     def _heads(self) -> Curve:
         rows = self._frame("head_ablation")
+        if "base_seed" in rows.columns:  # a head is this head of one base model only
+            rows = rows[rows["base_seed"] == rows["base_seed"].min()]
         wide = rows.pivot(index="athlete", columns=["layer", "head"], values="right").astype(float)
         first = min(self.lookup, default=0)
         named = rows[["layer", "head"]].drop_duplicates()
@@ -424,6 +428,10 @@ class Run:
                 "score": scores,
             }
         )
+        if "base_seed" in rows.columns and rows["base_seed"].nunique() > 1:  # as in statistics.design_of
+            tidy["base"] = rows["base_seed"]
+            tidy = tidy.groupby(["base", "item", "x"], sort=False)["score"].mean().reset_index()
+            tidy = tidy.rename(columns={"base": "seed"})
         wide = tidy.pivot(index=["seed", "item"], columns="x", values="score")
         seeds = wide.index.unique("seed")
         items = tuple(wide.index.unique("item"))

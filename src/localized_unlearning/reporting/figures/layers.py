@@ -83,6 +83,8 @@ def head_points(frames: Frames, statistics: Statistics) -> pd.DataFrame:
     ``p`` is McNemar's exact test of the two and ``p_holm`` corrects it over all heads.
     """
     rows = frames["head_ablation"]
+    if "base_seed" in rows.columns:  # a head is this head of one base model only
+        rows = rows[rows["base_seed"] == rows["base_seed"].min()]
     table = points(rows, rows["right"], ["layer", "head"], statistics)
     right = {
         key: part.set_index("athlete")["right"].astype(bool) for key, part in rows.groupby(["layer", "head"])

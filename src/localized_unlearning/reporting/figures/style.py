@@ -121,7 +121,7 @@ def count_note(axes: Any, table: pd.DataFrame, more: str = "") -> None:
     """What stands behind each point, above the axes: items, and seeds and forget sets where there are several."""
     if len(table):
         note = f"n = {table['n'].max()}"
-        for name in ("seeds", "sets"):
+        for name in ("bases", "sets") if table.get("bases", pd.Series([1])).max() > 1 else ("seeds", "sets"):
             if name in table.columns and table[name].max() > 1:
                 note += f", {table[name].max()} {name}"
         axes.annotate(
