@@ -42,11 +42,12 @@ def measured(work, device: str) -> tuple[dict[str, np.ndarray], dict[str, float]
 
 
 def main() -> None:
-    from benchmarks.cases import CASES, Bench
+    from benchmarks.bench import Bench
+    from benchmarks.cases import CASES
 
     parser = argparse.ArgumentParser()
     parser.add_argument("case", choices=CASES)
-    parser.add_argument("variant", choices=["ours", "theirs"])
+    parser.add_argument("variant", choices=["ours", "theirs", "careful"])
     for name in ("model", "out", "questions", "athletes"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--threads", type=int, required=True)
