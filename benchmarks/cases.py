@@ -49,7 +49,7 @@ from localized_unlearning.data import mmlu
 from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data.answers import CHOICES, LETTERS, SPORTS
 from localized_unlearning.data.prompts import load_prompts
-from localized_unlearning.evaluation.exam import Exam, ready, take
+from localized_unlearning.evaluation.exam import Exam, sheet, take
 from localized_unlearning.evaluation.facts import ask_facts
 from localized_unlearning.evaluation.knowledge import ask_questions
 from localized_unlearning.evaluation.multiple_choice import ask_multiple_choice
@@ -170,8 +170,8 @@ def sweep_ours(bench: Bench) -> Work:
     def work() -> Outputs:
         model, tokenizer = loading.load(bench.folder, bench.dtype, bench.device)
         steps = masks_module.edits(model, ranked, sizes, points)
-        asked = ready(exam, tokenizer)
-        return {"logits": np.stack([sweep_rows(take(asked, model, BATCH_TOKENS)) for _ in steps])}
+        asked = sheet(exam, tokenizer, model, BATCH_TOKENS)
+        return {"logits": np.stack([sweep_rows(take(asked, model)) for _ in steps])}
 
     return work
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from localized_unlearning.config.evaluation import Relearning
 from localized_unlearning.data.splits import read_split
-from localized_unlearning.evaluation.exam import ready, short_exam, take
+from localized_unlearning.evaluation.exam import sheet, short_exam, take
 from localized_unlearning.evaluation.rows import identity
 from localized_unlearning.models import device as device_module
 from localized_unlearning.models import loading
@@ -90,19 +90,19 @@ def run(job: Job) -> None:
     device = device_module.setup(config.compute)
     model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
     tokens = device_module.batch_tokens(config.compute, model)
-    exam = ready(short_exam(job), tokenizer)
+    exam = sheet(short_exam(job), tokenizer, model, tokens)
     split = read_split(job.inputs["split"])
     used = split[split["train"] & (split["relearn"] | ~split["forget"])]
     data = read_data(job, tokenizer, used, list(used["sport"]), list(used["relearn"]))
     with unlearned(job, model):
         adapters = add_lora(model, config.relearning, seed)
         dropout(model, False)
-        answers = [take(exam, model, tokens)]
+        answers = [take(exam, model)]
         progress = Progress("relearning", "iteration")
         steps = relearn(model, adapters, data, config.relearning, seed)
         for _ in progress.over(range(config.relearning.iterations)):
             losses = next(steps)
-            answers.append(take(exam, model, tokens))
+            answers.append(take(exam, model))
             progress.note(", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     job.facts.update(
         seeds={"relearning": seed, "athletes": config.series.seed, "mmlu": config.mmlu.seed},

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from localized_unlearning.models import packing
+from localized_unlearning.models import packing, prefixes
 
 
 class Asked(NamedTuple):
@@ -22,16 +22,34 @@ class Asked(NamedTuple):
     rows: Callable[[packing.NextToken], pd.DataFrame]
 
 
-def answered(model: Any, asked: Sequence[Asked], batch_tokens: int) -> list[pd.DataFrame]:
-    """The rows of each of ``asked``, in order; the model sees all of their prompts as one list."""
-    candidates = sorted({token for part in asked for token in part.candidates})
-    place = {token: index for index, token in enumerate(candidates)}
+class Ready(NamedTuple):
+    """What is asked, in batches: it may be put to one model after another, as in a sweep."""
+
+    asked: list[Asked]
+    parts: list[prefixes.Part]
+
+
+def ready(model: Any, asked: Sequence[Asked], batch_tokens: int) -> Ready:
+    """``asked`` in batches for models of this device and config; all of their prompts are one list to it."""
     prompts = [prompt for part in asked for prompt in part.prompts]
-    found = packing.next_token(model, prompts, candidates, batch_tokens)
+    return Ready(list(asked), list(prefixes.prepared(model, prompts, batch_tokens)))
+
+
+def answers(model: Any, exam: Ready) -> list[pd.DataFrame]:
+    """The rows of each part of what is asked, in order."""
+    candidates = sorted({token for part in exam.asked for token in part.candidates})
+    place = {token: index for index, token in enumerate(candidates)}
+    count = sum(len(part.prompts) for part in exam.asked)
+    found = packing.scored(model, exam.parts, count, candidates)
     tables, start = [], 0
-    for part in asked:
+    for part in exam.asked:
         rows = slice(start, start + len(part.prompts))
         own = found.candidates[rows][:, [place[token] for token in part.candidates]]
         tables.append(part.rows(packing.NextToken(own, found.argmax[rows], found.log_normalizer[rows])))
         start = rows.stop
     return tables
+
+
+def answered(model: Any, asked: Sequence[Asked], batch_tokens: int) -> list[pd.DataFrame]:
+    """The rows of each of ``asked``, in order."""
+    return answers(model, ready(model, asked, batch_tokens))

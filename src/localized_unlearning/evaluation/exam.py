@@ -10,7 +10,7 @@ import pandas as pd
 from localized_unlearning.config.data import Mmlu
 from localized_unlearning.data.mmlu import load_questions
 from localized_unlearning.data.prompts import load_prompts
-from localized_unlearning.evaluation.asking import Asked, answered
+from localized_unlearning.evaluation.asking import Ready, answers, ready
 from localized_unlearning.evaluation.facts import facts_asked
 from localized_unlearning.evaluation.knowledge import questions_asked
 from localized_unlearning.evaluation.multiple_choice import choices_asked
@@ -67,15 +67,15 @@ def short_exam(job: Job) -> Exam:
     )
 
 
-class Ready(NamedTuple):
-    """An exam as tokens, to be put to any number of models: what is asked, and which table each part belongs to."""
+class Sheet(NamedTuple):
+    """An exam in batches, to be put to any number of models, and which table each of its parts belongs to."""
 
-    asked: list[Asked]
+    ready: Ready
     tables: list[str]
 
 
-def ready(exam: Exam, tokenizer: Any) -> Ready:
-    """An exam's prompts, rendered and tokenised once."""
+def sheet(exam: Exam, tokenizer: Any, model: Any, batch_tokens: int) -> Sheet:
+    """An exam's prompts, rendered, tokenised and packed once, for models of this device and config."""
     parts = {
         "facts": facts_asked(tokenizer, exam.athletes, exam.prompts),
         "multiple_choice": choices_asked(
@@ -83,15 +83,13 @@ def ready(exam: Exam, tokenizer: Any) -> Ready:
         ),
         "mmlu": [questions_asked(tokenizer, exam.questions, exam.mmlu)],
     }
-    return Ready(
-        [part for some in parts.values() for part in some],
-        [name for name, some in parts.items() for _ in some],
-    )
+    asked = [part for some in parts.values() for part in some]
+    return Sheet(ready(model, asked, batch_tokens), [name for name, some in parts.items() for _ in some])
 
 
-def take(exam: Ready, model: Any, batch_tokens: int) -> dict[str, pd.DataFrame]:
+def take(exam: Sheet, model: Any) -> dict[str, pd.DataFrame]:
     """A model's answers: ``facts``, ``multiple_choice`` and ``mmlu``, one row per item."""
     found: dict[str, list[pd.DataFrame]] = {}
-    for name, table in zip(exam.tables, answered(model, exam.asked, batch_tokens), strict=True):
+    for name, table in zip(exam.tables, answers(model, exam.ready), strict=True):
         found.setdefault(name, []).append(table)
     return {name: pd.concat(tables, ignore_index=True) for name, tables in found.items()}

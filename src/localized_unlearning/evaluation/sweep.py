@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from localized_unlearning.evaluation.exam import ready, short_exam, take
+from localized_unlearning.evaluation.exam import sheet, short_exam, take
 from localized_unlearning.evaluation.rows import identity
 from localized_unlearning.models import deltas, loading
 from localized_unlearning.models import device as device_module
@@ -27,14 +27,14 @@ def sweep(job: Job) -> None:
     device = device_module.setup(config.compute)
     model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
     ranked, sizes = read_mask(job.inputs["mask"], deltas.base_digest(job))
-    exam = ready(short_exam(job), tokenizer)
+    tokens = device_module.batch_tokens(config.compute, model)
+    exam = sheet(short_exam(job), tokenizer, model, tokens)
     points = sorted(config.masking.edit_sizes)
     parts: dict[str, list[pd.DataFrame]] = {}
     steps = edits(model, ranked, sizes, points)
-    tokens = device_module.batch_tokens(config.compute, model)
     for _ in Progress("sweeping edit sizes", "size").over(points):
         size, masked = next(steps)
-        for name, table in take(exam, model, tokens).items():
+        for name, table in take(exam, model).items():
             parts.setdefault(name, []).append(table.assign(edit_size=size, masked=masked))
     job.facts.update(seeds={"athletes": config.series.seed, "mmlu": config.mmlu.seed}, device=device)
     for name, tables in parts.items():

@@ -9,7 +9,7 @@ the tokens. Gradients are equal too, so training uses the same packs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -282,14 +282,19 @@ def next_token(
 
     The slow definition, against which it is tested: one forward pass per prompt, full logits.
     """
+    return scored(model, prefixes.prepared(model, prompts, batch_tokens), len(prompts), candidates)
+
+
+def scored(model: Any, parts: Iterable[prefixes.Part], count: int, candidates: Sequence[int]) -> NextToken:
+    """As :func:`next_token`, of ``count`` prompts that :func:`prefixes.prepared` has made into ``parts``."""
     import torch
 
-    scores = torch.zeros(len(prompts), len(candidates))
-    argmax = torch.zeros(len(prompts), dtype=torch.long)
-    normalizer = torch.zeros(len(prompts))
+    scores = torch.zeros(count, len(candidates))
+    argmax = torch.zeros(count, dtype=torch.long)
+    normalizer = torch.zeros(count)
     with torch.inference_mode():
-        for group in prefixes.groups(prompts):
-            for batch, counts in sharding.share(prefixes.batches(model, prompts, group, batch_tokens), model):
+        for part in parts:
+            for batch, counts in sharding.share(prefixes.begun(model, part), model):
                 hidden = last_hidden(model, batch)
                 if counts:
                     most_likely, total = vocabulary.argmax_and_normalizer(model, hidden)

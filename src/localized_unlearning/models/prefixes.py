@@ -7,7 +7,7 @@ examples and to itself alone. Nothing of a model's own caches is used: they forg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -65,26 +65,40 @@ def groups(prompts: Sequence[Sequence[int]]) -> list[Group]:
     return [*found, Group(0, sorted(rest))] if rest else found
 
 
-def batches(
-    model: Any, prompts: Sequence[Sequence[int]], group: Group, batch_tokens: int
-) -> list[packing.Batch]:
-    """The batches of a group's prompts; where they share a beginning, it is run now and their inputs hold what it left."""
+class Part(NamedTuple):
+    """Batches of prompts, and what all of them begin with, if anything: a batch of one row that is run before them."""
+
+    beginning: packing.Batch | None
+    batches: list[packing.Batch]
+
+
+def prepared(model: Any, prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[Part]:
+    """All ``prompts`` as batches; of a model, its device and config alone matter, so that another's weights may follow."""
     import torch
 
-    members = torch.tensor(group.members, dtype=torch.long)
-    if not group.length:
-        found = packing.batches([prompts[i] for i in group.members], model, batch_tokens)
-        return [replace(batch, prompts=members[batch.prompts]) for batch in found]
+    for group in groups(prompts):
+        members = torch.tensor(group.members, dtype=torch.long)
+        rest = [prompts[i][group.length :] for i in group.members]
+        beginning = None
+        if group.length:
+            first = packing.pack([prompts[group.members[0]][: group.length]], group.length)
+            beginning = packing.to_batch(first, model)
+            row = max(LEAST_ROW, max(map(len, rest)))
+            found = packing.batches(rest, model, max(row, batch_tokens), row, before=group.length)
+        else:
+            found = packing.batches(rest, model, batch_tokens)
+        yield Part(beginning, [replace(batch, prompts=members[batch.prompts]) for batch in found])
+
+
+def begun(model: Any, part: Part) -> list[packing.Batch]:
+    """A part's batches; where they share a beginning, it is run now and their inputs hold what it left."""
+    if part.beginning is None:
+        return part.batches
     kept = Kept()
-    beginning = packing.pack([prompts[group.members[0]][: group.length]], group.length)
-    inputs = packing.to_batch(beginning, model).inputs
-    model.base_model(**{**inputs, "use_cache": True, "past_key_values": kept})
-    kept.grows = False
-    rest = [prompts[i][group.length :] for i in group.members]
-    row = max(LEAST_ROW, max(map(len, rest)))
-    found = packing.batches(rest, model, max(row, batch_tokens), row, before=group.length)
     more = {"use_cache": True, "past_key_values": kept}
-    return [replace(b, prompts=members[b.prompts], inputs={**b.inputs, **more}) for b in found]
+    model.base_model(**{**part.beginning.inputs, **more})
+    kept.grows = False
+    return [replace(batch, inputs={**batch.inputs, **more}) for batch in part.batches]
 
 
 class Kept(Cache):
