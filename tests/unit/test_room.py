@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from localized_unlearning.jobs import room
+from localized_unlearning.models import room
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 42.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 9.51 GiB is free. "

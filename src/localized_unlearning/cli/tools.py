@@ -12,7 +12,7 @@ from localized_unlearning.cli.summary import summary
 from localized_unlearning.config.evaluation import Claims
 from localized_unlearning.report import page
 from localized_unlearning.reporting.reference import reference
-from localized_unlearning.workflow import plan, preflight
+from localized_unlearning.workflow import plan, preflight, reruns
 from localized_unlearning.workflow.profile import install_profile
 
 
@@ -34,7 +34,7 @@ def add_commands(commands: words.Commands) -> None:
     )
     parser.add_argument("--replace", action="store_true", help="overwrite a copy that was edited")
     parser.set_defaults(function=install_profile)
-    for room in (plan, preflight, audit):
+    for room in (plan, preflight, reruns, audit):
         room.add_commands(commands)
     page.add_command(commands)
     _add_ledger(commands)

@@ -141,7 +141,7 @@ class NullDistribution(Section):
     first_seed: int = Field(1000, description="Seed of the first draw; the next ones count up.")
     seeds: tuple[int, ...] = Field((), description="Seeds of unlearning; none: the run's first.")
 
-    def localizations(self) -> dict[str, Localization]:
+    def expanded(self) -> dict[str, Localization]:
         """The draws, by name."""
         return {
             f"random_draw_{i + 1}": Localization(

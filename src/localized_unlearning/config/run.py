@@ -223,9 +223,9 @@ class Config(Section):
     @property
     def null_draws(self) -> dict[str, Localization]:
         """The random localizations of the null distribution, by name."""
-        return self.null_distribution.localizations()
+        return self.null_distribution.expanded()
 
-    def written(self) -> dict[str, Any]:
+    def as_written(self) -> dict[str, Any]:
         """Plain values as a user writes them: without the localizations that follow from the null distribution."""
         values = self.model_dump(mode="json")
         for name in self.null_draws:

@@ -8,8 +8,8 @@ from typing import Any
 
 from localized_unlearning.data.tokens import load_tokenizer
 from localized_unlearning.errors import UserError
-from localized_unlearning.jobs.room import exhausted
 from localized_unlearning.models import components, folders, sharding
+from localized_unlearning.models.room import exhausted
 
 
 def load(folder: Path, dtype: str, device: str) -> tuple[Any, Any]:

@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from localized_unlearning import computing
 from localized_unlearning import memory as memory_module
 from localized_unlearning.errors import UserError
-from localized_unlearning.jobs import room
-from localized_unlearning.models import components
+from localized_unlearning.models import components, room
 
 if TYPE_CHECKING:
     from torch import Tensor

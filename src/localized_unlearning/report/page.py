@@ -150,7 +150,7 @@ def changes(config: Config) -> list[dict[str, str]]:
 
 def _shown(config: Config) -> dict[str, Any]:
     """The settings that results rest on; where finished jobs are cached is not among them."""
-    return {name: value for name, value in config.written().items() if name != "cache"}
+    return {name: value for name, value in config.as_written().items() if name != "cache"}
 
 
 def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

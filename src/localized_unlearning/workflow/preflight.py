@@ -25,7 +25,7 @@ from localized_unlearning.costs.sizes import GB
 from localized_unlearning.costs.stages import LIGHT
 from localized_unlearning.data.fetching import describe, hub_address, hub_refusal, sha256_of
 from localized_unlearning.errors import UserError
-from localized_unlearning.jobs.room import remedy
+from localized_unlearning.models.room import remedy
 from localized_unlearning.workflow.plan import Plan, device_of, lines_of, open_plan
 from localized_unlearning.workflow.profile import installed_profile
 

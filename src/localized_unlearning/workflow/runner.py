@@ -16,11 +16,10 @@ import importlib
 import json
 import os
 import shutil
-import signal
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,10 +29,10 @@ from localized_unlearning import computing
 from localized_unlearning import memory as memory_module
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.jobs import room
 from localized_unlearning.jobs.job import Job, Stage, restrict, settings_of
-from localized_unlearning.models import sharding
+from localized_unlearning.models import room, sharding
 from localized_unlearning.provenance import cache, code, digests, environment, hashing, locks, records
+from localized_unlearning.workflow import signals
 from localized_unlearning.workflow.layout import Layout, run_of
 
 Paths = Mapping[str, Any]
@@ -104,7 +103,7 @@ def execute(
         raise UserError(f"the outputs of stage {stage.name} must lie in one folder, beside their record")
     try:
         first.parent.mkdir(parents=True, exist_ok=True)
-        with locks.held(first), _signals(_stop):
+        with locks.held(first), signals.seen_by(signals.stop):
             return _locked(
                 stage, config, wildcards, flat, inputs, outputs, root, compute, (started, before, spent)
             )
@@ -159,7 +158,7 @@ def _locked(
             raise UserError(
                 f"another job took over {first} while this one stood still: nothing was published"
             )
-        with _signals(_ignore):  # renaming takes a moment and is not to be cut in two
+        with signals.seen_by(signals.ignore):  # renaming takes a moment and is not to be cut in two
             _publish(record, temporary, outputs, root, run)
         if store is not None and kept is None:
             store.keep(record, outputs)
@@ -479,29 +478,3 @@ def _disk_is_full(error: Exception) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return os.strerror(errno.ENOSPC) in str(error)
-
-
-def _stop(number: int, _frame: Any) -> None:
-    """Turn a scheduler's or a person's signal into an exception, so that clean-up runs."""
-    if number == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise SystemExit(128 + number)
-
-
-def _ignore(_number: int, _frame: Any) -> None:
-    pass
-
-
-@contextmanager
-def _signals(handler: Callable[[int, Any], None]) -> Iterator[None]:
-    """Let ``handler`` see SIGTERM and SIGINT for a while."""
-    try:
-        before = {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-    except ValueError:  # not the main thread, as in a test
-        yield
-        return
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -70,7 +70,7 @@ class Rules:
         """Write the resolved config beside the results, atomically, if it changed."""
         path, text = Path(self.layout.resolved), resolved_text(self.config)
         if not pages.is_published(path, text):
-            pages.publish(path, text, pages.CONFIG, Path(), self.config.written())
+            pages.publish(path, text, pages.CONFIG, Path(), self.config.as_written())
 
     @property
     def verify(self) -> str:
@@ -223,7 +223,7 @@ class Rules:
 def resolved_text(config: Config) -> str:
     """The resolved config as YAML, nulls included: a null is a setting like any other."""
     head = "# The resolved config of this run, written by the workflow; jobs read it.\n"
-    return head + yaml.safe_dump(config.written(), sort_keys=False, allow_unicode=True)
+    return head + yaml.safe_dump(config.as_written(), sort_keys=False, allow_unicode=True)
 
 
 def _one_of(names: Iterable[str]) -> str:
