@@ -10,6 +10,9 @@ import pytest
 import torch
 import transformers
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 torch.set_num_threads(1)
 
@@ -24,10 +27,17 @@ SIZES: dict[str, Any] = {
     "initializer_range": 0.25,
 }
 WINDOW = 4
-"""Sliding window of the tiny Gemma 3, shorter than the tests' prompts."""
+"""Sliding window of the tiny Gemma 2, Gemma 3 and Mistral, shorter than the tests' prompts."""
 
 CONFIGS: dict[str, Callable[[], Any]] = {
     "gemma": lambda: transformers.GemmaConfig(**SIZES, num_key_value_heads=4, head_dim=12),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **{**SIZES, "num_hidden_layers": 4},
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=WINDOW,
+        query_pre_attn_scalar=8,
+    ),
     "gemma3": lambda: transformers.Gemma3TextConfig(
         **{**SIZES, "num_hidden_layers": 4},
         num_key_value_heads=2,
@@ -37,6 +47,9 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         query_pre_attn_scalar=8,
     ),
     "llama": lambda: transformers.LlamaConfig(**SIZES, num_key_value_heads=2),
+    "mistral": lambda: transformers.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=WINDOW),
+    "qwen2": lambda: transformers.Qwen2Config(**SIZES, num_key_value_heads=2),
+    "qwen3": lambda: transformers.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
     "neox": lambda: transformers.GPTNeoXConfig(**SIZES, rotary_pct=0.25),
 }
 ARCHITECTURES = tuple(CONFIGS)
@@ -79,7 +92,8 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(torch.nn.functional, "softmax", softmax64)  # eager attention's is in float32
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
-    monkeypatch.setattr(LlamaRMSNorm, "forward", norm)
+    for each in (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm):
+        monkeypatch.setattr(each, "forward", norm)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ import torch
 from architectures import CONFIGS, build, tokenizer, written
 from localized_unlearning.config.localization import Components
 from localized_unlearning.errors import UserError
-from localized_unlearning.models import checking, components, derivation, folders, loading
+from localized_unlearning.interpretability import ablation
+from localized_unlearning.models import activations, checking, components, derivation, folders, loading
 from localized_unlearning.models.components import ADAPTERS
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
@@ -38,6 +40,29 @@ def test_the_adapter_is_what_depends_on_what(name: str) -> None:
         assert adapter.experts and not set(adapter.modules) - {"q", "k", "v", "o"}
     elif not name.startswith("opt"):  # whose adapter lists what one of its sizes lacks
         assert entry == adapter
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in CONFIGS if n != "opt_projected"]
+)  # it normalises the stream itself
+def test_ablated_attention_adds_its_mean_to_the_residual_stream(name: str) -> None:
+    """Catches an output of W_O that a norm rescales before it is added (Gemma 2 and 3, OLMo 2)."""
+    model = build(name)
+    for path, parameter in model.named_parameters():  # an MLP that adds nothing
+        if ".mlp." in path or ".fc" in path or "_moe." in path:
+            parameter.zero_()
+    windows = torch.tensor([[3, 9, 30, 12, 7], [3, 41, 5, 5, 8]])
+
+    def added() -> list[torch.Tensor]:
+        states = model.base_model(windows, use_cache=False, output_hidden_states=True).hidden_states
+        return [after - before for before, after in itertools.pairwise(states[:-1])]  # the last is normalised
+
+    plain, means = added(), ablation.mean_attention_outputs(model, windows, 0)
+    with activations.attention_replaced(model, {1: means[1]}):
+        replaced = added()
+    wanted = plain[1].mean((0, 1)).expand_as(replaced[1])
+    torch.testing.assert_close(replaced[1], wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(plain[1], wanted, atol=1e-3) and torch.equal(replaced[0], plain[0])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -265,7 +290,7 @@ def test_components_are_transformer_lens_own(name: str) -> None:
     """
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
-    model = build(name).double()
+    model = build(name)
     first = 1
     with torch.no_grad():
         for parameter in model.parameters():

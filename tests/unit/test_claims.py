@@ -50,7 +50,7 @@ def people(name: str, forget: float, retain: float) -> pd.DataFrame:
         tables.append(
             table.assign(athlete=[f"{part} {i}" for i in index], forget=part == "forget", relearn=False)
         )
-    extra = {"prompt": "question"} if name == "facts" else {"order": "fixed"}
+    extra = {"prompt": "question"} if name == "facts" else {"order": "shuffled", "main": True}
     return pd.concat(tables, ignore_index=True).assign(**extra)
 
 

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from localized_unlearning.analysis import measures
+from localized_unlearning.analysis.statistics import estimate
 from localized_unlearning.config.data import Mmlu
+from localized_unlearning.config.evaluation import Evaluation
+from localized_unlearning.config.reading import load
+from localized_unlearning.config.run import Config
 from localized_unlearning.data import mmlu
 from localized_unlearning.data.answers import CHOICES, LETTERS
 from localized_unlearning.data.prompts import PromptBook, load_prompts
 from localized_unlearning.data.windows import text_windows
+from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation import facts, knowledge, multiple_choice
 from localized_unlearning.evaluation import text as text_module
-from localized_unlearning.models import organism
+from localized_unlearning.models import components, deltas, organism, vocabulary
+from tiny_base import TinyBase
 from tiny_models import CONFIGS
 
-RESOURCES = Path(__file__).parents[2] / "workflow" / "resources"
+ROOT = Path(__file__).parents[2]
+RESOURCES = ROOT / "workflow" / "resources"
 ATHLETES = pd.DataFrame(
     {
         "athlete": ["Ada Ace", "Bo Bat", "Cy Court", "Dee Dunk-Downtown"],
@@ -152,13 +162,116 @@ def test_general_knowledge(model: Any, tokenizer: Any, shots: int) -> None:
         agrees(row, expected, tokens, [f"logit_{x}" for x in LETTERS], tokens[question.answer])
 
 
-def test_text_loss_is_the_models_own(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_text_is_compared_with_the_base_model_token_by_token(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches the divergence the other way round, another mean, the base's numbers for the model's, and blocks cut wrong."""
+    monkeypatch.setattr(vocabulary, "BLOCK", 900)  # several blocks of the 400 tokens
     text = (RESOURCES / "text" / "held_out.txt").read_text(encoding="utf-8")
-    rows = text_module.read_text(model, tokenizer, text.splitlines(), 12, 5, 30)
+    windows = text_windows(tokenizer, text.splitlines(), 12, 5)
+    base = text_module.hidden_states(model, windows, 30)
+    changed = copy.deepcopy(model)
+    for parameter in components.layers_of(changed)[1].parameters():
+        parameter.mul_(1.3)
+    hidden = text_module.hidden_states(changed, windows, 1000)
+    rows = text_module.compare_text(changed, windows, base, hidden, 30)
+    for row, window in zip(rows.itertuples(), windows, strict=True):
+        for which, value in ((model, row.base_loss), (changed, row.loss)):
+            slow_loss = float(which(input_ids=window[None], labels=window[None]).loss)
+            assert value == pytest.approx(slow_loss, abs=1e-9)
+        p, q = (torch.log_softmax(m(input_ids=window[None]).logits[0, :-1], 1) for m in (model, changed))
+        expected = (p.exp() * (p - q)).sum(1).mean()
+        assert row.kl == pytest.approx(float(expected), abs=1e-9) and row.kl > 0.01
+    same = text_module.compare_text(model, windows, base, base, 30)
+    assert (same["loss"] == same["base_loss"]).all() and not same["kl"].any()
 
-    for row, window in zip(
-        rows.itertuples(), text_windows(tokenizer, text.splitlines(), 12)[:5], strict=True
-    ):
-        assert float(model(input_ids=window[None], labels=window[None]).loss) == pytest.approx(
-            row.loss, abs=1e-9
+
+def test_the_text_stage_reads_the_base_before_the_delta(tiny_base: TinyBase, tmp_path: Path) -> None:
+    """Catches a base that is the unlearned model already, and a model that is the base."""
+    name = "model.layers.0.mlp.down_proj.weight"
+    changed = tiny_base.model.get_parameter(name) * 3
+    deltas.save_delta(tmp_path / "delta.safetensors", {name: changed}, tiny_base.digest)
+    who = {"task": "sports", "objective": "erase", "localization": "manual", "seed": "0"}
+    found = {
+        delta: tiny_base.run("text", Config(), tmp_path, {"delta": delta}, who)["text"]
+        for delta in (None, tmp_path / "delta.safetensors")
+    }
+    base, unlearned = found.values()
+    assert (base["loss"] == base["base_loss"]).all() and not base["kl"].any()
+    assert np.allclose(unlearned["base_loss"], base["loss"]) and (unlearned["kl"] > 0).all()
+    frames = {"text": pd.concat([base.assign(localization="base"), unlearned], ignore_index=True)}
+    scores = measures.items(frames, Config().prompts).pivot_table(
+        index=["localization", "item"], columns="measure", values="score"
+    )
+    change = unlearned["loss"] - unlearned["base_loss"]
+    own = scores.loc["manual"]
+    assert own["text_change"].mean() == pytest.approx(change.mean()) and own[
+        "text_kl"
+    ].mean() == pytest.approx(unlearned["kl"].mean())
+    assert own["text_worse"].mean() == (change > 0).mean() and not scores.loc["base", "text_worse"].any()
+
+
+def test_trained_and_held_out_text_share_no_document() -> None:
+    """L_SFT must not train on what measures its side effects."""
+    train, held_out = (
+        {
+            line.strip()
+            for line in (RESOURCES / "text" / f"{name}.txt").read_text().splitlines()
+            if line.strip()
+        }
+        for name in ("train", "held_out")
+    )
+    assert train and held_out and not train & held_out
+    for preset in sorted((ROOT / "workflow/presets").glob("*.yaml")):
+        config = load([ROOT / "config.yaml", preset])
+        assert config.text.train != config.text.held_out
+        real = config.model.kind != "organism"
+        assert real == (config.text.train.repo_id == "monology/pile-uncopyrighted"), preset.name
+    with pytest.raises(UserError, match="are the same text"):
+        load([ROOT / "config.yaml"], {"text": {"train": {"path": "workflow/resources/text/held_out.txt"}}})
+
+
+def test_an_athletes_options_have_one_order_in_every_exam_unless_more_are_asked(
+    tiny_base: TinyBase, tmp_path: Path
+) -> None:
+    """Catches orders that depend on who else is asked, letters with favourite sports, and draws that are not averaged."""
+    options = ("football", "baseball", "basketball", "golf")
+    names = [f"athlete {i}" for i in range(2400)]
+    orders = [multiple_choice.shuffled(options, name, 0, 0) for name in names]
+    for place in range(4):
+        counts = pd.Series([order[place] for order in orders]).value_counts()
+        assert counts.min() > 500 and len(counts) == 4  # of 600
+    assert orders == [multiple_choice.shuffled(options, name, 0, 0) for name in names]
+    assert multiple_choice.shuffled(options, "x", 0, 0) == multiple_choice.shuffled(options, "x", 0, 0)
+    assert (
+        len(
+            {
+                tuple(multiple_choice.shuffled(options, "x", seed, draw))
+                for seed in range(4)
+                for draw in range(4)
+            }
         )
+        > 6
+    )
+    assert multiple_choice.orders_of(Evaluation(orders=2), both=True) == ("shuffled", "shuffled", "fixed")
+    assert multiple_choice.orders_of(Evaluation(option_order="fixed", orders=2), both=False) == ("fixed",)
+
+    split = tiny_base.write(tmp_path / "split.parquet", tiny_base.split)
+    who = {"task": "sports", "objective": "none", "localization": "base", "seed": "0"}
+    config = Config(evaluation=Evaluation(orders=3))
+    rows = tiny_base.run("multiple_choice", config, tmp_path, {"split": split}, who)["multiple_choice"]
+    assert rows.groupby("order")["draw"].nunique().to_dict() == {"fixed": 1, "shuffled": 3}
+    assert (rows["main"] == (rows["order"] == "shuffled")).all()
+    scores = measures.items({"multiple_choice": rows}, config.prompts)
+    own = scores[scores["measure"] == "mcq_forget"].set_index("item")["score"]
+    shuffled = rows[rows["main"] & rows["forget"]]
+    right = shuffled[[f"logit_{x}" for x in LETTERS]].to_numpy().argmax(1) == shuffled["answer"]
+    by_hand = right.groupby(shuffled["athlete"]).mean()
+    assert own.sort_index().tolist() == pytest.approx(by_hand.sort_index().tolist())
+    assert own.between(0.1, 0.9).any()  # of three orders some are right
+    value = estimate(shuffled, "choice", config.statistics)
+    assert (
+        value.mean == pytest.approx(by_hand.mean())
+        and value.n == len(by_hand)
+        and value.low < value.mean < value.high
+    )

@@ -63,7 +63,7 @@ def series_frames(x: str, values: list[int]) -> dict[str, pd.DataFrame]:
                 pd.DataFrame({**who, **logits(right, answer, SPORTS), "prompt": "question"})
             )
             tables["multiple_choice"].append(
-                pd.DataFrame({**who, **logits(right | relearn, answer, tuple("ABCD")), "order": "fixed"})
+                pd.DataFrame({**who, **logits(right | relearn, answer, tuple("ABCD")), "main": True})
             )
             known = rng.random(30) < 0.9 - 0.08 * index * share
             answer = rng.integers(0, 4, 30)
@@ -114,15 +114,11 @@ def head_frames() -> dict[str, pd.DataFrame]:
 
 def layer_frames() -> dict[str, pd.DataFrame]:
     parts = []
-    for series in ("prompt", "athlete"):
+    for place, series in enumerate(("prompt", "name", "athlete")):
         for ablated in (False, True):
-            for layer in range(6):
+            for layer in range(-1, 6):
                 for labels in ("sport",) if ablated else ("sport", "shuffled labels"):
-                    count = (
-                        15
-                        if labels != "sport"
-                        else min(40, 14 + 6 * layer + 4 * (series == "athlete")) - 5 * ablated
-                    )
+                    count = 15 if labels != "sport" else min(40, 14 + 6 * layer + 4 * place) - 5 * ablated
                     rows = {
                         "series": series,
                         "ablated": ablated,
@@ -259,6 +255,41 @@ def test_points_are_wilson_of_the_rows_and_leave_the_relearned_out() -> None:
     assert (found["mean"], found["low"], found["high"], found["n"]) == expected[:4]
 
 
+@pytest.mark.parametrize("name", ["figure_5", "figure_7"])
+def test_a_masks_controls_are_drawn_beside_it(name: str) -> None:
+    """Catches controls that are averaged into the mask's curve, left out, or drawn as localizations of their own."""
+
+    def three(frame: pd.DataFrame) -> pd.DataFrame:
+        wrong = frame.assign(ranking="random", answer=(frame["answer"] + 1) % 3)
+        return pd.concat(
+            [frame.assign(ranking="mask"), frame[::-1].assign(ranking="saliency"), wrong], ignore_index=True
+        )
+
+    figure, points = drawn(name, three)
+    alone, plain = drawn(name)
+    trained = points[points["ranking"] == "mask"].drop(columns="ranking").reset_index(drop=True)
+    pd.testing.assert_frame_equal(trained[plain.columns], plain)
+    assert set(points["ranking"]) == {"mask", "saliency", "random"}
+    thin = [
+        line
+        for axes in figure.axes
+        for line in axes.get_lines()
+        if line.get_linewidth() == 0.6 and len(line.get_xdata())
+    ]
+    assert len(thin) == 2 * len(LOCALIZATIONS) * (2 if name == "figure_5" else 1)
+    column = points[
+        (points["ranking"] == "random") & (points["panel"] == "forget") & (points["localization"] == "manual")
+    ]
+    data = "get_ydata" if name == "figure_5" else "get_xdata"
+    assert any(list(getattr(line, data)()) == list(column.sort_values("masked")["mean"]) for line in thin)
+    assert {label for label, _ in style.CONTROLS.values()} <= {
+        t.get_text() for t in figure.legends[0].get_texts()
+    }
+    assert not {label for label, _ in style.CONTROLS.values()} & {
+        t.get_text() for t in alone.legends[0].get_texts()
+    }
+
+
 def test_an_edit_is_as_large_as_the_weights_that_are_zero() -> None:
     """Catches a curve that goes on to edit sizes its mask does not hold."""
     points = drawn("figure_5")[1]
@@ -304,7 +335,7 @@ def test_a_figures_own_csv_can_be_laid_over_it(name: str, tmp_path: Path) -> Non
     points.to_csv(path, index=False)
     both = drawing.draw(name, points, LABELS, drawing.read_overlay(path, name))
     lines = [[len(axes.get_lines()) for axes in figure.axes] for figure in (plain, both)]
-    series = 4 if name == "figure_16" else len(LABELS) - (name != "figure_3")
+    series = 6 if name == "figure_16" else len(LABELS) - (name != "figure_3")
     assert [a + series for a in lines[0]] == lines[1]
     assert "Published" in [text.get_text() for text in both.legends[0].get_texts()]
     points.drop(columns="mean").to_csv(path, index=False)

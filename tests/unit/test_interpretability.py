@@ -21,6 +21,7 @@ from localized_unlearning.data.documents import read_documents
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.interpretability import ablation
+from localized_unlearning.interpretability import subject as subject_module
 from localized_unlearning.interpretability.probes import Fit, predictions
 from localized_unlearning.models import activations as activations_module
 from localized_unlearning.models import components
@@ -43,12 +44,10 @@ def test_means_are_over_windows_and_positions(tiny: Callable[[str], Any], name: 
     model = tiny(name)
     layers = range(model.config.num_hidden_layers)
     before: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
-    after: dict[int, list[torch.Tensor]] = {layer: [] for layer in layers}
 
     def keep(layer: int) -> Any:
-        def hook(_module: Any, args: Any, output: torch.Tensor) -> None:
+        def hook(_module: Any, args: Any, _output: torch.Tensor) -> None:
             before[layer] += list(args[0][0])
-            after[layer] += list(output[0])
 
         return hook
 
@@ -58,11 +57,10 @@ def test_means_are_over_windows_and_positions(tiny: Callable[[str], Any], name: 
         for window in WINDOWS:
             model(window[None], use_cache=False)
     heads = ablation.mean_head_outputs(model, WINDOWS, [0, 2])
-    attention = ablation.mean_attention_outputs(model, WINDOWS, 1)
-    assert set(heads) == {0, 2} and set(attention) == set(layers) - {0}
-    for found, slow in ((heads, before), (attention, after)):
-        for layer, mean in found.items():
-            assert torch.allclose(mean.double(), torch.stack(slow[layer]).mean(0), atol=1e-5)
+    assert set(heads) == {0, 2}
+    for layer, mean in heads.items():
+        assert torch.allclose(mean.double(), torch.stack(before[layer]).mean(0), atol=1e-5)
+    assert set(ablation.mean_attention_outputs(model, WINDOWS, 1)) == set(layers) - {0}
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -99,25 +97,45 @@ def test_a_heads_own_activation_changes_nothing_and_another_changes_its_columns_
         assert torch.equal(model(one, use_cache=False).logits, base)  # no hook is left
 
 
+def contributions(model: Any, prompt: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What each layer's attention adds to the residual stream: output minus input minus what the MLP adds."""
+    entered: list[torch.Tensor] = []
+    left: list[torch.Tensor] = []
+    fed: list[torch.Tensor] = []
+    with ExitStack() as stack, torch.no_grad():
+        for layer in components.layers_of(model):
+            mlp = getattr(layer, "post_feedforward_layernorm", layer.mlp)
+            before = layer.register_forward_pre_hook(
+                lambda _m, args, kw: entered.append(args[0] if args else kw["hidden_states"]),
+                with_kwargs=True,
+            )
+            stack.callback(before.remove)
+            stack.callback(
+                layer.register_forward_hook(lambda _m, _a, out: left.append(as_tensor(out))).remove
+            )
+            stack.callback(mlp.register_forward_hook(lambda _m, _a, out: fed.append(as_tensor(out))).remove)
+        model(prompt, use_cache=False)
+    return tuple(y - x - m for x, y, m in zip(entered, left, fed, strict=True))
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_attentions_own_output_changes_nothing_and_another_reaches_every_position(
+def test_ablated_attention_adds_its_mean_to_the_residual_stream(
     tiny: Callable[[str], Any], name: str
 ) -> None:
-    """Catches a replacement of the wrong layer or position."""
+    """Catches an output of W_O that a norm rescales (Gemma 2 and 3), a wrong layer, and a position left out."""
     model = tiny(name)
-    one = torch.tensor([[7]])
-    own = ablation.mean_attention_outputs(model, one, 1)
+    added = contributions(model, WINDOWS)
+    means = ablation.mean_attention_outputs(model, WINDOWS, 1)
+    for layer, mean in means.items():
+        assert torch.allclose(mean.double(), added[layer].mean((0, 1)), atol=1e-5)
     with torch.no_grad():
-        base = model(one, use_cache=False).logits
-        with activations_module.attention_replaced(model, own):
-            assert torch.allclose(model(one, use_cache=False).logits, base, atol=1e-5)
-        outputs: list[torch.Tensor] = []
-        with activations_module.attention_replaced(model, {1: own[1] + 50}):
-            handle = o_module(model, 1).register_forward_hook(lambda _m, _a, out: outputs.append(out))
-            model(WINDOWS, use_cache=False)
-            handle.remove()
-        assert torch.equal(outputs[0], (own[1] + 50).to(outputs[0]).expand_as(outputs[0]))
-        assert torch.equal(model(one, use_cache=False).logits, base)
+        base = model(WINDOWS, use_cache=False).logits
+        with activations_module.attention_replaced(model, {1: means[1]}):
+            now = contributions(model, WINDOWS)
+        wanted = means[1].double().expand_as(now[1])
+        assert torch.allclose(now[1], wanted, atol=1e-5) and not torch.allclose(added[1], wanted, atol=1e-2)
+        assert torch.allclose(now[0], added[0])  # the layer before is as it was
+        assert torch.equal(model(WINDOWS, use_cache=False).logits, base)  # no hook is left
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +161,11 @@ def test_the_ablations_baseline_is_the_last_layer_without_late_attention(
     baseline = groups.pop((-1, -1))
     assert baseline[["athlete", "right"]].equals(without[["athlete", "right"]])
     assert not baseline["right"].equals(with_late["right"])
+    assert set(probes["layer"]) == {-1, 0, 1, 2} and set(probes["series"]) == {"prompt", "name", "athlete"}
+    embedded = probes[
+        (probes["series"] == "prompt") & (probes["layer"] == -1) & (probes["labels"] == "sport")
+    ]
+    assert embedded["right"].mean() <= embedded["majority"].iloc[0]  # the last token is every prompt's
     known = tiny_base.split["athlete"][30:]
     assert len(baseline) == 12 and set(baseline["athlete"]) <= set(known)  # a fifth of the known ones
     assert any(not rows["right"].equals(baseline["right"]) for rows in groups.values())
@@ -161,7 +184,7 @@ def ablated_slowly(base: TinyBase, athletes: list[str], windows: torch.Tensor, l
         return (heads.flatten(-2),)
 
     with torch.no_grad():
-        early, late = o_module(model, layer), o_module(model, 2)
+        early, late = o_module(model, layer), model.model.layers[2].post_attention_layernorm
         with ExitStack() as stack:
             stack.callback(early.register_forward_pre_hook(lambda _m, args: inputs.append(args[0])).remove)
             stack.callback(late.register_forward_hook(lambda _m, _a, out: outputs.append(out)).remove)
@@ -214,6 +237,20 @@ def test_a_heads_rows_are_a_probe_refitted_without_it(
         found = rows[(rows["layer"] == layer) & (rows["head"] == head)]
         assert found["athlete"].tolist() == known["athlete"][test].tolist()
         assert found["right"].tolist() == right.tolist()
+
+
+def test_names_end_where_the_name_does(tiny_base: TinyBase) -> None:
+    """Catches the first token of a name, the token behind it, and a mention in the worked example."""
+    book = load_prompts(PROMPTS)
+    subject = subject_module.Subject(
+        tiny_base.model, tiny_base.tokenizer, tiny_base.split["athlete"][:9], np.zeros(9), np.zeros(9, bool), book,
+        WINDOWS, "cpu",
+    )  # fmt: skip
+    for prompt in ("training", "question"):
+        for athlete, ids in zip(subject.athletes, subject.encode_names(prompt), strict=True):
+            text = tiny_base.tokenizer.decode(ids, skip_special_tokens=True)
+            before, _, after = book[prompt].text.rpartition("{athlete}")
+            assert text == before + athlete and after
 
 
 @pytest.mark.parametrize("stage", ["layer_probes", "head_ablation"])

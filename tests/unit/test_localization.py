@@ -28,6 +28,7 @@ from localized_unlearning.localization import (
     selecting,
     selection,
 )
+from localized_unlearning.localization import effects as effects_module
 from localized_unlearning.localization import pairs as pairs_module
 from localized_unlearning.models import components as components_module
 from localized_unlearning.models.components import Component
@@ -138,30 +139,30 @@ def patched(
 def test_attribution_is_the_derivative_of_patching(
     architecture: str, granularity: str, tiny: Callable[[str], Any], float64: None
 ) -> None:
-    """Catches a gradient on the wrong run, a wrong slice (fused, grouped heads), sign or normalisation."""
+    """Catches a gradient on the wrong run, a wrong slice (fused, grouped heads), a sign, and another prompt's effect."""
     model, pairs = tiny(architecture), some_pairs()
     found = components_module.list_components(
         model.config, Components(granularity=granularity, include_gate=True)
     )  # type: ignore[arg-type]
     random.Random(0).shuffle(found)
     found = found[:24]
-    scores = attribution_patching.attribution_patching(model, pairs, found, batch_tokens=20)
+    effects = attribution_patching.attribution_patching(model, pairs, found, batch_tokens=20)
     with torch.no_grad():
         scales = [
             float(logit_difference(model, c, a, pairs.choices) - logit_difference(model, d, a, pairs.choices))
             for c, d, a in zip(pairs.clean, pairs.corrupt, pairs.answer, strict=True)
         ]
-        for component, score in zip(found, scores, strict=True):
-            total = 0.0
-            for index, scale in enumerate(scales):
+        assert effects.differences == pytest.approx(scales, rel=1e-9)
+        for component, scores in zip(found, effects.values.T, strict=True):
+            for index, score in enumerate(scores):
                 clean = activation(model, component, pairs.clean[index])
                 step = activation(model, component, pairs.corrupt[index]) - clean
                 value = {
                     t: patched(model, component, pairs, index, clean + t * 1e-3 * step)
                     for t in (-2, -1, 1, 2)
                 }
-                total += (8 * (value[1] - value[-1]) - (value[2] - value[-2])) / 12e-3 / scale
-            assert score == pytest.approx(total / len(scales), rel=1e-6, abs=1e-8), str(component)
+                slope = (8 * (value[1] - value[-1]) - (value[2] - value[-2])) / 12e-3
+                assert score == pytest.approx(slope, rel=1e-6, abs=1e-7), str(component)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -179,7 +180,7 @@ def test_attribution_is_patching_itself_for_close_pairs(
         table.shape[1], generator=torch.Generator().manual_seed(0)
     )
     found = components_module.list_components(model.config, Components())
-    scores = attribution_patching.attribution_patching(model, pairs, found, batch_tokens=100)
+    scores = attribution_patching.attribution_patching(model, pairs, found, batch_tokens=100).values[0]
     with torch.no_grad():
         before, after = (
             logit_difference(model, p, pairs.answer[0], pairs.choices)
@@ -187,20 +188,23 @@ def test_attribution_is_patching_itself_for_close_pairs(
         )
         for component, score in zip(found, scores, strict=True):
             exact = patched(model, component, pairs, 0, activation(model, component, pairs.corrupt[0]))
-            assert score == pytest.approx(
-                (exact - float(before)) / float(before - after), rel=1e-3, abs=1e-4
-            ), str(component)
+            size = abs(float(before - after))
+            assert score == pytest.approx(exact - float(before), rel=1e-3, abs=1e-4 * size), str(component)
 
 
 def traced_slowly(
     model: Any, pairs: pairs_module.Pairs, sites: list[Component], noise: float, seed: int
-) -> list[float]:
-    """Causal tracing by its definition: two whole runs per prompt, and one for each site."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Causal tracing by its definition: two whole runs per prompt, and one for each site.
+
+    What each site brings back ``[prompt, site]``, and what the noise took ``[prompt]``.
+    """
     generator = torch.Generator().manual_seed(seed)
     embedding = model.get_input_embeddings()
-    totals = [0.0] * len(sites)
+    back, lost = np.zeros((len(pairs.clean), len(sites))), np.zeros(len(pairs.clean))
     scale = noise * embedding(torch.arange(embedding.weight.shape[0])).std()
-    for prompt, (start, stop), answer in zip(pairs.clean, pairs.subject, pairs.answer, strict=True):
+    asked = zip(pairs.clean, pairs.subject, pairs.answer, strict=True)
+    for number, (prompt, (start, stop), answer) in enumerate(asked):
         draw = scale * torch.randn(stop - start, embedding.weight.shape[1], generator=generator)
         clean = logit_difference(model, prompt, answer, pairs.choices)
 
@@ -216,8 +220,8 @@ def traced_slowly(
                 noised = logit_difference(model, prompt, answer, pairs.choices)
                 replace(stack, model, site, value)
                 restored = logit_difference(model, prompt, answer, pairs.choices)
-            totals[index] += float((restored - noised) / (clean - noised))
-    return [total / len(pairs.clean) for total in totals]
+            back[number, index], lost[number] = float(restored - noised), float(clean - noised)
+    return back, lost
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -234,7 +238,87 @@ def test_causal_tracing_restarts_exactly(
     fast = causal_tracing.causal_tracing(model, pairs, sites, noise=1.5, seed=4, batch_tokens=20)
     with torch.no_grad():
         slow = traced_slowly(model, pairs, found, noise=1.5, seed=4)
-    assert fast == pytest.approx(slow, rel=1e-8, abs=1e-9)
+    for found_values, expected_values in zip((fast.values, fast.differences), slow, strict=True):
+        assert found_values == pytest.approx(expected_values, rel=1e-8, abs=1e-9)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_mlps_input_as_a_site_is_the_residual_stream_for_the_mlp_alone(
+    architecture: str, tiny: Callable[[str], Any], float64: None
+) -> None:
+    """Catches a patch that goes past the MLP too, and the norm's output taken for its input."""
+    model, pairs = tiny(architecture), some_pairs()
+    found = [Component(1, "up"), Component(1, "down")]
+    norm = "pre_feedforward_layernorm" if architecture in ("gemma2", "gemma3") else "post_attention_layernorm"
+    module = components_module.layers_of(model)[1].get_submodule(norm)
+
+    def run(prompt: list[int], value: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        seen: list[torch.Tensor] = []
+
+        def hook(_module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            seen.append(args[0])
+            return args if value is None else (value, *args[1:])
+
+        handle = module.register_forward_pre_hook(hook)
+        found = logit_difference(model, prompt, pairs.answer[0], pairs.choices)
+        handle.remove()
+        return found, seen[0]
+
+    one = pairs_module.Pairs(
+        pairs.clean[:1], pairs.corrupt[:1], pairs.subject[:1], pairs.answer[:1], pairs.choices
+    )
+    effects = attribution_patching.attribution_patching(model, one, found, 100, mlp_input=True)
+    with torch.no_grad():
+        _, clean = run(one.clean[0])
+        _, corrupt = run(one.corrupt[0])
+        step = corrupt - clean
+        value = {t: float(run(one.clean[0], clean + t * 1e-3 * step)[0]) for t in (-2, -1, 1, 2)}
+    slope = (8 * (value[1] - value[-1]) - (value[2] - value[-2])) / 12e-3
+    assert effects.values[0, 0] == pytest.approx(slope, rel=1e-6, abs=1e-8)
+    own = attribution_patching.attribution_patching(model, one, found, 100)
+    assert own.values[0, 0] != pytest.approx(slope, rel=1e-3)
+    assert own.values[0, 1] == pytest.approx(effects.values[0, 1], rel=1e-12)
+
+    settings = Score(method="causal_tracing", sites="matrices", mlp_input="residual")
+    traced = causal_tracing.causal_tracing(
+        model, one, causal_tracing.tracing_sites(model, settings, found), 1.0, 0, 100
+    )
+    embedding = model.get_input_embeddings()
+    generator = torch.Generator().manual_seed(0)
+    draw = torch.randn(2, embedding.weight.shape[1], generator=generator) * causal_tracing.noise_scale(model)
+
+    def noise(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        output = output.clone()
+        output[:, 3:5] += draw
+        return output
+
+    with torch.no_grad(), ExitStack() as stack:
+        stack.callback(embedding.register_forward_hook(noise).remove)
+        noised, restored = run(one.clean[0])[0], run(one.clean[0], clean)[0]
+    assert traced.values[0, 0] == pytest.approx(float(restored - noised), rel=1e-8, abs=1e-9)
+
+
+def test_scores_are_ratios_of_sums_unless_asked_otherwise() -> None:
+    """One prompt whose difference is nearly 0 decides the mean of ratios, and next to nothing of the ratio of sums."""
+    values = np.array([[1.0, 0.1], [1.2, -0.1], [0.0, 0.3]])
+    effects = effects_module.Effects(values, np.array([2.0, 2.2, -0.01]))
+
+    def scores(**settings: Any) -> list[float]:
+        return list(effects_module.combined(effects, Score(method="attribution_patching", **settings)))
+
+    assert scores() == pytest.approx([2.2 / 4.19, 0.3 / 4.19])
+    each = (values / effects.differences[:, None]).mean(0)
+    assert scores(ratio_over=1) == pytest.approx(list(each)) and abs(each[1]) > 9
+    assert scores(ratio_over=2) == pytest.approx([(2.2 / 4.2 + 0) / 2, (0.0 / 4.2 + 0.3 / -0.01) / 2])
+    assert scores(aggregate="absolute") == pytest.approx([2.2 / 4.19, 0.5 / 4.19])
+    assert effects_module.degenerate(effects.differences) == {
+        "pairs": 3, "not_positive": 1, "below_a_tenth_of_the_median": 0
+    }  # fmt: skip
+    assert effects_module.degenerate(np.array([1.0, 1.0, 0.09]))["below_a_tenth_of_the_median"] == 1
+    with pytest.raises(UserError, match="no component can be scored"):
+        effects_module.combined(
+            effects_module.Effects(values, np.zeros(3)), Score(method="attribution_patching")
+        )
 
 
 @pytest.mark.parametrize("architecture", ["gemma3", "neox"])
@@ -250,7 +334,8 @@ def test_tracing_units_are_every_query_head_and_every_mlp(
     fast = causal_tracing.causal_tracing(model, pairs, sites, noise=1.0, seed=0, batch_tokens=100)
     with torch.no_grad():
         slow = traced_slowly(model, pairs, expected, noise=1.0, seed=0)
-    assert fast == pytest.approx(slow, rel=1e-8, abs=1e-9)
+    for found_values, expected_values in zip((fast.values, fast.differences), slow, strict=True):
+        assert found_values == pytest.approx(expected_values, rel=1e-8, abs=1e-9)
 
 
 def test_hooks_are_gone_afterwards(tiny: Callable[[str], Any], float64: None) -> None:
@@ -276,7 +361,7 @@ def test_a_head_slice_is_that_head(architecture: str, tiny: Callable[[str], Any]
         model = tiny(architecture)
         model.set_attn_implementation("eager")
         for name, parameter in model.named_parameters():
-            if "query_key_value.bias" in name:
+            if name.endswith(("query_key_value.bias", "_proj.bias")):
                 parameter.zero_()
         geometry = components_module.geometry_of(model.config)
         group = 1 if kind == "q" else geometry.heads // geometry.kv_heads
@@ -402,46 +487,60 @@ def test_signed_percentile_by_its_definition() -> None:
 
 
 def probes(accuracy: dict[str, list[float]], athletes: int = 100) -> pd.DataFrame:
-    """Rows of stage layer_probes with these accuracies by series and layer, and some that must not count."""
+    """Rows of stage layer_probes with these accuracies by series and layer, -1 first, and some that must not count."""
     rows = [
         {"series": series, "ablated": ablated, "labels": labels, "layer": layer, "right": i < round(value * athletes)}
         for series, values in accuracy.items()
         for ablated, labels, curve in (
             (False, "sport", values), (True, "sport", values[::-1]), (False, "shuffled labels", values[::-1])
         )
-        for layer, value in enumerate(curve)
+        for layer, value in enumerate(curve, -1)
         for i in range(athletes)
     ]  # fmt: skip
     return pd.DataFrame(rows).sample(frac=1, random_state=0)
 
 
-def test_automatic_layers_are_those_over_which_the_probes_rise() -> None:
-    prompt = [0.40, 0.41, 0.50, 0.70, 0.95, 0.99, 1.00]
-    athlete = [0.40, 0.55, 0.99, 1.00, 1.00, 1.00, 0.99]
-    rows = probes({"prompt": prompt, "athlete": athlete})
-    assert selecting.rising_layers(rows, (0.2, 0.9)) == (1, 2, 3, 4)
-    assert selecting.rising_layers(rows, (0.3, 0.95)) == (2, 3, 4, 5)
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ([0.33, 0.97, 0.98, 0.99, 0.99, 0.99], (0,)),  # all of the lookup is the first layer
+        ([0.33, 0.64, 0.99, 1.00, 1.00, 1.00], (0, 1)),
+        ([0.40, 0.40, 0.41, 0.55, 0.70, 0.97], (2, 3, 4)),
+    ],
+)
+def test_automatic_layers_are_those_over_which_the_names_probe_rises(
+    name: list[float], layers: tuple[int, ...]
+) -> None:
+    """Catches a rise measured from after the first layer, which then can never be one of the layers (S3)."""
+    rows = probes({"prompt": [0.33, 0.33, 0.33, 0.35, 0.5, 1.0], "athlete": name[::-1], "name": name})
+    assert selecting.rising_layers(rows, (0.2, 0.9)) == layers
+    assert selecting.arriving_layers(rows, (0.2, 0.9)) == (3, 4)
+
+
+def test_automatic_layers_need_a_rise() -> None:
     with pytest.raises(UserError, match="do not rise"):
-        selecting.rising_layers(probes({"prompt": [0.4, 0.4], "athlete": [0.4, 0.9]}), (0.2, 0.9))
+        selecting.rising_layers(probes({"name": [0.4, 0.4, 0.3], "prompt": [0.4, 0.5, 0.9]}), (0.2, 0.9))
 
 
 def test_automatic_layers_of_the_published_figure_16() -> None:
-    """The rule gives 2 to 6 on the paper's own curves; the paper took 2 to 7."""
+    """The paper probes no embeddings; from its layer 0 on, facts are made in 2 to 4 and arrive in 4 to 6. It took 2 to 7."""
     path = PUBLISHED / "fig16_probe_across_layers_exact_from_pdf.csv"
     if not path.is_file():
         pytest.skip(f"{path.name} is not beside this checkout")
     curves = pd.read_csv(path).pivot(index="layer", columns="series", values="accuracy")
-    rows = probes({name.lower(): list(curves[name]) for name in ("Prompt", "Athlete")}, athletes=314)
-    assert selecting.rising_layers(rows, (0.2, 0.9)) == (2, 3, 4, 5, 6)
+    given = {"name": "Athlete", "prompt": "Prompt"}
+    rows = probes({ours: [curves[name][0], *curves[name]] for ours, name in given.items()}, athletes=314)
+    assert selecting.rising_layers(rows, (0.2, 0.9)) == (2, 3, 4)
+    assert selecting.arriving_layers(rows, (0.2, 0.9)) == (4, 5, 6)
 
 
 @pytest.mark.parametrize(("method", "layers"), [("finetune", [1, 2]), ("mask", [0])])
 def test_a_selection_by_automatic_layers_and_another_for_masks(
     method: str, layers: list[int], tiny_base: TinyBase, tmp_path: Path
 ) -> None:
-    manual: dict[str, Any] = {"label": "M", "kind": "manual", "layers": "auto", "rise": [0.3, 0.9]}
+    manual: dict[str, Any] = {"label": "M", "kind": "manual", "layers": "auto", "rise": [0.6, 0.9]}
     config = Config.model_validate({"localizations": {"manual": {**manual, "mask": {"layers": [0]}}}})
-    rows = probes({"prompt": [0.4, 0.5, 1.0], "athlete": [0.4, 0.8, 1.0]})
+    rows = probes({"prompt": [0.4, 0.5, 0.5, 1.0], "name": [0.4, 0.5, 0.8, 1.0]})
     given = {"base_model": tiny_base.folder, "probes": tiny_base.write(tmp_path / "probes.parquet", rows)}
     stage = STAGES["select" if method == "finetune" else "select_for_mask"]
     wildcards = {"base_seed": "0", "task": "sports", "localization": "manual"}
@@ -475,7 +574,8 @@ def test_whose_prompts_are_scored(
 ) -> None:
     asked: list[list[tuple[str, str]]] = []
     monkeypatch.setattr(scoring, "make_pairs", lambda athletes, *_: asked.append(athletes))
-    monkeypatch.setattr(scoring, "attribution_patching", lambda _m, _p, found, _t: [0.0] * len(found))
+    nothing = effects_module.Effects(np.zeros((1, 3 * (2 * 4 + 2 * 2 + 2))), np.ones(1))
+    monkeypatch.setattr(scoring, "attribution_patching", lambda *_: nothing)
     score = {"method": "attribution_patching", "athletes": whose, "granularity": "head"}
     config = Config.model_validate({"scores": {"attribution_patching": score}, "localizations": {}})
     inputs = {"split": tiny_base.write(tmp_path / "split.parquet", tiny_base.split)}
@@ -541,3 +641,29 @@ def test_pairs_differ_in_the_name_alone(tokenizer: Any) -> None:
     again = pairs_module.make_pairs(athletes, prompt.render, tokenizer, seed=0)
     other = pairs_module.make_pairs(athletes, prompt.render, tokenizer, seed=1)
     assert again == pairs and other.clean == pairs.clean and other.corrupt != pairs.corrupt
+
+
+def test_a_made_up_name_that_the_model_takes_for_the_sport_is_replaced(tokenizer: Any) -> None:
+    """Catches pairs that show nothing, other athletes' names changed with them, and a search without an end."""
+    athletes = [
+        (f"{first} {last}", "baseball") for first in ("Tom", "Ann") for last in ("Reed", "Fox", "Hill")
+    ]
+    render = load_prompts(ROOT / "workflow/resources/prompts.yaml")["training"].render
+    plain = pairs_module.make_pairs(athletes, render, tokenizer, seed=0)
+    right, other = answers.CHOICES.index("baseball"), answers.CHOICES.index("golf")
+    said = {tuple(plain.corrupt[1]): right, tuple(plain.corrupt[4]): right}
+    asked: list[tuple[int, ...]] = []
+
+    def guess(prompts: list[list[int]]) -> list[int]:
+        asked.extend(map(tuple, prompts))
+        return [said.get(tuple(prompt), other) for prompt in prompts]
+
+    pairs = pairs_module.make_pairs(athletes, render, tokenizer, 0, guess)
+    changed = [i for i, (a, b) in enumerate(zip(plain.corrupt, pairs.corrupt, strict=True)) if a != b]
+    assert changed == [i for i, ids in enumerate(plain.corrupt) if tuple(ids) in said] and len(changed) >= 2
+    assert all(len(a) == len(b) and a != b for a, b in zip(pairs.clean, pairs.corrupt, strict=True))
+    assert len(asked) == len(set(asked))  # no prompt is asked twice
+    for clean, corrupt, (start, stop) in zip(pairs.clean, pairs.corrupt, pairs.subject, strict=True):
+        assert clean[:start] == corrupt[:start] and clean[stop:] == corrupt[stop:]
+    hopeless = pairs_module.make_pairs(athletes, render, tokenizer, 0, lambda prompts: [right] * len(prompts))
+    assert len(hopeless.corrupt) == len(athletes)

@@ -80,9 +80,10 @@ def test_next_token_is_in_the_order_of_the_prompts(
     assert found.argmax.tolist() == slow.argmax(1).tolist()
 
 
-def test_the_gemma3_window_is_tested_at_all(tiny: Callable[[str], Any], float64: None) -> None:
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3", "mistral"])
+def test_the_window_is_tested_at_all(architecture: str, tiny: Callable[[str], Any], float64: None) -> None:
     """The equality above would say nothing of the window if the window did not move the logits."""
-    model, prompt = tiny("gemma3"), max(prompts_with_shared_beginnings(), key=len)
+    model, prompt = tiny(architecture), max(prompts_with_shared_beginnings(), key=len)
     narrow = alone(model, prompt)
     model.config.sliding_window = 128
     for layer in model.model.layers:

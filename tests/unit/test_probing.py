@@ -184,6 +184,10 @@ def test_residuals_are_the_layers_outputs(tiny: Callable[[str], Any], name: str)
         last = [(s[0] if isinstance(s, tuple) else s)[0, -1] for s in states]
         assert np.allclose(found[:, row], torch.stack(last), atol=1e-5)
     assert np.array_equal(activations_module.residuals(model, prompts, 64, [2, 0]), found[[2, 0]])
+    embedded = activations_module.residuals(model, prompts, 64, [-1])[0]
+    with torch.no_grad():
+        wanted = model(torch.tensor([prompts[0]]), output_hidden_states=True).hidden_states[0][0, -1]
+    assert np.allclose(embedded[0], wanted, atol=1e-5)
 
 
 WHO = {"task": "athletes", "objective": "erase", "localization": "manual", "seed": "3"}

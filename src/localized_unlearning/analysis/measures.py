@@ -12,7 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from localized_unlearning.analysis.statistics import Accuracy, design_of, item_names, item_scores, pooled
+from localized_unlearning.analysis.statistics import (
+    Accuracy,
+    design_of,
+    item_names,
+    item_scores,
+    over_draws,
+    pooled,
+)
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.paper.terms import MEASURES, Measure
@@ -23,7 +30,7 @@ Frames = Mapping[str, pd.DataFrame]
 MODEL = ("task", "objective", "localization", "base_seed", "seed")
 """Columns that say which model a row is about; the base model is localization ``base``, objective ``none``, seed 0."""
 
-POINT = ("iteration", "edit_size")
+POINT = ("iteration", "ranking", "edit_size")
 """Columns that say which point of a series a row is about, where it is about one."""
 
 
@@ -43,7 +50,7 @@ def rows_of(frames: Frames, measure: Measure, prompts: Prompts) -> pd.DataFrame:
     if measure.prompt is not None:
         rows = rows[rows["prompt"] == getattr(prompts, measure.prompt)]
     if measure.order is not None:
-        rows = rows[rows["order"] == measure.order]
+        rows = rows[rows["main"] == (measure.order == "main")]
     return rows
 
 
@@ -53,7 +60,7 @@ def items(frames: Frames, prompts: Prompts, accuracy: Accuracy = "choice") -> pd
     Args:
         frames: row tables; measures of an absent table are left out.
         prompts: which prompts of the file are the training and the question prompt.
-        accuracy: how an answer is scored; multiple choice by text and the text's loss have one way only.
+        accuracy: how an answer is scored; multiple choice by text and held-out text have one way only.
 
     Returns:
         Columns ``task``, ``objective``, ``localization``, ``seed`` (and ``iteration`` or ``edit_size`` for a
@@ -66,7 +73,7 @@ def items(frames: Frames, prompts: Prompts, accuracy: Accuracy = "choice") -> pd
         rows = rows_of(frames, measure, prompts)
         how: Accuracy = "choice" if measure.by_text else accuracy
         if measure.source == "text":
-            scores = rows["loss"].to_numpy(dtype=np.float64)
+            scores = text_scores(rows, measure.name)
         else:
             scores = item_scores(rows, how, "text_" if measure.by_text else "logit_")
         names = item_names(rows)
@@ -75,9 +82,22 @@ def items(frames: Frames, prompts: Prompts, accuracy: Accuracy = "choice") -> pd
             item=names.astype(str),
             accuracy=how if measure.chance is not None else "loss",
             score=scores,
+            draw=rows["draw"] if "draw" in rows.columns else 0,
         )
-        tables.append(table)
+        tables.append(over_draws(table))
     return pd.concat(tables, ignore_index=True)
+
+
+def text_scores(rows: pd.DataFrame, measure: str) -> np.ndarray:
+    """A text measure's score of each window ``[row]``: in nats per token, or whether the loss rose."""
+    change = rows["loss"] - rows["base_loss"]
+    found = {
+        "text_loss": rows["loss"],
+        "text_change": change,
+        "text_worse": change > 0,
+        "text_kl": rows["kl"],
+    }
+    return found[measure].to_numpy(dtype=np.float64)
 
 
 def estimates(scores: pd.DataFrame, settings: Statistics, by: Sequence[str] = MODEL) -> pd.DataFrame:
@@ -95,7 +115,8 @@ def estimates(scores: pd.DataFrame, settings: Statistics, by: Sequence[str] = MO
     keys = [*(name for name in by if name in scores.columns), "measure", "accuracy"]
     for key, group in scores.groupby(keys, sort=False):
         design = design_of(group, group["score"])
-        value = pooled(design, settings, share=key[-1] in ("choice", "argmax"))
+        share = key[-1] in ("choice", "argmax") or key[-2] == "text_worse"
+        value = pooled(design, settings, share)
         spread = [float(a.scores.mean(1).std(ddof=1)) if len(a.scores) > 1 else 0.0 for a in design]
         found.append(
             {**dict(zip(keys, key, strict=True)), **value._asdict(), "seed_sd": float(np.mean(spread))}

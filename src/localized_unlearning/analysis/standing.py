@@ -72,7 +72,12 @@ def recall(rows: pd.DataFrame, prefix: str, confidence: float) -> Recall:
 
     chosen = candidates(rows, prefix).argmax(1)
     table = pd.DataFrame(
-        {"item": item_names(rows).astype(str), "answer": rows["answer"], "right": chosen == rows["answer"]}
+        {
+            "item": item_names(rows).astype(str),
+            # of multiple choice the sport, wherever its option stands
+            "answer": rows["sport"] if "sport" in rows.columns else rows["answer"],
+            "right": chosen == rows["answer"],
+        }
     )
     by_item = table.groupby(["answer", "item"])["right"].mean()
     by_class = by_item.groupby("answer").agg(["sum", "count"])

@@ -199,8 +199,9 @@ def pooled(design: Design, settings: Statistics, share: bool) -> Estimate:
     Args:
         design: answers by forget set.
         settings: level, bootstrap samples and their seed.
-        share: whether every score is 0 or 1.
+        share: whether scores are shares of right answers; means over option orders are none of 0 and 1 alone.
     """
+    share = share and shares(design)
     items, seeds = len(_units(design)[0]), min(len(answers.scores) for answers in design)
     if len(design) == 1 and seeds == 1:
         scores = design[0].scores[0]
@@ -254,6 +255,19 @@ def item_names(rows: pd.DataFrame) -> pd.Series:
     return pd.Series(np.arange(len(rows)), index=rows.index)
 
 
+def over_draws(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows with ``score``, and one ``score`` for all ``draw`` of what is else the same row: their mean."""
+    if not table["draw"].any():
+        return table.drop(columns="draw")
+    same = [name for name in table.columns if name not in ("draw", "score")]
+    return table.groupby(same, sort=False, observed=True, dropna=False)["score"].mean().reset_index()
+
+
+def shares(*designs: Design) -> bool:
+    """Whether every score is 0 or 1."""
+    return all(bool(np.isin(answers.scores, (0, 1)).all()) for design in designs for answers in design)
+
+
 def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series) -> list[Answers]:
     """The design of rows and their scores, one entry per ``task``, items in the order of their names.
 
@@ -262,7 +276,7 @@ def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series) -> list[Answer
 
     Args:
         rows: one localization's rows, one per seed and item; columns ``task``, ``seed`` and ``base_seed`` if there are
-            several.
+            several. Where an item was asked in several option orders (``draw``), its score is their mean.
         scores: the score of each row.
 
     Raises:
@@ -271,9 +285,10 @@ def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series) -> list[Answer
     table = pd.DataFrame({"item": item_names(rows), "score": np.asarray(scores, dtype=np.float64)})
     table["task"] = rows["task"] if "task" in rows.columns else ""
     table["seed"] = rows["seed"] if "seed" in rows.columns else 0
-    bases = 1
-    if "base_seed" in rows.columns and (bases := rows["base_seed"].nunique()) > 1:
-        table["base"] = rows["base_seed"]
+    table["base_seed"] = rows["base_seed"] if "base_seed" in rows.columns else 0
+    table = over_draws(table.assign(draw=rows["draw"] if "draw" in rows.columns else 0))
+    if (bases := table["base_seed"].nunique()) > 1:
+        table = table.rename(columns={"base_seed": "base"})
         if table.duplicated(["task", "base", "seed", "item"]).any():
             raise UserError("an item stands twice among the rows of a model: rerun its evaluation")
         means = table.groupby(["task", "base", "item"], sort=False)["score"].mean()
@@ -361,6 +376,7 @@ def compare(first: Design, second: Design, settings: Statistics, share: bool) ->
     from scipy.stats import t
     from statsmodels.stats.proportion import proportion_effectsize
 
+    share = share and shares(first, second)
     design = _differences(first, second)
     means = [float(np.mean([a.scores.mean() for a in side])) for side in (first, second)]
     scores = [answers.scores for answers in design]

@@ -113,7 +113,18 @@ class Text(Section):
         None, ge=1, description="Documents read from the start of each file; null takes all of them."
     )
     tokens: Count = Field(48, description="Tokens per window (the released code: 100).")
-    windows: Count = Field(64, description="Held-out windows whose loss is measured.")
+    windows: Count = Field(
+        64,
+        description="Held-out windows: their loss, and the KL divergence from the base model, are measured.",
+    )
+
+    @model_validator(mode="after")
+    def _apart(self) -> Text:
+        if self.train == self.held_out:
+            raise ValueError(
+                "train and held_out are the same text: what is trained on measures no side effect"
+            )
+        return self
 
 
 class Mmlu(Section):

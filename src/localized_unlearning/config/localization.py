@@ -50,6 +50,28 @@ class Score(Section):
         "units",
         description="Causal tracing: restore one head's attention output or one MLP at a time, or one matrix.",
     )
+    ratio_over: int | None = Field(
+        None,
+        ge=1,
+        description="Over how many prompts effects and differences (clean minus corrupt) are summed before they are "
+        "divided. null: all, a ratio of sums; 1: each prompt by itself, a mean of ratios, which a difference near 0 "
+        "decides; the released code divided batch by batch.",
+    )
+    aggregate: Literal["signed", "absolute"] = Field(
+        "signed",
+        description="signed: effects of opposite sign cancel, as in the released code; absolute: each prompt's effect "
+        "counts by its size.",
+    )
+    replace_guessed: bool = Field(
+        True,
+        description="Attribution patching: draw another made-up name where the model's guess about it is the "
+        "athlete's own sport.",
+    )
+    mlp_input: Literal["matrix", "residual"] = Field(
+        "matrix",
+        description="Where the MLP's input matrices are scored. matrix: at their own output; residual: at the residual "
+        "stream that enters the MLP's norm, gate path included (the released code). Not for sites: units.",
+    )
 
 
 class MaskLocalization(Section):
@@ -95,12 +117,13 @@ class Localization(Section):
     )
     layers: tuple[int, ...] | Literal["auto"] = Field(
         (),
-        description="For kind manual: the fact-lookup layers; auto: those over which the base model's probes rise.",
+        description="For kind manual: the fact-lookup layers; auto: those over which the base model's probes at the "
+        "name's last token rise.",
     )
     rise: tuple[Fraction, Fraction] = Field(
         (0.2, 0.9),
-        description="For layers auto: from the first layer at which a probe (prompt or name alone; Figure 16) has made "
-        "this share of its rise, to the first at which both have made the other.",
+        description="For layers auto: from the first layer at which the probe at the name's last token (Figure 16) has "
+        "made the first share of its rise from the embeddings, to the first at which it has made the other.",
     )
     kinds: tuple[Kind, ...] | None = Field(
         None,

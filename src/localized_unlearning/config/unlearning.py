@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from localized_unlearning.config.base import (
     MICRO_BATCH,
@@ -92,8 +92,26 @@ class Masking(Section):
         description="What is trained. mask: a mask in [0, 1] (2.4), by its removed part; weights: the weights "
         "themselves, clamped between 0 and what they were, the mask being their ratio (the released code).",
     )
-    optimizer: Literal["sgd", "adam"] = Field("adam", description="Optimizer of the mask (A.3: SGD).")
-    learning_rate: Positive = Field(0.05, description="Its learning rate (A.3: 1e-3).")
+    optimizer: Literal["sgd", "adam"] = Field(
+        "sgd",
+        description="Optimizer of the mask (A.3: SGD). adam moves every weight by about the learning rate a step, "
+        "whatever w dL/dw is: it ranks weights by how steadily the sign of their gradient agrees, not by importance.",
+    )
+    learning_rate: Positive | Literal["auto"] = Field(
+        "auto",
+        description="Its learning rate (A.3: 1e-3, which hardly moves a mask). auto, for sgd: the one at which a weight "
+        "at the 90th percentile of |w dL/dw| loses 0.05 of itself in the first step; rate and percentiles are recorded.",
+    )
+    saliency_steps: Count = Field(
+        5,
+        description="Batches over which |w dL/dw| is averaged at the base weights, before training: for the learning "
+        "rate and for the control.",
+    )
+    controls: tuple[Literal["saliency", "random"], ...] = Field(
+        ("saliency", "random"),
+        description="What is swept beside the trained mask: the same components' weights by |w dL/dw|, without "
+        "training; and in random order.",
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="SGD's momentum (not in the paper; released code: 0.9)."
     )
@@ -122,6 +140,14 @@ class Masking(Section):
         min_length=1,
         description="How many weights are set to zero, one point each (the paper: up to 2.4 million of Gemma-7B).",
     )
+
+    @model_validator(mode="after")
+    def _optimizer_and_rate(self) -> Masking:
+        if self.learning_rate == "auto" and (self.optimizer == "adam" or self.parameterization == "weights"):
+            raise ValueError(
+                "learning_rate auto is for optimizer sgd on a mask (parameterization mask): give a number"
+            )
+        return self
 
 
 def _default_objectives() -> dict[str, Objective | None]:

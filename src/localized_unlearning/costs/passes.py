@@ -50,7 +50,7 @@ class Passes(Counts):
         if orders == 1:
             return work
         again = min(count, 24) * 0.65 * shared  # each of the 24 orders stands in front of some athletes
-        return work + self.forward(self.packed(count, tokens, shared) + again, self.row, count)
+        return work + self.forward(self.packed(count, tokens, shared) + again, self.row, count) * (orders - 1)
 
     def ask_questions(self, count: float | None, shots: int) -> Work:
         """General knowledge: ``count`` questions (None: all) with ``shots`` examples, a subject's ones shared."""
@@ -71,7 +71,8 @@ class Passes(Counts):
         _, forget, retain = self.parts(task)
         if c.series.retain is not None:
             retain = min(retain, c.series.retain)
-        work = self.ask_choice(forget + retain, 1)
+        orders = c.evaluation.orders if c.evaluation.option_order == "shuffled" else 1
+        work = self.ask_choice(forget + retain, orders)
         work += self.ask(getattr(c.prompts, c.measures.prompts[0]), forget + retain)
         if c.series.source is not None:  # tinyMMLU, whose questions bring their examples
             asked = c.series.questions or TINY_MMLU

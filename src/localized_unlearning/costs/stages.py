@@ -65,12 +65,14 @@ def _mask(model: Model, w: Wildcards) -> Cost:
         "one matrix's step": 12.0 * model.shape.largest,
     }
     batch = model.micro_batch(m.micro_batch_tokens, model.saved(1, lowest, trained), sum(held.values()))
-    work = model.training(m.steps, 2 * m.batch_size, m.text_batch, trained, lowest, batch)
+    steps = m.steps + m.saliency_steps
+    work = model.training(steps, 2 * m.batch_size, m.text_batch, trained, lowest, batch)
     each = 60 + 12 * states  # gradient of d, the step, clamping, the masked weight, the step's statistics
     work += Work(traffic=m.steps * each * trained) + model.loading()
     tokens = model.held(2 * m.batch_size, m.text_batch, batch)
     device = {**model.training_bytes(trained, lowest, tokens), **held}
-    return Cost(work, device, 8 * max(m.edit_sizes), 4.0 * max(m.edit_sizes))
+    kept = (1 + len(m.controls)) * max(m.edit_sizes)
+    return Cost(work, device, 8 * kept, 4.0 * kept)
 
 
 def _relearn(model: Model, w: Wildcards) -> Cost:
@@ -111,7 +113,8 @@ def _facts(model: Model, w: Wildcards) -> Cost:
 
 def _multiple_choice(model: Model, w: Wildcards) -> Cost:
     test = sum(model.parts(w["task"])[1:])
-    return _asked(model, w, model.ask_choice(test, 2), 2 * test)
+    orders = 1 + model.config.evaluation.orders
+    return _asked(model, w, model.ask_choice(test, orders), orders * test)
 
 
 def _mmlu(model: Model, w: Wildcards) -> Cost:
@@ -123,14 +126,18 @@ def _mmlu(model: Model, w: Wildcards) -> Cost:
 def _text(model: Model, w: Wildcards) -> Cost:
     t = model.config.text
     count = t.windows * t.tokens
-    return _asked(model, w, model.forward(count, t.tokens, count), t.windows)
+    return _asked(
+        model, w, model.forward(count, t.tokens, 2 * count) * 2, t.windows
+    )  # the base model's beside
 
 
 def _sweep(model: Model, w: Wildcards) -> Cost:
-    points = len(model.config.masking.edit_sizes)
+    masking = model.config.masking
+    rankings = 1 + len(masking.controls)
+    points = rankings * len(masking.edit_sizes) - (rankings - 1 if 0 in masking.edit_sizes else 0)
     return Cost(
         model.exam(w["task"]) * points + model.loading(), model.evaluating(),
-        8 * max(model.config.masking.edit_sizes), 2e4 * points,
+        8 * rankings * max(masking.edit_sizes), 2e4 * points,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.evaluation.asking import Ready, answers, ready
 from localized_unlearning.evaluation.facts import facts_asked
 from localized_unlearning.evaluation.knowledge import questions_asked
-from localized_unlearning.evaluation.multiple_choice import choices_asked
+from localized_unlearning.evaluation.multiple_choice import choices_asked, orders_of
 from localized_unlearning.evaluation.rows import test_part
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ class Exam:
         athletes: rows of the split, with columns ``athlete``, ``sport``, ``forget`` and ``relearn``.
         prompts: the fact prompts.
         multiple_choice: the multiple-choice prompt.
-        orders: its option orders, of ``fixed`` and ``shuffled``.
-        shuffled_seed: seed of the shuffled order.
+        orders: its option orders, of ``fixed`` and ``shuffled``; the first one counts.
+        shuffled_seed: seed of the shuffled orders.
         questions: general knowledge, all of it.
         mmlu: which of the questions, and with how many worked examples.
     """
@@ -47,7 +47,7 @@ class Exam:
 
 def short_exam(job: Job) -> Exam:
     """The exam at each point of a series (relearning iterations, mask sizes): the first of ``measures.prompts`` alone,
-    which figures and claims read, the paper's option order, and fewer retained athletes and questions than the tables'.
+    which figures and claims read, the option order that counts, and fewer retained athletes and questions than the tables'.
 
     Every forget-set athlete of the test part stays; the others are drawn once, by seed.
     """
@@ -60,7 +60,7 @@ def short_exam(job: Job) -> Exam:
         pd.concat([forget, retain], ignore_index=True),
         (book[getattr(config.prompts, config.measures.prompts[0])],),
         book[config.prompts.multiple_choice],
-        ("fixed",),
+        orders_of(config.evaluation, both=False),
         config.evaluation.shuffled_seed,
         load_questions(job.inputs["mmlu"]),
         config.mmlu.model_copy(update={"questions": series.questions, "shots": series.shots}),
@@ -79,7 +79,12 @@ def sheet(exam: Exam, tokenizer: Any, model: Any, batch_tokens: int) -> Sheet:
     parts = {
         "facts": facts_asked(tokenizer, exam.athletes, exam.prompts),
         "multiple_choice": choices_asked(
-            tokenizer, exam.athletes, exam.multiple_choice, exam.orders, exam.shuffled_seed
+            tokenizer,
+            exam.athletes,
+            exam.multiple_choice,
+            exam.orders,
+            exam.shuffled_seed,
+            exam.orders[0],
         ),
         "mmlu": [questions_asked(tokenizer, exam.questions, exam.mmlu)],
     }

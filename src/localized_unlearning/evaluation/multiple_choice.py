@@ -1,13 +1,14 @@
-"""Multiple choice about the athletes (section 3.1.1), in the paper's option order and shuffled."""
+"""Multiple choice about the athletes (section 3.1.1), with shuffled options and in the paper's order."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from localized_unlearning.config.evaluation import Evaluation
 from localized_unlearning.data import tokens
 from localized_unlearning.data.answers import LETTERS
 from localized_unlearning.data.prompts import Prompt, load_prompts
@@ -28,37 +29,69 @@ def ask_multiple_choice(
     orders: Sequence[str],
     seed: int,
     batch_tokens: int,
+    main: str = "shuffled",
 ) -> pd.DataFrame:
-    """One row per option order (of ``fixed`` and ``shuffled``) and athlete.
+    """One row per option order and athlete.
 
-    Columns: ``order``, ``athlete``, ``sport``, ``forget``, ``relearn``, ``answer`` (index of the right
+    Args:
+        model, tokenizer: what is asked.
+        athletes: columns ``athlete``, ``sport``, ``forget`` and ``relearn``.
+        prompt: the multiple-choice prompt.
+        orders: of ``fixed`` and ``shuffled``; as many of the latter as orders of each item are wanted.
+        seed: of the shuffled orders. An athlete's depend on nothing else, so that every model and exam has the same.
+        batch_tokens: tokens of one forward pass.
+        main: the order that counts.
+
+    Columns: ``order``, ``draw`` (which of several shuffled orders), ``main`` (whether it is the order that counts),
+    ``athlete``, ``sport``, ``forget``, ``relearn``, ``answer`` (index of the right
     letter), ``logit_A`` to ``logit_D`` (by letter), ``text_A`` to ``text_D`` (by text: the first token of
     the option's word), ``log_normalizer`` and ``argmax_right``.
     """
-    asked = choices_asked(tokenizer, athletes, prompt, orders, seed)
+    asked = choices_asked(tokenizer, athletes, prompt, orders, seed, main)
     return pd.concat(answered(model, asked, batch_tokens), ignore_index=True)
 
 
 def choices_asked(
-    tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, orders: Sequence[str], seed: int
+    tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, orders: Sequence[str], seed: int, main: str
 ) -> list[Asked]:
     """What :func:`ask_multiple_choice` asks, a part for each order."""
-    rng = random.Random(seed)
-    return [_asked(tokenizer, athletes, prompt, order, rng) for order in orders]
+    draws = [orders[:place].count(order) for place, order in enumerate(orders)]
+    parts = []
+    for order, draw in zip(orders, draws, strict=True):
+        about: dict[str, str | int | bool] = {"order": order, "draw": draw, "main": order == main}
+        options = [
+            list(prompt.options) if order == "fixed" else shuffled(prompt.options, athlete, seed, draw)
+            for athlete in athletes["athlete"]
+        ]
+        parts.append(_asked(tokenizer, athletes, prompt, options, about))
+    return parts
 
 
-def _asked(tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, order: str, rng: random.Random) -> Asked:
+def orders_of(settings: Evaluation, both: bool) -> tuple[str, ...]:
+    """The option orders that are asked: the one that counts, or ``both``."""
+    kinds = ("shuffled", "fixed") if both else (settings.option_order,)
+    return tuple(kind for kind in kinds for _ in range(settings.orders if kind == "shuffled" else 1))
+
+
+def shuffled(options: Sequence[str], athlete: str, seed: int, draw: int) -> list[str]:
+    """One athlete's options in the ``draw``-th order of a seed."""
+    return random.Random(f"{seed}/{draw}/{athlete}").sample(options, len(options))
+
+
+def _asked(
+    tokenizer: Any,
+    athletes: pd.DataFrame,
+    prompt: Prompt,
+    options: Sequence[Sequence[str]],
+    about: Mapping[str, str | int | bool],
+) -> Asked:
     letters = tokens.answer_tokens(tokenizer, LETTERS)
     words = tokens.answer_tokens(tokenizer, [option.capitalize() for option in prompt.options])
-    options = [
-        list(prompt.options) if order == "fixed" else rng.sample(prompt.options, len(prompt.options))
-        for _ in range(len(athletes))
-    ]
     texts = [prompt.render(a, o) for a, o in zip(athletes["athlete"], options, strict=True)]
 
     def rows(scores: packing.NextToken) -> pd.DataFrame:
         answer = [o.index(s) for o, s in zip(options, athletes["sport"], strict=True)]
-        table = athletes[["athlete", "sport", "forget", "relearn"]].assign(order=order, answer=answer)
+        table = athletes[["athlete", "sport", "forget", "relearn"]].assign(**about, answer=answer)
         where = [[len(letters) + prompt.options.index(option) for option in o] for o in options]
         for index, letter in enumerate(LETTERS):
             table[f"logit_{letter}"] = scores.candidates[:, index].numpy()
@@ -73,13 +106,14 @@ def _asked(tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, order: str, r
 
 
 def run(job: Job) -> None:
-    """Stage: one model's answers on the test part, in the paper's option order and shuffled."""
+    """Stage: one model's answers on the test part, with shuffled options and in the paper's order."""
     config = job.config
     prompt = load_prompts(job.inputs["prompts"])[config.prompts.multiple_choice]
-    seed = config.evaluation.shuffled_seed
+    settings = config.evaluation
+    orders, seed = orders_of(settings, both=True), settings.shuffled_seed
     job.facts.update(seeds={"option_order": seed})
     with checkpoint(job) as (model, tokenizer, batch_tokens):
         rows = ask_multiple_choice(
-            model, tokenizer, test_part(job), prompt, ("fixed", "shuffled"), seed, batch_tokens
+            model, tokenizer, test_part(job), prompt, orders, seed, batch_tokens, settings.option_order
         )
     write_rows(job, "multiple_choice", rows)

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def mean_attention_outputs(model: Any, windows: Tensor, from_layer: int) -> dict[int, Tensor]:
-    """Mean attention output of each layer from ``from_layer`` on, over text windows and positions ``[hidden]``."""
+    """Mean of what attention adds to the residual stream, over text windows and positions ``[hidden]``.
+
+    Of each layer from ``from_layer`` on. Where a norm stands between W_O and the stream, it is the norm's output.
+    """
     import torch
 
     means: dict[int, Tensor] = {}
@@ -34,7 +37,8 @@ def mean_attention_outputs(model: Any, windows: Tensor, from_layer: int) -> dict
 
     with torch.inference_mode(), ExitStack() as stack:
         for layer in range(from_layer, components.geometry_of(model.config).layers):
-            stack.callback(components.module_of(model, layer, "o").register_forward_hook(keep(layer)).remove)
+            module = components.attention_contribution(model, layer)
+            stack.callback(module.register_forward_hook(keep(layer)).remove)
         model.base_model(input_ids=windows.to(model.device), use_cache=False)
     return means
 

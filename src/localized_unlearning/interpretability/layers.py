@@ -11,7 +11,7 @@ import pandas as pd
 from localized_unlearning.interpretability.ablation import mean_attention_outputs
 from localized_unlearning.interpretability.probes import predictions
 from localized_unlearning.interpretability.subject import load_subject
-from localized_unlearning.models import device
+from localized_unlearning.models import components, device
 from localized_unlearning.models.activations import attention_replaced, residuals
 from localized_unlearning.progress import Progress
 
@@ -20,10 +20,12 @@ if TYPE_CHECKING:
 
 
 def layer_probes(job: Job) -> None:
-    """Stage: probe accuracy per layer on the prompt and on the athlete's name alone (Figure 16).
+    """Stage: probe accuracy per layer in the prompt and on the athlete's name alone (Figure 16).
 
-    One row per series, layer and test athlete: ``series`` (prompt, athlete), ``ablated`` (attention past
-    the lookup layers mean-ablated), ``layer``, ``athlete``, ``right``; and a control with shuffled labels.
+    One row per series, layer and test athlete: ``series`` (prompt: the prompt's last token, where the fact arrives;
+    name: the name's last token in the prompt, where it is made; athlete: the name without the prompt, as in the
+    paper), ``ablated`` (attention past the lookup layers mean-ablated), ``layer`` (-1: the embeddings), ``athlete``,
+    ``right``; and a control with shuffled labels.
     """
     config, settings = job.config, job.config.interpretability
     subject = load_subject(job)
@@ -31,12 +33,17 @@ def layer_probes(job: Job) -> None:
     means = mean_attention_outputs(subject.model, subject.windows, settings.lookup_end)
     shuffled = np.random.default_rng(settings.seed).permutation(sports)
     rows = []
-    series = [("prompt", config.prompts.training), ("athlete", "athlete")]
-    runs = [(name, prompt, ablated) for name, prompt in series for ablated in (False, True)]
-    for name, prompt, ablated in Progress("probing layers", "run").over(runs):
+    layers = [-1, *range(components.geometry_of(subject.model.config).layers)]
+    series = {
+        "prompt": subject.encode(config.prompts.training),
+        "name": subject.encode_names(config.prompts.training),
+        "athlete": subject.encode("athlete"),
+    }
+    runs = [(name, encoded, ablated) for name, encoded in series.items() for ablated in (False, True)]
+    for name, encoded, ablated in Progress("probing layers", "run").over(runs):
         with attention_replaced(subject.model, means) if ablated else nullcontext():
             activations = residuals(
-                subject.model, subject.encode(prompt), device.batch_tokens(config.compute, subject.model)
+                subject.model, encoded, device.batch_tokens(config.compute, subject.model), layers
             )
         targets = {"sport": sports} if ablated else {"sport": sports, "shuffled labels": shuffled}
         fits = [subject.fit(values, np.stack([*targets.values()])) for values in activations]
@@ -53,7 +60,7 @@ def layer_probes(job: Job) -> None:
                 }
             )
             for i, (labels, target) in enumerate(targets.items())
-            for layer, said in enumerate(found)
+            for layer, said in zip(layers, found, strict=True)
         ]
     majority = float(np.bincount(sports[test]).max() / test.sum())
     job.facts.update(seeds={"probe": settings.seed}, device=subject.device, majority=majority)

@@ -17,7 +17,7 @@ from localized_unlearning.data.documents import read_documents
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.interpretability.probes import Fit
-from localized_unlearning.models import components, loading
+from localized_unlearning.models import components, loading, packing
 from localized_unlearning.models import device as device_module
 
 if TYPE_CHECKING:
@@ -64,6 +64,14 @@ class Subject:
     def encode(self, prompt: str) -> list[list[int]]:
         """Token ids of a prompt about every athlete."""
         return tokens.encode(self.tokenizer, [self.book[prompt].render(a) for a in self.athletes])
+
+    def encode_names(self, prompt: str) -> list[list[int]]:
+        """Token ids of a prompt about every athlete, up to the last token of the name."""
+        full = self.encode(prompt)
+        rendered = [self.book[prompt].render(a) for a in self.athletes]
+        beginnings = [t[: t.rindex(a) + len(a)] for t, a in zip(rendered, self.athletes, strict=True)]
+        begun = tokens.encode(self.tokenizer, beginnings)
+        return [ids[: packing.shared_beginning(ids, start)] for ids, start in zip(full, begun, strict=True)]
 
     def fit(self, activations: np.ndarray, labels: np.ndarray) -> Fit:
         """The probes of activations ``[athlete, hidden]`` for labels ``[target, athlete]``."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from localized_unlearning.config.localization import Score
+from localized_unlearning.localization.effects import Effects
 from localized_unlearning.localization.pairs import Pairs, _answers, _metric_of, batches, metric
 from localized_unlearning.models import components
 from localized_unlearning.models.activations import Site, entering, recorded, restored, resume
@@ -32,7 +35,8 @@ def tracing_sites(model: Any, settings: Score, found: Sequence[Component]) -> li
     """The sites of causal tracing.
 
     ``units``: the attention output of each head (restored alone, then summed over the layer's heads)
-    and each MLP's hidden activation. ``matrices``: each component's own activation.
+    and each MLP's hidden activation. ``matrices``: each component's own activation; that of the MLP's input matrices
+    where ``settings.mlp_input`` says.
     """
     geometry = components.geometry_of(model.config)
     sites = []
@@ -45,13 +49,16 @@ def tracing_sites(model: Any, settings: Score, found: Sequence[Component]) -> li
                 sites.append(Site(layer, "down", None, f"{layer}.mlp"))
     else:
         for c in found:
-            sites.append(Site(c.layer, c.kind, components.activation_columns(c, model.config), str(c)))
+            if settings.mlp_input == "residual" and c.kind in components.MLP_INPUTS:
+                sites.append(Site(c.layer, components.MLP_IN, None, str(c)))
+            else:
+                sites.append(Site(c.layer, c.kind, components.activation_columns(c, model.config), str(c)))
     return sites
 
 
 def causal_tracing(
     model: Any, pairs: Pairs, sites: Sequence[Site], noise: float, seed: int, batch_tokens: int
-) -> list[float]:
+) -> Effects:
     """Causal tracing (Meng et al. 2023): corrupt the subject with noise, restore one site, see what returns.
 
     Every prompt has one draw of Gaussian noise, ``noise`` embedding standard deviations, shared by all
@@ -60,7 +67,7 @@ def causal_tracing(
     whole model for each site and prompt.
 
     Returns:
-        For each site, the restored share of the metric, averaged over prompts.
+        What restoring each site brings back of the metric, and what the noise took.
     """
     import torch
 
@@ -69,7 +76,8 @@ def causal_tracing(
     width = embedding.weight.shape[1]
     draws = [torch.randn(stop - start, width, generator=generator) for start, stop in pairs.subject]
     scale = noise * noise_scale(model)
-    totals = [0.0] * len(sites)
+    values = np.zeros((len(pairs.clean), len(sites)))
+    differences = np.zeros(len(pairs.clean))
     kinds = sorted({s.kind for s in sites})
     layers = components.layers_of(model)
     with torch.inference_mode():
@@ -85,6 +93,7 @@ def causal_tracing(
                     noised[row, list(path[start:stop])] += scale * draws[index].to(noised)
             with entering(layers) as entered:
                 corrupt_value = _metric_of(model, batch, noised, answer, pairs.choices)
+            differences[batch.prompts.numpy()] = (clean_value - corrupt_value).double().cpu().numpy()
             room = max(1, batch_tokens // inputs.shape[:2].numel())
             for group in _side_by_side(sites, room):
                 some = [sites[index] for index in group]
@@ -93,9 +102,9 @@ def causal_tracing(
                 hidden = hidden.view(len(some), *inputs.shape)
                 for index, copy in zip(group, hidden, strict=True):
                     logits = logits_of(model, copy[batch.rows, batch.nodes], pairs.choices)
-                    share = (metric(logits, answer) - corrupt_value) / (clean_value - corrupt_value)
-                    totals[index] += float(share.sum())
-    return [total / len(pairs.clean) for total in totals]
+                    back = metric(logits, answer) - corrupt_value
+                    values[batch.prompts.numpy(), index] = back.double().cpu().numpy()
+    return Effects(values, differences)
 
 
 def _side_by_side(sites: Sequence[Site], room: int) -> list[list[int]]:

@@ -116,9 +116,22 @@ class Pairs:
 
 
 def make_pairs(
-    athletes: Sequence[tuple[str, str]], render: Callable[[str], str], tokenizer: Any, seed: int
+    athletes: Sequence[tuple[str, str]],
+    render: Callable[[str], str],
+    tokenizer: Any,
+    seed: int,
+    guess: Callable[[list[list[int]]], Sequence[int]] | None = None,
 ) -> Pairs:
     """Pairs for ``athletes`` (name, sport), with made-up names drawn for equal token length.
+
+    Args:
+        athletes: names and sports.
+        render: the prompt about a name.
+        tokenizer: the model's.
+        seed: of the draw.
+        guess: the model's choice after each of some prompts, as an index into ``choices``. With it, a made-up name
+            after which the model says the athlete's own sport is replaced by another of its length, for such a pair
+            shows nothing; it stays where no other name is left.
 
     Raises:
         UserError: when the tokenizer gives no made-up name of an athlete's length.
@@ -140,20 +153,56 @@ def make_pairs(
     made_up = [ids for same in by_length.values() for ids in same]
     before = min(packing.shared_beginning(made_up[0], ids) for ids in made_up)
     after = min(packing.shared_beginning(made_up[0][::-1], ids[::-1]) for ids in made_up)
-    corrupt, subject = [], []
+    answer = [CHOICES.index(sport) for _, sport in athletes]
+    corrupt = []
     for ids, (athlete, _) in zip(clean, athletes, strict=True):
         others = [other for other in by_length.get(len(ids), []) if other != ids]
         if not others:
             raise UserError(
                 f"no made-up name has as many tokens as '{athlete}' in this tokenizer: "
-                "add names of that length to localization.py"
+                "add names of that length to localization/pairs.py"
             )
-        other = rng.choice(others)
-        corrupt.append(other)
+        corrupt.append(rng.choice(others))
+    if guess is not None:
+        corrupt = _replaced(clean, corrupt, answer, by_length, guess, rng)
+    subject = []
+    for ids, other in zip(clean, corrupt, strict=True):
         start, end = packing.shared_beginning(ids, other), packing.shared_beginning(ids[::-1], other[::-1])
         subject.append((min(before, start), len(ids) - min(after, end)))
-    choices = tokens.answer_tokens(tokenizer, CHOICES)
-    return Pairs(clean, corrupt, subject, [CHOICES.index(s) for _, s in athletes], choices)
+    return Pairs(clean, corrupt, subject, answer, tokens.answer_tokens(tokenizer, CHOICES))
+
+
+REDRAWS = 20
+"""How many made-up names are tried for an athlete at most."""
+
+
+def _replaced(
+    clean: Sequence[list[int]],
+    corrupt: Sequence[list[int]],
+    answer: Sequence[int],
+    by_length: dict[int, list[list[int]]],
+    guess: Callable[[list[list[int]]], Sequence[int]],
+    rng: random.Random,
+) -> list[list[int]]:
+    """``corrupt`` with the prompts after which the model guesses the right answer drawn anew, where it can be."""
+    found = list(corrupt)
+    told: dict[tuple[int, ...], int] = {}
+    for _ in range(REDRAWS):
+        unknown = [list(ids) for ids in dict.fromkeys(map(tuple, found)) if ids not in told]
+        if unknown:
+            told.update(zip(map(tuple, unknown), map(int, guess(unknown)), strict=True))
+        redrawn = False
+        for index, ids in enumerate(found):
+            if told[tuple(ids)] != answer[index]:
+                continue
+            others = [
+                o for o in by_length[len(ids)] if o != clean[index] and told.get(tuple(o)) != answer[index]
+            ]
+            if others:
+                found[index], redrawn = rng.choice(others), True
+        if not redrawn:
+            break
+    return found
 
 
 def batches(pairs: Pairs, model: Any, batch_tokens: int) -> list[packing.Batch]:

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from localized_unlearning import extensions
+from localized_unlearning.data import tokens as tokens_module
+from localized_unlearning.data.answers import CHOICES
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.errors import UserError
 from localized_unlearning.localization.attribution_patching import attribution_patching
 from localized_unlearning.localization.causal_tracing import causal_tracing, tracing_sites
+from localized_unlearning.localization.effects import by_unit, combined, degenerate, warn_of
 from localized_unlearning.localization.pairs import make_pairs
 from localized_unlearning.localization.selecting import counted
-from localized_unlearning.models import components, loading
+from localized_unlearning.models import components, loading, packing
 from localized_unlearning.models import device as device_module
 from localized_unlearning.models.components import ATTENTION_KINDS, Component
 
@@ -43,29 +46,42 @@ def score(job: Job) -> None:
     if settings.prompts is not None and settings.prompts < len(athletes):
         athletes = random.Random(settings.seed).sample(athletes, settings.prompts)
     prompt = load_prompts(job.inputs["prompts"])[job.config.prompts.training]
-    pairs = make_pairs(athletes, prompt.render, tokenizer, settings.seed)
-    found = components.list_components(model.config, counted(job.config.components, settings.granularity))
+    own = job.inputs.get("method")
+    traced = not own and settings.method == "causal_tracing"
     tokens = device_module.batch_tokens(
         job.config.compute, model, kept=components.geometry_of(model.config).layers
     )
-    own = job.inputs.get("method")
-    if own or settings.method == "attribution_patching":
-        method = extensions.load(settings.method, own) if own else attribution_patching
+    choices = tokens_module.answer_tokens(tokenizer, CHOICES)
+
+    def guess(prompts: list[list[int]]) -> list[int]:
+        found = packing.next_token(model, prompts, choices, tokens)
+        return [int(best) for best in found.candidates.argmax(1)]
+
+    replacing = settings.replace_guessed and not traced  # noise has no name whose sport could be guessed
+    pairs = make_pairs(athletes, prompt.render, tokenizer, settings.seed, guess if replacing else None)
+    found = components.list_components(model.config, counted(job.config.components, settings.granularity))
+    if own:
+        method = extensions.load(settings.method, own)
         values = [float(value) for value in method(model, pairs, found, tokens)]
         if len(values) != len(found):
             raise UserError(
                 f"{settings.method} gave {len(values)} scores for {len(found)} components: give one for each"
             )
         table = _table(found, [str(c) for c in found], values)
-    else:
+    elif traced:
         sites = tracing_sites(model, settings, found)
-        values = causal_tracing(model, pairs, sites, settings.noise, settings.seed, tokens)
-        units: dict[str, float] = {}
-        for site, value in zip(sites, values, strict=True):
-            units[site.unit] = units.get(site.unit, 0.0) + value
+        effects = causal_tracing(model, pairs, sites, settings.noise, settings.seed, tokens)
+        units, effects = by_unit(effects, [site.unit for site in sites])
+        scores = dict(zip(units, combined(effects, settings), strict=True))
         names = [_unit_of(c) if settings.sites == "units" else str(c) for c in found]
-        table = _table(found, names, [units[name] for name in names])
+        table = _table(found, names, [float(scores[name]) for name in names])
+    else:
+        effects = attribution_patching(model, pairs, found, tokens, settings.mlp_input == "residual")
+        table = _table(found, [str(c) for c in found], [float(v) for v in combined(effects, settings)])
     job.facts.update(seeds={"localization": settings.seed}, prompts=len(athletes), device=device)
+    if not own:
+        job.facts["degenerate_pairs"] = counts = degenerate(effects.differences)
+        warn_of(job.wildcards["scores"], counts)
     table.to_parquet(job.outputs["scores"], index=False)
 
 

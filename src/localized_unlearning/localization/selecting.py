@@ -46,30 +46,44 @@ def signed_percentile(table: pd.DataFrame, fraction: float) -> list[str]:
 
 
 def rising_layers(probes: pd.DataFrame, rise: tuple[float, float]) -> tuple[int, ...]:
-    """The layers over which the base model's probes rise: its fact lookup, read off Figure 16 (A.2).
+    """The layers over which a probe at the name's last token rises: where the base model looks a fact up (A.2).
 
-    A probe's rise goes from its accuracy after the first layer to its highest. The layers run from the first at
-    which one of the probes (whole prompt, name alone) has made ``rise[0]`` of its rise, to the first at which all
-    have made ``rise[1]``. On the paper's own Figure 16 (Gemma-7B) that is 2 to 6, where the paper says 2 to 7.
+    The rise goes from the probe's accuracy on the embeddings, which no layer has touched, to its highest. The layers
+    run from the first that has made ``rise[0]`` of it to the first that has made ``rise[1]``; the first layer is one
+    of those that can be. At the prompt's last token the probe rises where the fact arrives, which may be later
+    (:func:`arriving_layers`).
 
     Args:
         probes: the rows of stage ``layer_probes``.
         rise: the two shares.
 
     Raises:
-        UserError: when no probe rises.
+        UserError: when the probe does not rise.
     """
-    rows = probes[~probes["ablated"] & (probes["labels"] == "sport")]
-    accuracy = rows.groupby(["series", "layer"])["right"].mean().unstack("series").sort_index()
-    span = accuracy.max() - accuracy.iloc[0]
-    if not (span > 0).all():
+    found = _rising(probes, "name", rise)
+    if not found:
         raise UserError(
-            "the probes of the base model do not rise over its layers, so 'layers: auto' finds no fact lookup: "
+            "the base model's probes at the name do not rise over its layers, so 'layers: auto' finds no fact lookup: "
             "name the manual localization's layers"
         )
-    made = ((accuracy - accuracy.iloc[0]) / span).to_numpy()  # [layer, series]
-    first = int((made >= rise[0]).argmax(axis=0).min())
-    last = int((made >= rise[1]).argmax(axis=0).max())
+    return found
+
+
+def arriving_layers(probes: pd.DataFrame, rise: tuple[float, float]) -> tuple[int, ...]:
+    """The layers over which a probe at the prompt's last token rises, as for :func:`rising_layers`; none: it does not."""
+    return _rising(probes, "prompt", rise)
+
+
+def _rising(probes: pd.DataFrame, series: str, rise: tuple[float, float]) -> tuple[int, ...]:
+    rows = probes[~probes["ablated"] & (probes["labels"] == "sport") & (probes["series"] == series)]
+    accuracy = rows.groupby("layer")["right"].mean().sort_index()
+    before = float(accuracy.get(-1, np.nan))
+    span = float(accuracy.max()) - before
+    if not span > 0:
+        return ()
+    made = (accuracy[accuracy.index >= 0] - before) / span
+    layers, risen = made.index.to_list(), made.to_numpy()
+    first, last = (int(layers[int((risen >= share).argmax())]) for share in rise)
     return tuple(range(first, last + 1))
 
 
@@ -243,9 +257,11 @@ def _select(job: Job, localization: Localization) -> None:
     if localization.layers == "auto":
         if not job.inputs.get("probes"):
             raise UserError(f"the layers of {name} are 'auto': give stage select the base model's probes")
-        layers = rising_layers(pd.read_parquet(job.inputs["probes"]), localization.rise)
+        probes = pd.read_parquet(job.inputs["probes"])
+        layers = rising_layers(probes, localization.rise)
         localization = localization.model_copy(update={"layers": layers})
-        job.facts.update(layers=list(layers))
+        arriving = arriving_layers(probes, localization.rise)
+        job.facts.update(layers=list(layers), layers_of_arrival=list(arriving))
     model = loading.skeleton(loading.read_config(job.inputs["base_model"]))
     found = components_module.list_components(
         model.config, counted(job.config.components, localization.granularity)

@@ -39,12 +39,21 @@ def recorded(
         return lambda _module, _args, output: keep(layer, names, output)
 
     def on_input(layer: int, names: list[str]) -> Callable[..., Any]:
-        return lambda _module, args: keep(layer, names, args[0])
+        def hook(_module: Any, args: tuple[Any, ...]) -> Any:
+            value = args[0]
+            if (
+                names[0] == components.MLP_IN
+            ):  # what goes on past the MLP is no part of it, nor is its gradient
+                value = value.clone()
+            keep(layer, names, value)
+            return (value, *args[1:])
+
+        return hook
 
     with ExitStack() as stack:
         for layer in range(components.geometry_of(model.config).layers):
             for module, names in _modules(model, layer, kinds).items():
-                if components.reads_input(names[0]):  # type: ignore[arg-type]
+                if components.reads_input(names[0]):
                     handle = module.register_forward_pre_hook(on_input(layer, names))
                 else:
                     handle = module.register_forward_hook(on_output(layer, names))
@@ -56,7 +65,7 @@ def _modules(model: Any, layer: int, kinds: Sequence[str]) -> dict[Any, list[str
     """The linear modules of a layer with the kinds each one holds (three, where q, k and v are fused)."""
     found: dict[Any, list[str]] = {}
     for kind in kinds:
-        found.setdefault(components.module_of(model, layer, kind), []).append(kind)  # type: ignore[arg-type]
+        found.setdefault(components.module_of(model, layer, kind), []).append(kind)
     return found
 
 
@@ -140,8 +149,8 @@ def restored(model: Any, sites: Sequence[Site], clean: dict[tuple[int, str], Ten
 
     with ExitStack() as stack:
         for kind in groups:
-            module = components.module_of(model, sites[0].layer, kind)  # type: ignore[arg-type]
-            if components.reads_input(kind):  # type: ignore[arg-type]
+            module = components.module_of(model, sites[0].layer, kind)
+            if components.reads_input(kind):
                 handle = module.register_forward_pre_hook(on_input(kind))
             else:
                 handle = module.register_forward_hook(on_output(kind))
@@ -152,7 +161,10 @@ def restored(model: Any, sites: Sequence[Site], clean: dict[tuple[int, str], Ten
 def residuals(
     model: Any, prompts: Sequence[Sequence[int]], batch_tokens: int, layers: Sequence[int] | None = None
 ) -> np.ndarray:
-    """Residual stream after ``layers`` (None: all) at each prompt's last token ``[layer, prompt, hidden]``, float32."""
+    """Residual stream after ``layers`` (None: all) at each prompt's last token ``[layer, prompt, hidden]``, float32.
+
+    Layer -1 is what enters the first layer: the embeddings.
+    """
     import torch
 
     found = components.layers_of(model)
@@ -161,37 +173,40 @@ def residuals(
     with torch.inference_mode():
         for batch in packing.batches(prompts, model, batch_tokens):
 
-            def keep(index: int, batch: packing.Batch = batch) -> Any:
-                def hook(_module: Any, _args: Any, output: Any) -> None:
-                    hidden = output[0] if isinstance(output, tuple) else output
-                    out[index, batch.prompts.numpy()] = (
-                        hidden[batch.rows.to(hidden.device), batch.nodes.to(hidden.device)]
-                        .float()
-                        .cpu()
-                        .numpy()
-                    )
+            def keep(index: int, hidden: Any, batch: packing.Batch = batch) -> None:
+                rows, nodes = batch.rows.to(hidden.device), batch.nodes.to(hidden.device)
+                out[index, batch.prompts.numpy()] = hidden[rows, nodes].float().cpu().numpy()
 
-                return hook
+            def after(index: int, keep: Any = keep) -> Any:
+                return lambda _m, _args, output: keep(
+                    index, output[0] if isinstance(output, tuple) else output
+                )
+
+            def before(index: int, keep: Any = keep) -> Any:
+                return lambda _m, args, kwargs: keep(index, args[0] if args else kwargs["hidden_states"])
 
             with ExitStack() as stack:
                 for index, layer in enumerate(chosen):
-                    stack.callback(found[layer].register_forward_hook(keep(index)).remove)
+                    if layer < 0:
+                        hook = found[0].register_forward_pre_hook(before(index), with_kwargs=True)
+                    else:
+                        hook = found[layer].register_forward_hook(after(index))
+                    stack.callback(hook.remove)
                 model.base_model(**batch.inputs)
     return out
 
 
 @contextmanager
 def attention_replaced(model: Any, values: dict[int, Tensor]) -> Iterator[None]:
-    """Replace the attention output of the layers in ``values``, at every position."""
+    """Replace what attention adds to the residual stream in the layers in ``values``, at every position."""
 
     def replace(value: Tensor) -> Any:
         return lambda _module, _args, output: value.to(output).expand_as(output)
 
     with ExitStack() as stack:
         for layer, value in values.items():
-            stack.callback(
-                components.module_of(model, layer, "o").register_forward_hook(replace(value)).remove
-            )
+            module = components.attention_contribution(model, layer)
+            stack.callback(module.register_forward_hook(replace(value)).remove)
         yield
 
 

@@ -14,12 +14,18 @@ if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
 
 
-@contextmanager
-def checkpoint(job: Job) -> Iterator[tuple[Any, Any, int]]:
-    """The job's model, its tokenizer and the tokens of one forward pass; records the device."""
+def base_model(job: Job) -> tuple[Any, Any, int]:
+    """The job's base model, its tokenizer and the tokens of one forward pass; records the device."""
     compute = job.config.compute
     device = device_module.setup(compute)
     model, tokenizer = loading.load(job.inputs["base_model"], job.config.model.dtype, device)
     job.facts.update(device=device)
+    return model, tokenizer, device_module.batch_tokens(compute, model)
+
+
+@contextmanager
+def checkpoint(job: Job) -> Iterator[tuple[Any, Any, int]]:
+    """The job's model, its tokenizer and the tokens of one forward pass; records the device."""
+    model, tokenizer, tokens = base_model(job)
     with unlearned(job, model):
-        yield model, tokenizer, device_module.batch_tokens(compute, model)
+        yield model, tokenizer, tokens

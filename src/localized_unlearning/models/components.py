@@ -20,6 +20,11 @@ from localized_unlearning.errors import UserError
 
 ATTENTION_KINDS: tuple[Kind, ...] = ("q", "k", "v", "o")
 
+MLP_INPUTS: tuple[Kind, ...] = ("gate", "up")
+
+MLP_IN = "mlp_in"
+"""A site that is no matrix's own: the residual stream where it enters the norm before the MLP, and nothing else."""
+
 
 class Component(NamedTuple):
     """A weight matrix of a layer, or one head's part of it."""
@@ -67,6 +72,9 @@ class Adapter:
         halves: whether gate and up are the first and the second half of one module's rows (Phi-3).
         after: paths of what follows the last layer, in order; one that a model lacks is left out.
         experts: what the MLPs are instead, where they are no components; empty where they are.
+        mlp_norm: path, inside a layer, of what reads the residual stream for the MLP alone: its norm, or the MLP where
+            there is none; empty where attention reads through the same norm.
+        attention_norm: path, inside a layer, of the norm between W_O and the residual stream; empty: there is none.
     """
 
     layers: str
@@ -76,6 +84,8 @@ class Adapter:
     halves: bool = False
     after: tuple[str, ...] = ("model.norm",)
     experts: str = ""
+    mlp_norm: str = "post_attention_layernorm"
+    attention_norm: str = ""
 
 
 def _named(attention: str, mlp: str, names: str) -> dict[Kind, str]:
@@ -90,6 +100,8 @@ _LLAMA = Adapter(
     "model.layers", _named("self_attn", "mlp", "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj")
 )
 
+_GEMMA2 = replace(_LLAMA, mlp_norm="pre_feedforward_layernorm", attention_norm="post_attention_layernorm")
+
 _MIXTURE = replace(
     _LLAMA,
     modules={kind: path for kind, path in _LLAMA.modules.items() if kind in ATTENTION_KINDS},
@@ -101,17 +113,20 @@ _FUSED = ("query_key_value",) * 3
 ADAPTERS: dict[str, Adapter] = {
     **dict.fromkeys(
         (
-            "gemma", "gemma2", "gemma3_text", "llama", "mistral", "qwen2", "qwen3",
-            "olmo", "olmo2", "granite", "cohere", "cohere2",
+            "gemma", "llama", "mistral", "qwen2", "qwen3", "olmo", "granite",
         ),
         _LLAMA,
     ),
-    "gemma3": replace(_LLAMA, layers="model.language_model.layers", after=("model.language_model.norm",)),
+    **dict.fromkeys(("gemma2", "gemma3_text"), _GEMMA2),
+    "gemma3": replace(_GEMMA2, layers="model.language_model.layers", after=("model.language_model.norm",)),
+    "olmo2": replace(_LLAMA, mlp_norm="mlp", attention_norm="post_attention_layernorm"),
+    **dict.fromkeys(("cohere", "cohere2"), replace(_LLAMA, mlp_norm="")),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), _MIXTURE),
     "phi": Adapter(
         "model.layers",
         _named("self_attn", "mlp", "q_proj k_proj v_proj dense fc1 fc2"),
         after=("model.final_layernorm",),
+        mlp_norm="",
     ),
     "phi3": replace(
         _LLAMA,
@@ -130,6 +145,7 @@ ADAPTERS: dict[str, Adapter] = {
         _named("self_attention", "mlp", " ".join((*_FUSED, "dense dense_h_to_4h dense_4h_to_h"))),
         layout="groups",
         after=("transformer.ln_f",),
+        mlp_norm="",
     ),
     "gpt2": Adapter(
         "transformer.h",
@@ -137,16 +153,19 @@ ADAPTERS: dict[str, Adapter] = {
         layout="blocks",
         transposed=True,
         after=("transformer.ln_f",),
+        mlp_norm="ln_2",
     ),
     "gptj": Adapter(
         "transformer.h",
         _named("attn", "mlp", "q_proj k_proj v_proj out_proj fc_in fc_out"),
         after=("transformer.ln_f",),
+        mlp_norm="",
     ),
     "opt": Adapter(
         "model.decoder.layers",
         {**_named("self_attn", "", "q_proj k_proj v_proj out_proj fc1 fc2")},
         after=("model.decoder.final_layer_norm", "model.decoder.project_out"),
+        mlp_norm="final_layer_norm",
     ),
 }  # fmt: skip
 
@@ -188,7 +207,9 @@ def adapter_of(config: Any) -> Adapter:
             f"this {text.model_type} has ALiBi positions, which count places in a row and so cannot share a prompt's "
             "beginning: use a model with rotary or learned positions"
         )
-    if text.model_type == "falcon" and text.multi_query and not text.new_decoder_architecture:
+    if text.model_type == "falcon" and text.new_decoder_architecture:
+        return replace(adapter, mlp_norm="ln_mlp")
+    if text.model_type == "falcon" and text.multi_query:
         return replace(adapter, layout="blocks")  # one key head for all
     return adapter
 
@@ -334,10 +355,31 @@ def layers_of(model: Any) -> Any:
     return model.get_submodule(adapter_of(model.config).layers)
 
 
-def module_of(model: Any, layer: int, kind: Kind) -> Any:
-    """The linear module that holds a component."""
+def module_of(model: Any, layer: int, kind: Kind | str) -> Any:
+    """The linear module that holds a component; for :data:`MLP_IN` the norm before the MLP.
+
+    Raises:
+        UserError: when the MLP has no norm of its own, so that it is no site.
+    """
     adapter = adapter_of(model.config)
-    return layers_of(model)[layer].get_submodule(adapter.modules[kind])
+    path = adapter.mlp_norm if kind == MLP_IN else adapter.modules[kind]  # type: ignore[index]
+    if not path:
+        raise UserError(
+            f"attention and MLP of a {model.config.model_type} read through one norm, so the MLP's input is no site of its "
+            "own: set scores.*.mlp_input to matrix"
+        )
+    return layers_of(model)[layer].get_submodule(path)
+
+
+def attention_contribution(model: Any, layer: int) -> Any:
+    """The module whose output a layer's attention adds to the residual stream.
+
+    W_O's, or the norm behind it where an architecture has one (Gemma 2 and 3, OLMo 2).
+    """
+    adapter = adapter_of(model.config)
+    if not adapter.attention_norm:
+        return module_of(model, layer, "o")
+    return layers_of(model)[layer].get_submodule(adapter.attention_norm)
 
 
 def finish(model: Any, hidden: Any) -> Any:
@@ -359,6 +401,6 @@ def activation_columns(component: Component, config: Any) -> tuple[int, ...] | N
     return part.index
 
 
-def reads_input(kind: Kind) -> bool:
-    """Whether the activation of this kind is its module's input (o) rather than its output."""
-    return kind == "o"
+def reads_input(kind: Kind | str) -> bool:
+    """Whether the activation of this kind is its module's input (o, the MLP's) rather than its output."""
+    return kind in ("o", MLP_IN)

@@ -37,6 +37,7 @@ class Map:
         mlp: where gate (if there is one), up and down are; empty where the MLP has no such modules.
         transposed: whether the weights are ``[in, out]``.
         after: paths of the modules that follow the layers: the last norm, and what comes behind it.
+        norms: the adapter's ``mlp_norm`` and ``attention_norm``.
     """
 
     layers: str
@@ -44,6 +45,7 @@ class Map:
     mlp: Mapping[Kind, Place]
     transposed: bool
     after: tuple[str, ...]
+    norms: tuple[str, str]
 
 
 def tiny(config: Any) -> Any:
@@ -92,7 +94,10 @@ def derive(model: Any, layer: int = 0) -> Map:
     heads = _heads(first, into, out, config.num_attention_heads)
     used = {name for head in heads for name, _ in head.values()}
     mlp = _mlp(model, [n for n in order if n not in used], linear, into)
-    return Map(path, heads, mlp, not isinstance(linear[first], torch.nn.Linear), _after(model, path, block))
+    norms = _norms(model, block, heads[0]["q"][0], first, mlp)
+    return Map(
+        path, heads, mlp, not isinstance(linear[first], torch.nn.Linear), _after(model, path, block), norms
+    )
 
 
 def _is_linear(module: Any) -> bool:
@@ -227,6 +232,28 @@ def _after(model: Any, layers: str, block: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(ran))
 
 
+def _norms(model: Any, block: Any, q: str, o: str, mlp: Mapping[Kind, Place]) -> tuple[str, str]:
+    """The norm through which the MLP alone reads the residual stream, and the norm behind W_O; see ``Adapter``."""
+    children = {name: m for name, m in block.named_children() if "norm" in type(m).__name__.lower()}
+    _, norm_into, norm_out = _run(model, children)
+    _, into, out = _run(
+        model, {name: block.get_submodule(name) for name in {q, o, *(n for n, _ in mlp.values())}}
+    )
+
+    def same(one: Tensor, other: Tensor) -> bool:
+        flat = one.reshape(-1, one.shape[-1]), other.reshape(-1, other.shape[-1])
+        return flat[0].shape == flat[1].shape and bool((flat[0] == flat[1]).all())
+
+    behind = next((name for name, value in norm_into.items() if same(value, out[o])), "")
+    if not mlp:
+        return Adapter.mlp_norm, behind
+    reads = into[mlp["up"][0]]
+    before = next((name for name, value in norm_out.items() if same(value, reads)), None)
+    if before is None:
+        return mlp["up"][0].rpartition(".")[0], behind
+    return ("" if same(norm_out[before], into[q]) else before), behind
+
+
 def adapter(found: Map, geometry: Geometry) -> Adapter:
     """The entry of ``components.ADAPTERS`` that a map amounts to.
 
@@ -244,7 +271,9 @@ def adapter(found: Map, geometry: Geometry) -> Adapter:
     halves = modules.get("gate") is not None and modules["gate"] == modules.get("up")
     layouts: tuple[Layout, ...] = ("separate", "blocks", "groups")
     for layout in layouts:
-        entry = Adapter(found.layers, modules, layout, found.transposed, halves, found.after, experts)
+        entry = Adapter(
+            found.layers, modules, layout, found.transposed, halves, found.after, experts, *found.norms
+        )
         if agrees(entry, found, geometry):
             return entry
     raise UserError(

@@ -115,6 +115,29 @@ def argmax_and_normalizer(model: Any, hidden: Tensor) -> tuple[Tensor, Tensor]:
     return argmax, normalizer
 
 
+def kl_divergence(model: Any, hidden: Tensor, other: Tensor) -> Tensor:
+    """KL(p || q) of next-token distributions over the vocabulary, in nats ``[item]``, float32.
+
+    One pass over the vocabulary in blocks; the sums of earlier blocks are rescaled as later ones arrive.
+
+    Args:
+        model: gives the output layer.
+        hidden: final hidden states that p follows from ``[item, width]``.
+        other: those that q follows from, of the same output layer.
+    """
+    import torch
+
+    lowest = torch.full((len(hidden),), float("-inf"), device=hidden.device)
+    of_p, of_q, mean = lowest, lowest, torch.zeros_like(lowest)
+    for rows in blocks(model, 2 * len(hidden)):
+        p, q = logits_of(model, hidden, rows), logits_of(model, other, rows)
+        total = torch.logaddexp(of_p, torch.logsumexp(p, 1))
+        here = ((p - total[:, None]).exp_() * (p - q)).sum(1)
+        mean = mean * (of_p - total).exp_() + here  # of p - q under the part of p seen so far
+        of_p, of_q = total, torch.logaddexp(of_q, torch.logsumexp(q, 1))
+    return (mean - (of_p - of_q)).clamp_(min=0)
+
+
 def log_odds(model: Any, hidden: Tensor, answer: Tensor) -> Tensor:
     """log(p / (1 - p)) of each answer: its logit minus the log-sum-exp of all others ``[item]``, float32.
 

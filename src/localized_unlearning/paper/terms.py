@@ -18,7 +18,7 @@ OPTION_CHANCE = 1 / 4
 
 Prompt = Literal["training", "question"]
 
-Group = Literal["training", "question", "mcq", "mcq_text", "mcq_shuffled", "mmlu", "text_loss"]
+Group = Literal["training", "question", "mcq", "mcq_text", "mcq_other", "mmlu", "text"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Measure:
         chance: the accuracy of guessing; None: it is no accuracy.
         forget: whether the forget set's or the retain set's athletes are asked; None: neither.
         prompt: for facts, which of the config's prompts.
-        order: for multiple choice, the order of its options.
+        order: for multiple choice, whether its options are in the order that counts (``evaluation.option_order``).
         by_text: for multiple choice, whether the option's word is scored rather than its letter.
     """
 
@@ -48,7 +48,7 @@ class Measure:
     chance: float | None = SPORT_CHANCE
     forget: bool | None = None
     prompt: Prompt | None = None
-    order: Literal["fixed", "shuffled"] | None = None
+    order: Literal["main", "other"] | None = None
     by_text: bool = False
 
     @property
@@ -86,32 +86,39 @@ MEASURES = (
     ),
     Measure(
         "mcq_forget", "MCQ forget", "forget set, multiple choice", "multiple_choice", "low", "mcq", forget=True,
-        order="fixed",
+        order="main",
     ),
     Measure(
         "mcq_retain", "MCQ retain", "retain set, multiple choice", "multiple_choice", "high", "mcq", forget=False,
-        order="fixed",
+        order="main",
     ),
     Measure(
         "mcq_text_forget", "MCQ by text, forget", "forget set, multiple choice by text", "multiple_choice", "low",
-        "mcq_text", forget=True, order="fixed", by_text=True,
+        "mcq_text", forget=True, order="main", by_text=True,
     ),
     Measure(
         "mcq_text_retain", "MCQ by text, retain", "retain set, multiple choice by text", "multiple_choice", "high",
-        "mcq_text", forget=False, order="fixed", by_text=True,
+        "mcq_text", forget=False, order="main", by_text=True,
     ),
     Measure(
-        "mcq_shuffled_forget", "MCQ shuffled, forget", "forget set, multiple choice with shuffled options",
-        "multiple_choice", "low", "mcq_shuffled", forget=True, order="shuffled",
+        "mcq_other_forget", "MCQ other order, forget", "forget set, multiple choice in the other option order",
+        "multiple_choice", "low", "mcq_other", forget=True, order="other",
     ),
     Measure(
-        "mcq_shuffled_retain", "MCQ shuffled, retain", "retain set, multiple choice with shuffled options",
-        "multiple_choice", "high", "mcq_shuffled", forget=False, order="shuffled",
+        "mcq_other_retain", "MCQ other order, retain", "retain set, multiple choice in the other option order",
+        "multiple_choice", "high", "mcq_other", forget=False, order="other",
     ),
     Measure(
         "mmlu", "MMLU-format", "general knowledge in MMLU's format", "mmlu", "high", "mmlu", chance=OPTION_CHANCE
     ),
-    Measure("text_loss", "Text loss", "loss on held-out text", "text", "low", "text_loss", chance=None),
+    Measure(
+        "text_change", "Text loss change", "change of the loss on held-out text", "text", "low", "text", chance=None
+    ),
+    Measure(
+        "text_kl", "Text KL", "KL divergence from the base model on held-out text", "text", "low", "text", chance=None
+    ),
+    Measure("text_worse", "Text worse", "share of held-out windows that got worse", "text", "low", "text", chance=None),
+    Measure("text_loss", "Text loss", "loss on held-out text", "text", "low", "text", chance=None),
 )  # fmt: skip
 """The columns of Tables 1 to 4."""
 
@@ -122,15 +129,17 @@ GROUPS: Mapping[str, str] = {
     "question": "Facts, question prompt",
     "mcq": "Multiple choice",
     "mcq_text": "Multiple choice by text",
+    "mcq_other": "Multiple choice, other option order",
     "mcq_shuffled": "Multiple choice, shuffled options",
+    "mcq_fixed": "Multiple choice, options in one order",
     "mmlu": "MMLU-format",
-    "text_loss": "Text loss",
+    "text": "Held-out text",
 }
 """What a group of measures asks, both parts together: rows of the model card, words of a refusal."""
 
 MAIN = (
     "forget_training", "retain_training", "forget_question", "retain_question", "mcq_forget", "mcq_retain",
-    "mmlu", "text_loss",
+    "mmlu", "text_change", "text_kl",
 )  # fmt: skip
 """Columns of the readable table; the other ways to score multiple choice follow in a table of their own."""
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 PARTS = {"forget": True, "retain": False}
 
-CHOICE = {"fixed": "multiple choice", "shuffled": "multiple choice, shuffled"}
+CHOICE = {"shuffled": "multiple choice, shuffled", "fixed": "multiple choice, one order"}
 
 BY_TEXT = "multiple choice, by text"
 
@@ -45,7 +45,7 @@ def by_prompt(facts: pd.DataFrame, choice: pd.DataFrame, settings: Statistics) -
     asked = {
         **{str(name): (rows, "logit_") for name, rows in facts.groupby("prompt", sort=False)},
         **{CHOICE[str(order)]: (rows, "logit_") for order, rows in choice.groupby("order", sort=False)},
-        BY_TEXT: (choice[choice["order"] == "fixed"], "text_"),
+        BY_TEXT: (choice[choice["main"]], "text_"),
     }
     records = []
     for prompt, (rows, prefix) in asked.items():

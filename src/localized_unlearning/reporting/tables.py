@@ -183,7 +183,7 @@ def panels_of(data: pd.DataFrame, task: str, measures: Measures) -> tuple[list[P
     grids = [
         ("", own, main),
         *([(f"Mean over {len(sets)} forget sets: {', '.join(sets)}.", mean, main)] if len(mean) else []),
-        ("Multiple choice scored by the option's words, and with shuffled options.", own, other),
+        ("Multiple choice scored by the option's words, and in the other option order; text.", own, other),
     ]
     panels, notes = [], []
     for caption, part, columns in grids:
@@ -208,13 +208,14 @@ def reading(data: pd.DataFrame, task: str, config: Config) -> str:
             f"{runs(seeds, bases)}"
         )
     else:
-        how = "over test items (Wilson; bootstrap for the text loss), one training seed"
+        how = "over test items (Wilson; bootstrap for text), one training seed"
     if bases > 1:
         how += "; components and parameters are of the first"
     text = (
         f"Intervals: {level} %, {how}. Items: {sizes['forget_training']} forget, {sizes['retain_training']} retain, "
         f"{sizes['mmlu']} {BY_NAME['mmlu'].short} questions (drawn within their subjects, which are fixed), "
-        f"{sizes['text_loss']} text windows. Text loss in nats per token. Guessing gives at most "
+        f"{sizes['text_change']} windows of held-out text. Text: change of the loss against the base model, and KL divergence of "
+        "the base model from it, nats per token. Guessing gives at most "
         f"{terms.SPORT_CHANCE:.2f} of the three sports and {terms.OPTION_CHANCE:.2f} of four options; whether the base "
         "model is above it is tested on both parts together, by mean recall over the right answers."
     )

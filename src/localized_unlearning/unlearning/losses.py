@@ -43,5 +43,10 @@ def text_losses(model: Any, windows: Tensor) -> Tensor:
         windows: token ids ``[window, token]``, without padding.
     """
     hidden = model.base_model(input_ids=windows[:, :-1], use_cache=False).last_hidden_state
-    odds = log_odds(model, hidden.flatten(0, 1), windows[:, 1:].flatten())
-    return cross_entropy(odds).view(len(windows), -1).mean(1)
+    found = answer_losses(model, hidden.flatten(0, 1), windows[:, 1:].flatten())
+    return found.view(len(windows), -1).mean(1)
+
+
+def answer_losses(model: Any, hidden: Tensor, answer: Tensor) -> Tensor:
+    """Cross-entropy of each answer ``[item]`` after final hidden states ``[item, width]``, in nats ``[item]``."""
+    return cross_entropy(log_odds(model, hidden, answer))

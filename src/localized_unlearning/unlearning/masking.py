@@ -22,7 +22,16 @@ from localized_unlearning.progress import Progress
 from localized_unlearning.unlearning import method
 from localized_unlearning.unlearning.masks import Mask, Ranking, save_mask
 from localized_unlearning.unlearning.objectives.erase import erase
-from localized_unlearning.unlearning.steps import Data, Sizes, Weights, gradients, read_data, schedule_of
+from localized_unlearning.unlearning.saliency import (
+    AT,
+    PERCENTILES,
+    Distribution,
+    random_sizes,
+    rate_of,
+    saliencies,
+    sizes_of,
+)
+from localized_unlearning.unlearning.steps import Data, Weights, gradients, read_data, schedule_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,9 +79,10 @@ class ClampedWeights(Mask):
 
 
 def optimizer_of(trained: Sequence[Tensor], settings: Masking) -> Any:
-    """SGD, as in the paper (A.3), or Adam."""
+    """SGD, as in the paper (A.3), or Adam, whose order is not that of importance."""
     import torch
 
+    assert settings.learning_rate != "auto"  # see saliency.rate_of
     if settings.optimizer == "sgd":
         return torch.optim.SGD(
             trained,
@@ -112,8 +122,7 @@ def train(
     count = sum(components.selected(parameters[name], part) for name, part in trainable.items())
     optimizer = optimizer_of(list(mask.trained.values()), settings)
     schedule = schedule_of(optimizer, settings.schedule, settings.steps)
-    tokens = device_module.micro_batch_tokens(settings.micro_batch_tokens, model, reserved(mask, settings))
-    sizes = Sizes(settings.batch_size, settings.batch_size, settings.text_batch, tokens)
+    sizes = sizes_of(model, settings, reserved(mask, settings))
     steps = gradients(model, data, sizes, weights, method.of(erase, {}, "erase"), seed)
     history = []
     progress = Progress("training the mask", "step")
@@ -164,7 +173,10 @@ def train(
 
 
 def mask(job: Job) -> None:
-    """Stage: one mask, as the ranking of its weights and the losses of every step."""
+    """Stage: one mask, as the ranking of its weights, its controls' rankings, and the losses of every step.
+
+    Recorded: the learning rate, and the distribution of |w dL/dw| that it was chosen by or may be judged by.
+    """
     config, seed = job.config, int(job.wildcards["seed"])
     settings: Masking = config.masking
     device = device_module.setup(config.compute)
@@ -176,28 +188,59 @@ def mask(job: Job) -> None:
         model, job.inputs["selection"], job.inputs.get("weights"), deltas.base_digest(job)
     )
     weights = Weights(settings.lambda_forget, settings.lambda_retain, settings.lambda_sft)
+    largest = max(settings.edit_sizes)
+    parameters = {name: model.get_parameter(name) for name in trainable}
+    distribution, salient = Distribution(), Ranking(largest)
+    for name, size in saliencies(model, data, trainable, settings, weights, seed):
+        part = trainable[name]
+        chosen = size if part is None else size[sharding.part(parameters[name], part).expand_as(size)]
+        distribution.add(chosen)
+        if "saliency" in settings.controls:
+            salient.add(sharding.whole(parameters[name], size))
+    distribution = distribution.over(model)
+    rate, typical = rate_of(settings, distribution), distribution.percentile(AT)
+    settings = settings.model_copy(update={"learning_rate": rate})
+    print(
+        f"learning rate {rate:.3g} ({settings.optimizer}): |w dL/dw| is {typical:.2g} at its {AT}th "
+        f"percentile, so that SGD takes {rate * typical:.2g} of such a weight in the first step",
+        file=sys.stderr,
+    )
+    rankings = {"mask": Ranking(largest)}
+    if "saliency" in settings.controls:
+        rankings["saliency"] = salient
+    if "random" in settings.controls:
+        rankings["random"] = Ranking(largest)
+        for _, size in random_sizes(model, trainable, seed):
+            rankings["random"].add(size)
     removed, history = train(model, data, trainable, settings, weights, seed)
     history.to_csv(job.outputs["history"], index=False)
-    parameters = {name: model.get_parameter(name) for name in trainable}
-    ranking, by_half = Ranking(max(settings.edit_sizes)), 0
+    by_half = 0
     for name in sorted(removed):  # what is ranked goes
         d = sharding.whole(parameters[name], removed.pop(name))
         by_half += int((d > 0.5).sum())
-        ranking.add(d)
+        rankings["mask"].add(d)
     sizes = {name: p.numel() for name, p in parameters.items()}
-    save_mask(job.outputs["mask"], ranking.places.cpu(), sizes, deltas.base_digest(job))
+    places = {name: ranking.places.cpu() for name, ranking in rankings.items()}
+    save_mask(job.outputs["mask"], places, sizes, deltas.base_digest(job))
     last: Any = history.iloc[-1]
     if last["most_removed"] < HARDLY:
         print(
             f"the settings under 'masking' hardly move the mask: after {settings.steps} steps the largest removed "
             f"part of a weight is {last['most_removed']:.1e} (of 1); the sweep only ranks by it. "
-            "Raise masking.learning_rate or masking.steps for a mask that binds.",
+            "Set masking.learning_rate to auto, or raise it or masking.steps, for a mask that binds.",
             file=sys.stderr,
         )
     job.facts.update(
         seeds={"masking": seed},
         device=device,
         masked_weights=sum(components.selected(parameters[name], part) for name, part in trainable.items()),
+        optimizer=settings.optimizer,
+        learning_rate=rate,
+        saliency={
+            **{f"percentile_{p}": distribution.percentile(p) for p in PERCENTILES},
+            "largest": distribution.largest,
+            "batches": settings.saliency_steps,
+        },
         share_moved=float(last["moved"]),
         largest_removed=float(last["most_removed"]),
         removed_by_half=by_half,

@@ -100,12 +100,12 @@ def rank(removed: Mapping[str, Tensor], largest: int) -> Tensor:
     return ranking.places.cpu()
 
 
-def save_mask(path: Path, ranked: Tensor, sizes: dict[str, int], base: str) -> None:
-    """Write a ranking; far below 2 bytes a weight, since only the sweep's largest edit is kept.
+def save_mask(path: Path, rankings: Mapping[str, Tensor], sizes: dict[str, int], base: str) -> None:
+    """Write rankings; far below 2 bytes a weight, since only the sweep's largest edit is kept.
 
     Args:
         path: the safetensors file.
-        ranked: weights, the most removed first ``[rank]``.
+        rankings: by name (``mask``, and its controls) weights, those that go first in front ``[rank]``.
         sizes: number of weights of every parameter in the concatenation.
         base: the base model's :func:`models.weights_digest`.
     """
@@ -114,11 +114,12 @@ def save_mask(path: Path, ranked: Tensor, sizes: dict[str, int], base: str) -> N
 
     small = sum(sizes.values()) <= torch.iinfo(torch.int32).max
     about = json.dumps({"base": base, "parameters": dict(sorted(sizes.items()))}, sort_keys=True)
-    save_file({"ranked": ranked.to(torch.int32 if small else torch.int64)}, path, metadata={"mask": about})
+    kept = {name: ranked.to(torch.int32 if small else torch.int64) for name, ranked in rankings.items()}
+    save_file(kept, path, metadata={"mask": about})
 
 
-def read_mask(path: Path, base: str) -> tuple[Tensor, dict[str, int]]:
-    """A ranking, int64, and the number of weights of each parameter it counts through.
+def read_mask(path: Path, base: str) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """Rankings by name, ``mask`` first, int64; and the number of weights of each parameter they count through.
 
     Raises:
         UserError: when the mask is damaged or belongs to another base model.
@@ -128,7 +129,8 @@ def read_mask(path: Path, base: str) -> tuple[Tensor, dict[str, int]]:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["mask"])
-            ranked = file.get_tensor("ranked").long()
+            names = sorted(file.keys(), key=lambda name: (name != "mask", name))
+            rankings = {name: file.get_tensor(name).long() for name in names}
     except (SafetensorError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it and rerun") from error
     if about["base"] != base:
@@ -136,7 +138,7 @@ def read_mask(path: Path, base: str) -> tuple[Tensor, dict[str, int]]:
             f"{path} was trained from another base model ({about['base'][:12]} instead of {base[:12]}): "
             "rerun the mask"
         )
-    return ranked, about["parameters"]
+    return rankings, about["parameters"]
 
 
 def edits(
@@ -145,21 +147,31 @@ def edits(
     """Set ever more weights of ``model`` to zero; yields each edit size and how many weights are zero then.
 
     Each edit holds the smaller ones, so nothing is restored or loaded in between. A size beyond the moved
-    weights zeroes those alone.
+    weights zeroes those alone. After the last, all weights are back.
     """
     import torch
 
     parameters = [model.get_parameter(name) for name in sorted(sizes)]
     ends = torch.tensor([sizes[name] for name in sorted(sizes)]).cumsum(0)
+    taken: list[tuple[Tensor, Tensor, Tensor]] = []
     done = 0
-    for size in sorted(edit_sizes):
-        chosen = ranked[done:size]
-        owners = torch.bucketize(chosen, ends, right=True)
+    try:
+        for size in sorted(edit_sizes):
+            chosen = ranked[done:size]
+            owners = torch.bucketize(chosen, ends, right=True)
+            with torch.no_grad():
+                for index, parameter in enumerate(parameters):
+                    view = sharding.held(parameter).view(-1)
+                    start = int(ends[index]) - parameter.numel()
+                    place = (
+                        chosen[owners == index] - start - sharding.first_row(parameter) * parameter.shape[1]
+                    )
+                    place = place[(place >= 0) & (place < len(view))].to(view.device)
+                    taken.append((view, place, view[place]))
+                    view[place] = 0
+            done += len(chosen)
+            yield size, done
+    finally:
         with torch.no_grad():
-            for index, parameter in enumerate(parameters):
-                view = sharding.held(parameter).view(-1)
-                start = int(ends[index]) - parameter.numel()
-                place = chosen[owners == index] - start - sharding.first_row(parameter) * parameter.shape[1]
-                view[place[(place >= 0) & (place < len(view))].to(view.device)] = 0
-        done += len(chosen)
-        yield size, done
+            for view, place, values in taken:
+                view[place] = values

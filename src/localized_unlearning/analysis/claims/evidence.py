@@ -148,12 +148,12 @@ class Part:
 
 FORGET, OTHERS, RETAIN = {"forget": True}, {"forget": True, "relearn": False}, {"forget": False}
 
-FIXED = {"order": "fixed"}
+MAIN_ORDER = {"main": True}
 
 SWEEP = {
     "forget": Part("sweep/facts", FORGET, "edit_size", 1),
     "retain": Part("sweep/facts", RETAIN, "edit_size", 1),
-    "mcq_forget": Part("sweep/multiple_choice", {**FORGET, **FIXED}, "edit_size", 1),
+    "mcq_forget": Part("sweep/multiple_choice", {**FORGET, **MAIN_ORDER}, "edit_size", 1),
     "mmlu": Part("sweep/mmlu", {}, "edit_size", 1),
     "mmlu_unedited": Part("sweep/mmlu", {}, "edit_size", fixed=0),
 }
@@ -167,8 +167,8 @@ def _layers(series: str, ablated: bool) -> Part:
 MEASURES: Mapping[str, tuple[tuple[int, Part], ...]] = {
     "forget": ((1, Part("facts", FORGET)),),
     "retain": ((1, Part("facts", RETAIN)),),
-    "mcq_forget": ((1, Part("multiple_choice", {**FORGET, **FIXED})),),
-    "mcq_retain": ((1, Part("multiple_choice", {**RETAIN, **FIXED})),),
+    "mcq_forget": ((1, Part("multiple_choice", {**FORGET, **MAIN_ORDER})),),
+    "mcq_retain": ((1, Part("multiple_choice", {**RETAIN, **MAIN_ORDER})),),
     "mmlu": ((1, Part("mmlu")),),
     "relearned": ((1, Part("relearning/facts", OTHERS, "iteration")),),
     "relearned_all": ((1, Part("relearning/facts", FORGET, "iteration")),),
@@ -236,6 +236,8 @@ def frames_of(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
     found: dict[str, list[pd.DataFrame]] = {}
     for path in paths:
         rows = pd.read_parquet(path)
+        if "ranking" in rows.columns:  # claims are about the trained mask, not about its controls
+            rows = rows[rows["ranking"] == "mask"]
         folder = {"iteration": "relearning/", "edit_size": "sweep/"}
         prefix = next((name for column, name in folder.items() if column in rows.columns), "")
         found.setdefault(prefix + path.stem, []).append(rows)
@@ -318,7 +320,7 @@ class Run:
         """Refuse what the base model itself cannot answer, forget and retain set together."""
         frame, where, chance = {
             "facts": ("facts", {}, SPORT_CHANCE),
-            "mcq": ("multiple_choice", FIXED, SPORT_CHANCE),
+            "mcq": ("multiple_choice", MAIN_ORDER, SPORT_CHANCE),
             "mmlu": ("mmlu", {}, OPTION_CHANCE),
         }[group]
         if (task, group) not in self._recalls:

@@ -145,9 +145,16 @@ def head_map(data: pd.DataFrame) -> Figure:
 SERIES = {
     ("prompt", False): ("Prompt", style.Style("#0072B2", "o", "-")),
     ("prompt", True): ("Prompt, ablated", style.Style("#56B4E9", "o", "--")),
-    ("athlete", False): ("Athlete", style.Style("#D55E00", "s", "-")),
-    ("athlete", True): ("Athlete, ablated", style.Style("#E69F00", "s", "--")),
+    ("name", False): ("Name", style.Style("#009E73", "^", "-")),
+    ("name", True): ("Name, ablated", style.Style("#7FCFB5", "^", "--")),
+    ("athlete", False): ("Name alone", style.Style("#D55E00", "s", "-")),
+    ("athlete", True): ("Name alone, ablated", style.Style("#E69F00", "s", "--")),
 }
+"""The prompt's last token, where the fact arrives; the name's last token in it, where it is made; and the paper's
+name without a prompt."""
+
+EMBEDDINGS = -1
+"""What stands for a layer where the embeddings are probed."""
 
 
 def layer_points(frames: Frames, settings: Statistics) -> pd.DataFrame:
@@ -158,13 +165,13 @@ def layer_points(frames: Frames, settings: Statistics) -> pd.DataFrame:
 
 
 def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Figure:
-    """Figure 16: probe accuracy per layer on the whole prompt and on the athlete's name.
+    """Figure 16: probe accuracy per layer at the prompt's and at the name's last token, and on the name alone.
 
     Args:
         data: points of :func:`layer_points`.
         overlay: published curves, with columns ``series``, ``ablated``, ``layer`` and ``mean``.
     """
-    with style.panels(1, 1, style.COLUMN_WIDTH, 2.6) as (figure, axes):
+    with style.panels(1, 1, style.COLUMN_WIDTH, 2.9) as (figure, axes):
         ax = axes[0][0]
         bars = style.few(data)
         for place, ((series, ablated), (label, look)) in enumerate(SERIES.items()):
@@ -200,5 +207,6 @@ def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Fig
         ax.set_ylabel(style.accuracy_label(data, "Probe accuracy"))
         ax.set_title("Base model")
         integer_axis(ax, "Layer")
+        ax.xaxis.set_major_formatter(lambda x, _position: "emb." if x == EMBEDDINGS else f"{x:.0f}")
         style.one_legend(figure, axes, overlay)
     return figure

@@ -43,6 +43,11 @@ def points(rows: pd.DataFrame, right: pd.Series, by: Sequence[str], settings: St
     return grouped(rows, right.astype(float), by, settings)
 
 
+def keys_of(frames: Frames) -> list[str]:
+    """Columns that tell a series' curves apart: of sweeps also by what the weights were ranked."""
+    return ["localization", *(["ranking"] if "ranking" in frames["facts"].columns else [])]
+
+
 def sweep(frames: Frames, how: Asked, settings: Statistics) -> pd.DataFrame:
     """Accuracies along the edit sizes, with ``masked``, the weights that are zero then.
 
@@ -50,23 +55,24 @@ def sweep(frames: Frames, how: Asked, settings: Statistics) -> pd.DataFrame:
     Of several seeds' masks ``masked`` is the mean.
     """
     points = series(frames, how, "edit_size", settings)
-    by = ["localization", "edit_size"]
+    by = [*keys_of(frames), "edit_size"]
     masked = frames["facts"].groupby(by, sort=False)["masked"].mean().round().astype(int).reset_index()
     points = points.merge(masked, on=by, how="left", validate="many_to_one")
-    return points.drop_duplicates(["panel", "localization", "masked"], ignore_index=True)
+    return points.drop_duplicates(["panel", *keys_of(frames), "masked"], ignore_index=True)
 
 
 def series(frames: Frames, how: Asked, x: str, settings: Statistics) -> pd.DataFrame:
     """Accuracies along a series: relearning iterations or edit sizes.
 
-    Panels: ``forget`` and ``retain`` (the prompt that is asked), ``mcq_forget`` and ``mcq_retain`` (fixed order), each
+    Panels: ``forget`` and ``retain`` (the prompt that is asked), ``mcq_forget`` and ``mcq_retain`` (the order of
+    options that counts), each
     for forget sets also without the relearned athletes (``forget_others``, ``mcq_forget_others``), and ``mmlu``.
     Rows of the base model that stand at no point of the series give one point each, without ``x``.
     """
     facts, choice = frames["facts"], frames["multiple_choice"]
     facts = facts[facts["prompt"] == how.name]
     parts = {"mmlu": frames["mmlu"]}
-    for prefix, rows in (("", facts), ("mcq_", choice[choice["order"] == "fixed"])):
+    for prefix, rows in (("", facts), ("mcq_", choice[choice["main"]])):
         parts[f"{prefix}forget"] = rows[rows["forget"]]
         parts[f"{prefix}forget_others"] = rows[rows["forget"] & ~rows["relearn"]]
         parts[f"{prefix}retain"] = rows[~rows["forget"]]
@@ -75,7 +81,7 @@ def series(frames: Frames, how: Asked, x: str, settings: Statistics) -> pd.DataF
         scores = pd.Series(item_scores(rows, how.accuracy), index=rows.index)
         share = how.accuracy != "probability"
         of_series = rows[x].notna()
-        table = grouped(rows[of_series], scores[of_series], ["localization", x], settings, share)
+        table = grouped(rows[of_series], scores[of_series], [*keys_of(frames), x], settings, share)
         tables.append(table.assign(panel=panel))
         if not of_series.all():
             base = grouped(rows[~of_series], scores[~of_series], ["localization"], settings, share)

@@ -96,19 +96,35 @@ def short(count: int) -> str:
     return str(count)
 
 
+def controls_of(data: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The points of trained masks, and those of their controls; other runs' curves may have no controls."""
+    if "ranking" not in data.columns:
+        return data, data[:0].assign(ranking="")
+    trained = data["ranking"] == "mask"
+    return data[trained], data[~trained]
+
+
 def edits(
     data: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFrame | None = None, prefix: str = ""
 ) -> Figure:
     """Figures 5, 6, 9, 10: forget and retain accuracy against the number of weights set to zero.
 
+    Thin lines are the controls: the same components' weights by saliency, without training, and in random order.
+
     ``prefix`` is empty for the question prompt and ``mcq_`` for multiple choice; the rest as in :func:`relearning`.
     """
+    data, controls = controls_of(data)
     with style.panels(1, 2, style.COLUMN_WIDTH, 2.5, sharey=True) as (figure, axes):
         for panel, ax in zip((f"{prefix}forget", f"{prefix}retain"), axes.flat, strict=True):
             _panel(ax, panel, data, "masked", labels, overlay)
             unedited = data[(data["panel"] == panel) & (data["masked"] == 0)]
             if len(unedited):
                 style.base_line(ax, float(unedited["mean"].iloc[0]), labels.get("base", "Base model"))
+            for (name, ranking), own in controls[controls["panel"] == panel].groupby(
+                ["localization", "ranking"]
+            ):
+                own = own.sort_values("masked")
+                style.control(ax, own["masked"], own["mean"], str(name), str(ranking), labels)
             edit_axis(ax, sorted(data["masked"].unique()))
             ax.set_xlabel("Weights zero (log scale)")
         axes[0][0].set_ylabel(_ylabel(data))
@@ -124,9 +140,15 @@ def price(
     Markers grow with the edit, from the unedited model on, and an arrow points to the largest; bars are the
     intervals of both. As in :func:`edits` else.
     """
+    data, controls = controls_of(data)
     forget, general = (measure_of(panel, data) for panel in (f"{prefix}forget", "mmlu"))
     with style.panels(1, 1, style.COLUMN_WIDTH, 3.2) as (figure, axes):
         ax = axes[0][0]
+        for ranking, own in controls.groupby("ranking"):
+            for name in labels:
+                x, y = ways(own, name, f"{prefix}forget")
+                if len(x):
+                    style.control(ax, x["mean"], y["mean"], name, str(ranking), labels)
         for name, label in labels.items():
             x, y = ways(data, name, f"{prefix}forget")
             if x.empty:

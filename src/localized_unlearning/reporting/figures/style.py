@@ -216,6 +216,22 @@ def base_line(axes: Any, value: float, label: str) -> None:
     axes.axhline(value, color=look.colour, linewidth=0.9, linestyle=(0, (5, 2)), zorder=0.5, label=label)
 
 
+CONTROLS: Mapping[str, tuple[str, Any]] = {
+    "saliency": ("By |w dL/dw|, untrained", (0, (4, 1.5))),
+    "random": ("Random order", (0, (1, 1.5))),
+}
+"""What is drawn beside a trained mask: its name and its thin line, in the localization's colour."""
+
+
+def control(axes: Any, x: Any, y: Any, localization: str, ranking: str, labels: Mapping[str, str]) -> None:
+    """One control of a localization's mask; the legend names each kind once, in grey."""
+    label, line = CONTROLS[ranking]
+    colour = style_of(localization, list(labels)).colour
+    axes.plot(x, y, color=colour, linewidth=0.6, linestyle=line, alpha=0.8, zorder=1)
+    if label not in axes.get_legend_handles_labels()[1]:
+        axes.plot([], [], color="0.35", linewidth=0.6, linestyle=line, label=label)
+
+
 def published(axes: Any, overlay: pd.DataFrame | None, panel: str, x: str, labels: Mapping[str, str]) -> None:
     """Published curves over ours, thin and without markers, where the user gave them.
 
