@@ -193,7 +193,7 @@ def _default_localizations() -> dict[str, Localization | None]:
         "causal_tracing": Localization(
             label="Causal Tracing", kind="scores", scores="causal_tracing", fraction=0.1
         ),
-        "manual": Localization(label="Manual", kind="manual", layers=(1, 2)),
+        "manual": Localization(label="Manual", kind="manual", layers=(0, 1)),
         "random": Localization(label="Random", kind="random", fraction=0.1),
         "all_mlps": Localization(label="All MLPs", kind="all_mlps"),
         "nonlocalized": Localization(label="Nonlocalized", kind="all"),
