@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,19 @@ from tiny_run import ROOT
 RESOURCES = ROOT / "workflow/resources"
 
 
-def model(folder: Path) -> None:
+ARCHITECTURES: dict[str, Callable[..., Any]] = {
+    "gemma-7b": lambda **sizes: transformers.GemmaConfig(head_dim=4, **sizes),
+    "gemma-2-9b": lambda **sizes: transformers.Gemma2Config(
+        num_hidden_layers=42, num_attention_heads=16, num_key_value_heads=8, head_dim=4, **sizes
+    ),
+    "llama-3-8b": lambda **sizes: transformers.LlamaConfig(
+        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=4, **sizes
+    ),
+}
+"""The layers and heads of the journal version's three models; the first is also the paper's."""
+
+
+def model(folder: Path, architecture: str = "gemma-7b") -> None:
     """The model and a tokenizer trained on what it will be asked."""
     book = load_prompts(RESOURCES / "prompts.yaml")
     athletes = pd.read_csv(RESOURCES / "athletes.csv")["athlete"]
@@ -37,8 +50,8 @@ def model(folder: Path) -> None:
     ]
     tokenizer = train_tokenizer(texts, 1024)
     torch.manual_seed(0)
-    config = transformers.GemmaConfig(
-        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, head_dim=4, initializer_range=0.1,
+    config = ARCHITECTURES[architecture](
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, initializer_range=0.1,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
@@ -69,9 +82,9 @@ def pile(path: Path, text: Path) -> None:
             stream.write((json.dumps({"text": line, "meta": {"pile_set_name": "x"}}) + "\n").encode())
 
 
-def overlay(folder: Path) -> dict[str, Any]:
+def overlay(folder: Path, architecture: str = "gemma-7b") -> dict[str, Any]:
     """Makes the model and the data in ``folder``; the settings that put them, and small budgets, over a preset."""
-    model(folder / "model")
+    model(folder / "model", architecture)
     found = load_questions(RESOURCES / "general_knowledge.csv")
     some = Questions(found.dev, found.test[::8])
     questions(folder / "mmlu/all", some, formatted=False)

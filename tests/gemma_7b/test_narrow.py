@@ -103,3 +103,33 @@ def test_as_released(folder: Path) -> None:
     assert rates.iloc[0] == 2.5e-5
     rows = pd.read_parquet(results / "base0/sports/mask/manual/seed0/sweep/facts.parquet")
     assert set(rows["edit_size"]) == {0, 100, 1000}
+
+
+@pytest.mark.parametrize("preset", ["gemma-7b", "gemma-2-9b-as-released", "llama-3-8b-as-released"])
+def test_the_journal_version(preset: str, tmp_path: Path) -> None:
+    """Its nine localizations on the three architectures, one forget set: budgets, blocks, and a table with every row."""
+    name = f"icml-{preset}"
+    place = workplace(tmp_path)
+    settings = narrow.overlay(place, preset.removesuffix("-as-released"))
+    own = {"seeds": [0], "studies": {"icml_athletes": {"tasks": ["athletes_16"]}}}
+    (place / f"{name}.yaml").write_text(
+        yaml.safe_dump({"extends": f"workflow/presets/{name}.yaml", **merge(settings, own)})
+    )
+    results = run(place, name, "icml_athletes")
+    found = {
+        path.stem: json.loads(path.read_text())
+        for path in (results / "base0/athletes_16/selections").glob("*.json")
+        if not path.name.endswith(".record.json")
+    }
+    budget = found["manual"]["parameters"]
+    block = 3 * 48 * 96
+    for name in ("causal_tracing", "attribution_patching", "random"):
+        over = found[name]["parameters"] - budget
+        assert (0 <= over <= block) if preset.endswith("as-released") else (-block <= over <= 0), name
+    for name in ("causal_tracing_mlps", "attribution_patching_mlps", "random_mlps"):
+        assert found[name]["parameters"] == budget and all(".mlp." in c for c in found[name]["components"])
+    table = pd.read_csv(results / "studies/icml_athletes.csv")
+    assert set(table["localization"]) == {"base", *found} and len(found) == 9
+    assert {"forget_training", "retain_training", "edit_question", "mcq_edit", "mcq_retain"} <= set(
+        table["column"]
+    )

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from localized_unlearning.config.data import Prompts
-from localized_unlearning.config.evaluation import Study
+from localized_unlearning.config.evaluation import Published, Study
 from localized_unlearning.config.run import Config
 from localized_unlearning.config.unlearning import Objective
 from localized_unlearning.data.answers import CHOICES
@@ -91,18 +91,23 @@ def test_published_means_stand_beside_ours_from_where_they_lie(tmp_path: Path) -
         }
     )  # fmt: skip
     path = tmp_path / "published.csv"
-    path.write_text("localization,column,mean\nmanual,mmlu,0.61\n")
-    merged = studies.with_published(data, path)
-    assert merged["published"].tolist()[0] == 0.61 and np.isnan(merged["published"].tolist()[1])
+    path.write_text("localization,group,err\nflu,a,0.39\nflu,b,0.9\n")
+    given: dict[str, Any] = {"file": str(path), "columns": {"err": "mmlu"}, "errors": ["err"]}
+    own = Published.model_validate({**given, "where": {"group": "a"}, "localizations": {"flu": "manual"}})
+    merged = studies.with_published(data, own, path)
+    assert merged["published"].tolist()[0] == pytest.approx(0.61) and np.isnan(
+        merged["published"].tolist()[1]
+    )
     study = Study(tasks=("t",), objectives=("o",))
     (panel,) = studies.panels_of(merged, study, {"manual": {"label": "M"}, "random": {"label": "R"}})
     assert panel.lines == [["M", "0.500 [.300, .700] (published 0.610)"], ["R", "0.400 [.300, .700]"]]
-    path.write_text("localization,column,mean\nmanual,other,0.61\n")
-    with pytest.raises(UserError, match="no mean of anything in this study"):
-        studies.with_published(data, path)
-    path.write_text("localization,mean\nmanual,0.61\n")
-    with pytest.raises(UserError, match="lacks the column column"):
-        studies.with_published(data, path)
+    for change, said in (
+        ({"where": {"group": "a"}}, "says nothing of this study"),
+        ({"columns": {"x": "mmlu"}, "errors": []}, "lacks the column x"),
+        ({}, "several rows of one localization"),
+    ):
+        with pytest.raises(UserError, match=said):
+            studies.with_published(data, Published.model_validate({**given, **change}), path)
 
 
 def test_a_study_names_what_the_config_has() -> None:

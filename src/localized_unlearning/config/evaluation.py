@@ -106,6 +106,20 @@ class Measures(Section):
     )
 
 
+class Published(Section):
+    """Published means, read from a CSV where it lies: one row per localization, one column per measure."""
+
+    file: str = Field(description="The CSV; it is not copied.")
+    where: dict[str, str] = Field(
+        default_factory=dict, description="Only the rows that have these values in these columns."
+    )
+    localizations: dict[str, str] = Field(
+        default_factory=dict, description="Our names of its localizations, where they differ."
+    )
+    columns: dict[str, str] = Field(min_length=1, description="Our column for each of its columns.")
+    errors: tuple[str, ...] = Field((), description="Which of its columns are 1 minus ours.")
+
+
 class Study(Section):
     """A table of one's own, by name: some objectives on some forget sets, every localization a row."""
 
@@ -114,11 +128,7 @@ class Study(Section):
         min_length=1, description="Forget sets; with several, their mean is a part too."
     )
     objectives: tuple[str, ...] = Field(min_length=1, description="Objectives, a part of the table each.")
-    published: str | None = Field(
-        None,
-        description="A CSV of published means to set beside ours, read from where it lies: columns localization, "
-        "column (as in the study's own CSV) and mean; task and objective where they differ.",
-    )
+    published: Published | None = Field(None, description="Published means to set beside ours.")
 
 
 class Claims(Section):

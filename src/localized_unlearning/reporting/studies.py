@@ -16,7 +16,7 @@ import pandas as pd
 from localized_unlearning.analysis.measures import estimates, items, read_frames
 from localized_unlearning.analysis.statistics import Accuracy, item_scores
 from localized_unlearning.config.data import Prompts
-from localized_unlearning.config.evaluation import Study
+from localized_unlearning.config.evaluation import Published, Study
 from localized_unlearning.config.run import Config
 from localized_unlearning.config.unlearning import Objective
 from localized_unlearning.data.answers import CHOICES
@@ -119,25 +119,36 @@ def tidy(
     return pd.concat(found, ignore_index=True).rename(columns={"measure": "column"})
 
 
-def with_published(data: pd.DataFrame, path: Path | None) -> pd.DataFrame:
-    """With a column ``published``: the means of a CSV that stands elsewhere, where it has them.
+def with_published(data: pd.DataFrame, published: Published | None, path: Path | None) -> pd.DataFrame:
+    """With a column ``published``: the means of a CSV that lies elsewhere, where it has them.
+
+    They are of the mean over the study's forget sets, where there are several.
 
     Raises:
-        UserError: when the file lacks a column, or names nothing that the study has.
+        UserError: when the file lacks a column or a row, or says nothing of this study.
     """
-    if path is None:
+    if published is None or path is None:
         return data.assign(published=None)
     table = pd.read_csv(path)
-    if missing := [c for c in ("localization", "column", "mean") if c not in table.columns]:
+    needed = ["localization", *published.where, *published.columns]
+    if missing := [column for column in needed if column not in table.columns]:
+        raise UserError(f"{path} lacks the column {', '.join(missing)}: correct studies.*.published")
+    for column, value in published.where.items():
+        table = table[table[column].astype(str) == value]
+    table = table.assign(**{column: 1 - table[column] for column in published.errors})
+    table["localization"] = table["localization"].replace(published.localizations)
+    if table["localization"].duplicated().any():
         raise UserError(
-            f"{path} lacks the column {', '.join(missing)}: published means have localization, column, mean"
+            f"{path} has several rows of one localization: say which with studies.*.published.where"
         )
-    keys = [k for k in ("objective", "task", "localization", "column") if k in table.columns]
-    table = table[[*keys, "mean"]].rename(columns={"mean": "published"})
-    merged = data.merge(table, on=keys, how="left")
+    long = table.rename(columns=published.columns).melt(
+        "localization", list(published.columns.values()), "column", "published"
+    )
+    merged = data.merge(long, on=["localization", "column"], how="left")
     if merged["published"].isna().all():
-        raise UserError(f"{path} has no mean of anything in this study: check its {', '.join(keys)}")
-    return merged
+        raise UserError(f"{path} says nothing of this study: correct studies.*.published")
+    several = ALL in set(merged["task"])
+    return merged.assign(published=merged["published"].where(~several | (merged["task"] == ALL)))
 
 
 def panels_of(data: pd.DataFrame, study: Study, selections: Mapping[str, Mapping[str, Any]]) -> list[Panel]:
@@ -187,7 +198,7 @@ def run(job: Job) -> None:
     for path in job.inputs["selections"]:
         selection = json.loads(Path(path).read_text(encoding="utf-8"))
         selections[selection["localization"]] = selection
-    data = with_published(tidy(study, frames, splits, config), job.inputs.get("published"))
+    data = with_published(tidy(study, frames, splits, config), study.published, job.inputs.get("published"))
     data.to_csv(job.outputs["csv"], index=False)
     panels = panels_of(data, study, selections)
     title = f"{study.title or name} ({config.run}); {terms.ACCURACIES[config.measures.accuracy]} on the test part."

@@ -285,7 +285,7 @@ class Graph(Wanted):
             "splits": [Product(job, "split") for job in splits],
             "published": None
             if study.published is None
-            else os.path.expandvars(os.path.expanduser(study.published)),
+            else os.path.expandvars(os.path.expanduser(study.published.file)),
         }
 
     def _faithful(self, w: Mapping[str, str]) -> dict[str, Given | None]:
