@@ -46,9 +46,10 @@ class Score(Section):
     seed: int = Field(0, description="Seed of prompts, made-up names and noise.")
     granularity: Granularity | None = Field(None, description="If other than components.granularity.")
     noise: Positive = Field(3.0, description="Causal tracing: noise in standard deviations of the embedding.")
-    sites: Literal["units", "matrices"] = Field(
+    sites: Literal["units", "blocks", "matrices"] = Field(
         "units",
-        description="Causal tracing: restore one head's attention output or one MLP at a time, or one matrix.",
+        description="Causal tracing, what is restored at a time. units: one head's attention output or one MLP, heads summed "
+        "over a layer (the released code); blocks: all heads' output of a layer at once, or one MLP; matrices: one matrix.",
     )
     ratio_over: int | None = Field(
         None,

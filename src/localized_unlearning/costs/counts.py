@@ -139,7 +139,7 @@ class Counts:
         if chosen.kind == "weights":
             return chosen.fraction * layers * sum(sizes.values()), 0
         scores = self.config.scores.get(chosen.scores or "")
-        if scores is not None and scores.method == "causal_tracing" and scores.sites == "units":
+        if scores is not None and scores.method == "causal_tracing" and scores.sites != "matrices":
             units = math.ceil(2 * layers * chosen.fraction - 1e-9)
             return units * max(sum(mlps.values()), sum(sizes.values()) - sum(mlps.values())), 0
         if (chosen.granularity or self.config.components.granularity) == "head":

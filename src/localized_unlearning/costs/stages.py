@@ -157,10 +157,10 @@ def _score(model: Model, w: Wildcards) -> Cost:
         work = once * (3 if points == 1 else 2 + 2 * points)  # each backward is to the activations alone
         device["activations"] = model.saved(batch, 0, 0) + 1.5 * batch * s.layers * each * model.width
     else:
-        heads = score.granularity or c.components.granularity
-        exact = score.method == "activation_patching"
-        matrices = len(s.kinds) + (3 * s.heads if exact and heads == "head" else 0)
-        sites = s.layers * (matrices if exact else s.heads + 1)
+        exact, counted = score.method == "activation_patching", score.granularity or c.components.granularity
+        matrices = len(s.kinds) + (3 * s.heads if counted == "head" else 0)
+        heads = 1 if score.sites == "blocks" else s.heads
+        sites = s.layers * (matrices if exact else heads + 1)
         again = once * (sites / 2)  # each restarts at its layer: half the network in the mean
         together = max(1, model.batch_tokens // nodes)
         work = once * 2 + replace(again, calls=again.calls / together)

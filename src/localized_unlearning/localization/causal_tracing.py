@@ -35,16 +35,18 @@ def tracing_sites(model: Any, settings: Score, found: Sequence[Component]) -> li
     """The sites of causal tracing.
 
     ``units``: the attention output of each head (restored alone, then summed over the layer's heads)
-    and each MLP's hidden activation. ``matrices``: each component's own activation; that of the MLP's input matrices
+    and each MLP's hidden activation. ``blocks``: the same with all heads of a layer restored at once. ``matrices``: each component's own activation; that of the MLP's input matrices
     where ``settings.mlp_input`` says.
     """
     geometry = components.geometry_of(model.config)
     sites = []
-    if settings.sites == "units":
+    if settings.sites != "matrices":
         for layer in range(geometry.layers):
-            for head in range(geometry.heads):
+            for head in range(geometry.heads) if settings.sites == "units" else ():
                 columns = components.weight_of(Component(layer, "o", head), model.config).index
                 sites.append(Site(layer, "o", columns, f"{layer}.attn"))
+            if settings.sites == "blocks":
+                sites.append(Site(layer, "o", None, f"{layer}.attn"))
             if "down" in components.adapter_of(model.config).modules:
                 sites.append(Site(layer, "down", None, f"{layer}.mlp"))
     else:

@@ -13,10 +13,10 @@ from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data.answers import CHOICES
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.data.splits import read_split
-from localized_unlearning.errors import UserError
 from localized_unlearning.localization.attribution_patching import attribution_patching
+from localized_unlearning.localization.calling import called
 from localized_unlearning.localization.causal_tracing import causal_tracing, tracing_sites
-from localized_unlearning.localization.effects import by_unit, combined, degenerate, warn_of
+from localized_unlearning.localization.effects import Effects, by_unit, combined, degenerate, warn_of
 from localized_unlearning.localization.pairs import make_pairs
 from localized_unlearning.localization.selecting import counted
 from localized_unlearning.models import components, loading, packing
@@ -60,26 +60,23 @@ def score(job: Job) -> None:
     replacing = settings.replace_guessed and not traced  # noise has no name whose sport could be guessed
     pairs = make_pairs(athletes, prompt.render, tokenizer, settings.seed, guess if replacing else None)
     found = components.list_components(model.config, counted(job.config.components, settings.granularity))
+    effects: Effects | None
     if own:
         method = extensions.load(settings.method, own)
-        values = [float(value) for value in method(model, pairs, found, tokens)]
-        if len(values) != len(found):
-            raise UserError(
-                f"{settings.method} gave {len(values)} scores for {len(found)} components: give one for each"
-            )
+        values, effects = called(method, settings, model, pairs, found, tokens)
         table = _table(found, [str(c) for c in found], values)
     elif traced:
         sites = tracing_sites(model, settings, found)
         effects = causal_tracing(model, pairs, sites, settings.noise, settings.seed, tokens)
         units, effects = by_unit(effects, [site.unit for site in sites])
         scores = dict(zip(units, combined(effects, settings), strict=True))
-        names = [_unit_of(c) if settings.sites == "units" else str(c) for c in found]
+        names = [_unit_of(c) if settings.sites != "matrices" else str(c) for c in found]
         table = _table(found, names, [float(scores[name]) for name in names])
     else:
         effects = attribution_patching(model, pairs, found, tokens, settings.mlp_input == "residual")
         table = _table(found, [str(c) for c in found], [float(v) for v in combined(effects, settings)])
     job.facts.update(seeds={"localization": settings.seed}, prompts=len(athletes), device=device)
-    if not own:
+    if effects is not None:
         job.facts["degenerate_pairs"] = counts = degenerate(effects.differences)
         warn_of(job.wildcards["scores"], counts)
     table.to_parquet(job.outputs["scores"], index=False)
