@@ -54,7 +54,9 @@ def load_athletes(path: Path) -> tuple[pd.DataFrame, Duplicates]:
         name = sports.index[sports > 1][0]
         raise UserError(f"{path} gives {name} two sports: keep one row for each athlete")
     repeated = table.loc[table["athlete"].duplicated(), "athlete"]
-    rows = table.groupby("athlete", sort=False)["row"].apply(list)
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(table["athlete"]):
+        rows.setdefault(name, []).append(row)
     kept = table.drop_duplicates("athlete").drop(columns="row").reset_index(drop=True)
-    kept["rows"] = list(rows)
+    kept["rows"] = list(rows.values())
     return kept, Duplicates(tuple(dict.fromkeys(repeated)), len(repeated))

@@ -6,7 +6,7 @@ them once for all its points.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -25,14 +25,18 @@ class Asked(NamedTuple):
 class Ready(NamedTuple):
     """What is asked, in batches: it may be put to one model after another, as in a sweep."""
 
-    asked: list[Asked]
-    parts: list[prefixes.Part]
+    asked: Sequence[Asked]
+    parts: Iterable[prefixes.Part]
 
 
 def ready(model: Any, asked: Sequence[Asked], batch_tokens: int) -> Ready:
     """``asked`` in batches for models of this device and config; all of their prompts are one list to it."""
-    prompts = [prompt for part in asked for prompt in part.prompts]
-    return Ready(list(asked), list(prefixes.prepared(model, prompts, batch_tokens)))
+    parts = prefixes.prepared(model, _prompts(asked), batch_tokens)
+    return Ready(list(asked), [part._replace(batches=list(part.batches)) for part in parts])
+
+
+def _prompts(asked: Sequence[Asked]) -> list[Sequence[int]]:
+    return [prompt for part in asked for prompt in part.prompts]
 
 
 def answers(model: Any, exam: Ready) -> list[pd.DataFrame]:
@@ -52,4 +56,4 @@ def answers(model: Any, exam: Ready) -> list[pd.DataFrame]:
 
 def answered(model: Any, asked: Sequence[Asked], batch_tokens: int) -> list[pd.DataFrame]:
     """The rows of each of ``asked``, in order."""
-    return answers(model, ready(model, asked, batch_tokens))
+    return answers(model, Ready(asked, prefixes.prepared(model, _prompts(asked), batch_tokens)))

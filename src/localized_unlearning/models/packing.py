@@ -9,8 +9,8 @@ the tokens. Gradients are equal too, so training uses the same packs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -235,7 +235,7 @@ def batches(
     row_tokens: int | None = None,
     shared: int | None = None,
     before: int = 0,
-) -> list[Batch]:
+) -> Batches:
     """All ``prompts`` as batches of at most ``batch_tokens`` nodes, in rows of ``row_tokens`` (:func:`row_length`).
 
     A prompt that is longer than that has a batch of its own. ``shared`` is as for :func:`pack`, ``before`` for
@@ -249,7 +249,33 @@ def batches(
             groups[-1].append(p)
         else:
             groups.append([p])
-    return [to_batch(group, model, before) for group in groups]
+    return Batches(groups, model, before)
+
+
+@dataclass(frozen=True)
+class Batches(Sequence[Batch]):
+    """Batches that are made when they are asked for: their masks together would be larger than the model's work.
+
+    Attributes:
+        groups: the packs of each batch.
+        model, before: as for :func:`to_batch`.
+        members: index of each packed prompt in a longer list; None where it is its own.
+        more: further keyword arguments of the model.
+    """
+
+    groups: list[list[Pack]]
+    model: Any
+    before: int = 0
+    members: Tensor | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: Any) -> Any:
+        batch = to_batch(self.groups[index], self.model, self.before)
+        prompts = batch.prompts if self.members is None else self.members[batch.prompts]
+        return replace(batch, prompts=prompts, inputs={**batch.inputs, **self.more})
 
 
 def last_hidden(model: Any, batch: Batch) -> Tensor:

@@ -69,7 +69,7 @@ class Part(NamedTuple):
     """Batches of prompts, and what all of them begin with, if anything: a batch of one row that is run before them."""
 
     beginning: packing.Batch | None
-    batches: list[packing.Batch]
+    batches: Sequence[packing.Batch]
 
 
 def prepared(model: Any, prompts: Sequence[Sequence[int]], batch_tokens: int) -> Iterator[Part]:
@@ -87,10 +87,10 @@ def prepared(model: Any, prompts: Sequence[Sequence[int]], batch_tokens: int) ->
             found = packing.batches(rest, model, max(row, batch_tokens), row, before=group.length)
         else:
             found = packing.batches(rest, model, batch_tokens)
-        yield Part(beginning, [replace(batch, prompts=members[batch.prompts]) for batch in found])
+        yield Part(beginning, replace(found, members=members))
 
 
-def begun(model: Any, part: Part) -> list[packing.Batch]:
+def begun(model: Any, part: Part) -> Sequence[packing.Batch]:
     """A part's batches; where they share a beginning, it is run now and their inputs hold what it left."""
     if part.beginning is None:
         return part.batches
@@ -98,6 +98,8 @@ def begun(model: Any, part: Part) -> list[packing.Batch]:
     more = {"use_cache": True, "past_key_values": kept}
     model.base_model(**{**part.beginning.inputs, **more})
     kept.grows = False
+    if isinstance(part.batches, packing.Batches):
+        return replace(part.batches, more=more)
     return [replace(batch, inputs={**batch.inputs, **more}) for batch in part.batches]
 
 
