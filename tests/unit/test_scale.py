@@ -35,7 +35,7 @@ def test_a_graph_of_four_times_the_seeds_takes_four_times_the_work() -> None:
 
     def graph(seeds: int) -> tuple[int, int]:
         config = load([ROOT / "config.yaml"], {"seeds": list(range(seeds))})
-        count, jobs = calls(lambda: Graph(config).jobs())
+        count, jobs = calls(lambda: Graph(config).jobs)
         return count, len(jobs)
 
     (few, few_jobs), (many, many_jobs) = graph(5), graph(20)
