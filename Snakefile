@@ -8,9 +8,12 @@ from snakemake.utils import min_version
 from localized_unlearning.config.reading import overlays
 from localized_unlearning.errors import UserError
 from localized_unlearning.workflow import targets
-from localized_unlearning.workflow.snakefile import Rules
+from localized_unlearning.workflow.snakefile import Rules, unsupported
 
 min_version("9.27")
+
+if said := unsupported(workflow):
+    raise WorkflowError(said)
 
 
 configfile: "config.yaml"

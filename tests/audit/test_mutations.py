@@ -14,8 +14,10 @@ import pytest
 from lab import SOURCES, Lab
 
 import localized_unlearning
+from localized_unlearning.audit import findings
+from localized_unlearning.cli import main
 from localized_unlearning.jobs.job import Input, Stage
-from localized_unlearning.provenance import digests, hashing, locks, records
+from localized_unlearning.provenance import digests, hashing, locks, pages, records
 
 TRAINED = {
     f"sports/seed{seed}/{name}": "ok/stale"
@@ -477,3 +479,301 @@ def test_torch_is_not_needed(lab: Lab) -> None:
         answer.stderr
     )  # the toy stages are not in the table of this process
     assert {a["integrity"] for a in json.loads(answer.stdout)["artefacts"]} == {"ok"}
+
+
+# --- who claims what, told by place
+
+
+def plant(lab: Lab, name: str, like: Path, **change: Any) -> Path:
+    """A record of a forger's: like another one, with changes, its id and key refit."""
+    record = records.read(like).model_copy(update=change)
+    place = like.with_name(name)
+    records.write(record.model_copy(update={"key": records.key_in(record)}), place)
+    return place
+
+
+def test_two_records_that_claim_one_output(lab: Lab) -> None:
+    record = lab.results / "tables/table_1.csv.record.json"
+    shutil.copy(record, record.with_name("zz.csv.record.json"))
+    found = lab.findings()
+    assert found["tables/table_1.csv"].integrity == "modified"
+    assert "claims it too" in found["tables/table_1.csv"].reasons[0]
+
+
+def test_a_record_without_a_folder_or_with_another_runs(lab: Lab) -> None:
+    record = lab.results / "tables/table_1.csv.record.json"
+    plant(lab, record.name, record, folder=None)
+    assert "does not say that it was made in run organism" in lab.findings()["tables/table_1.csv"].reasons[0]
+    plant(lab, record.name, record, folder="results/another/tables")
+    assert "made in results/another/tables" in lab.findings()["tables/table_1.csv"].reasons[0]
+
+
+def test_an_invented_table_with_a_record(lab: Lab) -> None:
+    record = lab.results / "tables/table_1.csv.record.json"
+    output = records.read(record).outputs[0].model_copy(update={"path": "table_9.csv"})
+    shutil.copy(lab.table, lab.table.with_name("table_9.csv"))
+    plant(lab, "table_9.csv.record.json", record, folder=None, outputs=(output,))
+    assert list(lab.findings()) == ["tables/table_9.csv"]
+
+
+@pytest.mark.parametrize("name", ["report.html", "README.md", "tables/config.yaml", "sports/report.html"])
+def test_a_page_without_a_record(lab: Lab, name: str) -> None:
+    (lab.results / name).write_text("planted")
+    assert lab.status() == {name: "unrecorded/-"}
+
+
+def test_a_report_is_an_artefact_like_others(lab: Lab) -> None:
+    report = lab.results / "report.html"
+    pages.publish(report, "<html>", pages.REPORT, lab.root, {}, [lab.table])
+    assert lab.status() == {}
+    report.write_text("<html>better")
+    assert lab.status() == {"report.html": "modified/ok"}
+    pages.publish(report, "<html>", pages.REPORT, lab.root, {}, [lab.table])
+    lab.configure(statistics={"bootstrap": 7})
+    lab.resolve()
+    lab.run("table", {"table": "table_1"}, {"rows": lab.rows()}, {"csv": lab.table})
+    assert lab.status()["report.html"] == "ok/stale"  # it shows the old table
+
+
+# --- records, whatever their times
+
+
+def test_a_forged_record_is_caught_whatever_its_times(lab: Lab) -> None:
+    """No clock decides: the forger's end may lie before, between or after those of the jobs around it."""
+    record = lab.seed(0) / "rows.csv.record.json"
+    for ended in ("2000-01-01T00:00:00.000+00:00", "2999-01-01T00:00:00.000+00:00"):
+        plant(lab, record.name, record, facts={"seeds": {"order": 7}}, ended=ended)
+        found = lab.findings()
+        assert list(found) == ["sports/seed0/rows.csv"]
+        assert "another one than" in found["sports/seed0/rows.csv"].reasons[0]
+
+
+def test_the_record_of_an_input_exchanged_or_dropped(lab: Lab) -> None:
+    """The record that names a wrong producer is found, and the innocent producer is not accused."""
+    record = lab.results / "tables/table_1.csv.record.json"
+    inputs = records.read(record).inputs
+    for change in ("0" * 64, None):
+        plant(lab, record.name, record, inputs=(inputs[0].model_copy(update={"record": change}), *inputs[1:]))
+        assert list(lab.findings()) == ["tables/table_1.csv"]
+
+
+def test_a_record_that_contradicts_itself(lab: Lab) -> None:
+    record = lab.results / "tables/table_1.csv.record.json"
+    output = records.read(record).outputs[0]
+    plant(lab, record.name, record, outputs=(output.model_copy(update={"sha256": "0" * 64}),))
+    assert "digest of csv is not that of the files" in lab.findings()["tables/table_1.csv"].reasons[0]
+    shutil.copy(lab.root / "results/organism/sports/seed0/rows.csv", lab.table)  # and the bytes beside it
+    plant(
+        lab, record.name, record, outputs=(output,), code={**records.read(record).code, "toylab.x": "0" * 64}
+    )
+    assert "digest of its code" in " ".join(lab.findings()["tables/table_1.csv"].reasons)
+
+
+def test_wildcards_that_do_not_fit_the_place(lab: Lab) -> None:
+    record = lab.results / "tables/table_1.csv.record.json"
+    plant(lab, record.name, record, wildcards={"table": "table_2"})
+    assert (
+        lab.findings()["tables/table_1.csv"].reasons[0]
+        == "its record says table table_2, its place table table_1"
+    )
+
+
+def test_a_rerun_after_the_folder_was_deleted_is_no_alarm(lab: Lab) -> None:
+    for _ in range(2):
+        shutil.rmtree(lab.seed(0))
+        lab.train(0)
+        lab.evaluate(0)
+    assert lab.status() == {}
+    before = records.read(lab.seed(0) / "rows.csv.record.json")
+    assert len(before.replaces) == 2 and before.id not in before.replaces
+
+
+def test_a_run_made_again_from_nothing_beside_its_old_figures_is_no_alarm(lab: Lab) -> None:
+    shutil.rmtree(lab.results)
+    lab.resolve()
+    for seed in (0, 1):
+        lab.train(seed)
+        lab.evaluate(seed)
+    assert lab.status() == {}
+
+
+# --- what cannot be read, or should not be
+
+
+@pytest.fixture
+def unreadable(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Makes a file one that may not be read; the user of a test may be root, whom no mode keeps out."""
+    closed: set[str] = set()
+    real = os.open
+
+    def open_(path: Any, *rest: Any, **more: Any) -> int:
+        if os.fspath(path) in closed:
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return real(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", open_)
+    return lambda path: closed.add(str(path))
+
+
+def test_a_file_that_may_not_be_read(lab: Lab, unreadable: Any) -> None:
+    unreadable(lab.seed(0) / "model" / "weights")
+    found = lab.findings()
+    assert found["sports/seed0/model"].integrity == "unreadable"
+    assert "Permission denied" in found["sports/seed0/model"].reasons[0]
+    assert found.keys() == {"sports/seed0/model"}
+
+
+def test_a_record_that_may_not_be_read(lab: Lab, unreadable: Any) -> None:
+    unreadable(lab.seed(0) / "rows.csv.record.json")
+    found = lab.status()
+    assert found == {
+        "sports/seed0/rows.csv.record.json": "modified/-",
+        "sports/seed0/rows.csv": "unrecorded/-",
+    }
+
+
+NESTED = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "text",
+    [NESTED, '{"schema_version": 2, "x": ' + "[" * 400 + "]" * 400 + "}", '{"schema_version": 1}', "[]", "null",
+     '{"schema_version": 2}', "9" * 5000, "\udcff", '{"schema_version": ' + "9" * 5000 + "}"],
+)  # fmt: skip
+def test_a_hostile_record_is_a_finding(lab: Lab, text: str) -> None:
+    place = lab.results / "tables" / "x.record.json"
+    place.write_text(text, errors="surrogateescape")
+    assert lab.status() == {"tables/x.record.json": "modified/-"}
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "../escaped", "/etc/passwd", "", ".", "a/b"])
+def test_a_record_of_an_impossible_file(lab: Lab, name: str) -> None:
+    place = lab.results / "tables/table_1.csv.record.json"
+    data = json.loads(place.read_text())
+    data["outputs"][0]["path"] = name
+    place.write_text(json.dumps(data))
+    assert lab.status() == {
+        "tables/table_1.csv.record.json": "modified/-",
+        "tables/table_1.csv": "unrecorded/-",
+    }
+
+
+def test_a_record_that_is_a_fifo(lab: Lab) -> None:
+    os.mkfifo(lab.results / "tables" / "x.record.json")
+    assert lab.status() == {"tables/x.record.json": "modified/-"}
+
+
+def odd(folder: Path, kind: str) -> None:
+    path = folder / "odd"
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "link":
+        path.symlink_to("weights")
+    elif kind == "dangling":
+        path.symlink_to("nowhere")
+    elif kind == "linked folder":
+        path.symlink_to(folder.parent)
+    elif kind == "stamp":
+        (folder / ".snakemake_planted").write_text("")
+    elif kind == "socket":
+        import socket
+
+        here = os.getcwd()
+        os.chdir(folder)
+        socket.socket(socket.AF_UNIX).bind("odd")
+        os.chdir(here)
+
+
+ODD = ["FIFO", "folder", "link", "dangling", "linked folder", "stamp", "socket"]
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_what_is_no_plain_file_inside_an_output(lab: Lab, kind: str) -> None:
+    odd(lab.seed(0) / "model", kind)
+    assert lab.status()["sports/seed0/model"] == "modified/ok"
+    assert "was added" in lab.findings()["sports/seed0/model"].reasons[0]
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "link", "dangling", "linked folder"])
+def test_what_is_no_plain_file_beside_the_outputs(lab: Lab, kind: str) -> None:
+    odd(lab.results / "tables", kind)
+    assert lab.status() == {"tables/odd": "unrecorded/-"}
+
+
+def test_snakemakes_own_mark_is_no_alarm(lab: Lab) -> None:
+    (lab.seed(0) / "model" / ".snakemake_timestamp").touch()
+    assert lab.status() == {}
+
+
+def test_names_that_a_terminal_obeys_or_cannot_show(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (b"red \x1b[31m\n", b"not \xff utf-8"):
+        Path(os.fsdecode(os.fsencode(lab.results / "tables") + b"/" + name)).write_text("x")
+    assert main.main(["audit", "verify"]) == 1
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\\x1b" in out and "not \\udcff utf-8" in out
+
+
+# --- exit statuses
+
+
+def test_a_fault_of_the_audit_is_no_finding(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a crash that ends with 1, which says that there are findings."""
+    assert main.main(["audit", "verify"]) == 0
+    monkeypatch.setattr(findings.Audit, "findings", lambda self: 1 / 0)
+    assert main.main(["audit", "verify"]) == 2
+    assert "could not do its work (ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves_and_a_full_disk(lab: Lab) -> None:
+    package = str(Path(localized_unlearning.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": package, "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "localized_unlearning.cli.main", "audit", "verify", "--all"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    for stream in (writer, os.open("/dev/full", os.O_WRONLY)):
+        answer = subprocess.run(
+            command, stdout=stream, stderr=subprocess.PIPE, cwd=lab.root, env=environment, text=True
+        )
+        os.close(stream)
+        assert answer.returncode == 2 and "Traceback" not in answer.stderr, answer.stderr
+
+
+def test_nobody_s_home(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache of digests is a convenience: a home that is no folder, or none at all, keeps no audit."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert lab.status() == {}
+
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    assert lab.status(quick=True) == {}
+
+
+# --- inputs from outside
+
+
+def test_an_input_from_outside_is_found_through_the_config_alone(lab: Lab, tmp_path: Path) -> None:
+    """Its record holds the base name only; a file of that name in the current folder is another one."""
+    outside = tmp_path / "elsewhere" / "facts.csv"
+    outside.parent.mkdir()
+    outside.write_text("1 2 3\n")
+    lab.configure(athletes={"source": {"kind": "path", "path": "../elsewhere/facts.csv"}})
+    lab.resolve()
+    outputs = {"model": lab.seed(0) / "model", "history": lab.seed(0) / "history.csv"}
+    inputs = {"data": outside, "prompts": lab.root / "workflow/prompts.yaml"}
+    record = lab.run("train", {"task": "sports", "seed": "0"}, inputs, outputs)
+    assert (record.inputs[0].path, record.inputs[0].outside) == ("facts.csv", True)
+    (lab.root / "facts.csv").write_text("another file")
+    assert lab.status() == {}
+    outside.write_text("1 2\n")
+    assert lab.status()["sports/seed0/model"] == "ok/stale"
+    outside.write_text("1 2 3\n")
+    lab.configure(athletes={"source": {"kind": "path", "path": "workflow/data.txt"}})
+    reasons = next(f for f in lab.audit().findings() if f.path == outputs["model"]).reasons
+    assert reasons == ("input facts.csv lies outside this folder, and the config names no such file",)

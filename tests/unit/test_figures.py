@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -347,3 +348,35 @@ def test_no_model_is_needed_to_draw() -> None:
     """A figure is redrawn in seconds: nothing that draws imports torch."""
     code = "import sys, localized_unlearning.reporting.figures.drawing as f, matplotlib.figure; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_what_a_person_has_at_home_reaches_no_figure(tmp_path: Path) -> None:
+    """The figure stage under a hostile home, locale and environment: the same bytes."""
+    home = tmp_path / "home"
+    (home / ".config/matplotlib").mkdir(parents=True)
+    rc = "axes.grid: True\nsavefig.bbox: tight\nsavefig.transparent: True\nfont.size: 30\ntext.color: red\n"
+    for place in (
+        home / ".config/matplotlib/matplotlibrc",
+        home / ".matplotlibrc",
+        tmp_path / "matplotlibrc",
+    ):
+        place.write_text(rc)
+    data = tmp_path / "layer_probes.parquet"
+    layer_frames()["layer_probes"].to_parquet(data)
+    (tmp_path / "config.yaml").write_text("run: r\n")
+    hostile = {
+        "HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
+        "LC_ALL": "de_DE.UTF-8", "GIT_DIR": "/nowhere", "HF_ENDPOINT": "http://127.0.0.1:1", "MPLBACKEND": "svg",
+    }  # fmt: skip
+    name = next(name for name, figure in FIGURES.items() if figure.kind == "layers")
+    bytes_of = []
+    for more in ({}, hostile):
+        folder = tmp_path / f"results{len(more)}"
+        words = [sys.executable, "-m", "localized_unlearning.cli.main", "figure", "--config", "config.yaml", "--figure",
+                 name, "--data", str(data), *(w for s in ("csv", "pdf", "png") for w in (f"--out-{s}", f"{folder}/f.{s}"))]  # fmt: skip
+        clean = {k: v for k, v in os.environ.items() if not k.startswith(("MPL", "LC_", "LANG"))}
+        answer = subprocess.run(words, cwd=tmp_path, env={**clean, "XDG_CACHE_HOME": str(tmp_path), **more},
+                                capture_output=True, text=True)  # fmt: skip
+        assert answer.returncode == 0, answer.stderr
+        bytes_of.append([(folder / f"f.{suffix}").read_bytes() for suffix in ("csv", "pdf", "png")])
+    assert bytes_of[0] == bytes_of[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -53,3 +54,28 @@ def test_unreadable_gguf_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read .*absent\.gguf"):
         convert_gguf(tmp_path / "absent.gguf", tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["x.gguf"]
+
+
+def header() -> bytes:
+    """The beginning of a GGUF file: an architecture, a list of words and one tensor's description."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    words = struct.pack("<IQ", 8, 2) + text("a") + text("b")
+    keys = text("general.architecture") + struct.pack("<I", 8) + text("gemma3")
+    keys += text("tokenizer.ggml.tokens") + struct.pack("<I", 9) + words
+    tensor = text("token_embd.weight") + struct.pack("<IQQIQ", 2, 8, 4, 0, 0)
+    return b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + keys + tensor
+
+
+def test_a_truncated_or_mutated_gguf_is_one_clear_error(tmp_path: Path) -> None:
+    """Catches the reader's own faults (struct.error, OverflowError, IndexError ...) as tracebacks."""
+    whole = header()
+    cut = [whole[:length] for length in range(4, len(whole), 9)]
+    flipped = [whole[:at] + bytes([whole[at] ^ 0x41]) + whole[at + 1 :] for at in range(4, len(whole), 11)]
+    for number, data in enumerate([*cut, *flipped]):
+        path = tmp_path / f"{number}.gguf"
+        path.write_bytes(data)
+        with pytest.raises(UserError):
+            convert_gguf(path, tmp_path / "model")

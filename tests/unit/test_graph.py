@@ -13,6 +13,7 @@ from localized_unlearning.config import reading
 from localized_unlearning.config.run import Config
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.paper.artefacts import FIGURES, TABLES
+from localized_unlearning.provenance import records
 from localized_unlearning.workflow.graph import INPUTS, MAKERS, Graph
 from localized_unlearning.workflow.layout import PLACES, JobId, Layout
 
@@ -57,11 +58,12 @@ def test_the_layout_and_the_stage_table_name_the_same_outputs() -> None:
 
 
 def test_every_job_owns_its_files_alone(graph: Graph) -> None:
-    """No two jobs of a plan share an output, a log or a benchmark file, and each file is known to be its job's."""
+    """No two jobs of a plan share an output, a record or a log, and each file is known to be its job's."""
     seen: dict[str, JobId] = {}
     for job in graph.jobs:
-        logs = (graph.layout.log(job.stage, suffix).format(**job.named) for suffix in (".log", ".tsv"))
-        for path in (*graph.layout.outputs(job).values(), *logs):
+        log = graph.layout.log(job.stage, ".log").format(**job.named)
+        record = str(records.path_for(Path(next(iter(graph.layout.outputs(job).values())))))
+        for path in (*graph.layout.outputs(job).values(), log, record):
             assert seen.setdefault(path, job) == job
         assert all(graph.owner(path) == job for path in graph.layout.outputs(job).values())
         assert graph.has(job)

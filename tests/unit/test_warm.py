@@ -24,6 +24,9 @@ def main(arguments, warm_start=True):
     if verb == "say":
         print(os.getcwd(), os.environ.get("WORD"), *rest)
         print("aside", file=sys.stderr)
+    elif verb == "inherit":
+        now = os.umask(0); os.umask(now)
+        print(now, sorted(os.sched_getaffinity(0)))
     elif verb == "exit": sys.exit(int(rest[0]))
     elif verb == "return": return int(rest[0])
     elif verb == "raise": raise RuntimeError("broken")
@@ -127,6 +130,46 @@ def test_a_killed_client_takes_its_job_along(place: Path) -> None:
     assert client(place, "return", "0").returncode == 0
 
 
+def test_umask_and_cpus_are_the_clients(place: Path) -> None:
+    """Catches outputs whose mode is that of whoever started the server."""
+    cpus = sorted(os.sched_getaffinity(0))
+    for umask, few in ((0o077, cpus[:1]), (0o002, cpus)):
+        words = [sys.executable, "-c", CLIENT, str(place / "s"), "inherit"]
+        done = subprocess.run(
+            words, env=environment(place), capture_output=True, text=True, timeout=30, umask=umask,
+            preexec_fn=lambda few=few: os.sched_setaffinity(0, few),
+        )  # fmt: skip
+        assert done.stdout == f"{umask} {few}\n", done.stderr
+
+
+def test_a_killed_server_is_said_and_takes_its_children_along(
+    place: Path, request: pytest.FixtureRequest
+) -> None:
+    mark = place / "sleep"
+    words = [sys.executable, "-c", CLIENT, str(place / "s"), "sleep", str(mark)]
+    process = subprocess.Popen(words, env=environment(place), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: mark.exists() and mark.read_text() != "")
+    child = int(mark.read_text())
+    server = int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1])
+    os.kill(server, signal.SIGKILL)
+    assert process.wait(30) == 1
+    assert "warm starts are forked from has ended" in process.communicate()[1]
+    wait_for(lambda: not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text())
+
+
+def test_a_folder_with_too_long_a_name_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches a server that each job starts, waits for and sees fail."""
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(warm.tempfile, "gettempdir", lambda: str(long))
+    monkeypatch.setattr(warm.subprocess, "Popen", lambda *a, **k: pytest.fail("a server was started"))
+    assert warm.run(["x"], start=True) is None and warm.run(["x"], start=True) is None
+    assert capsys.readouterr().err.count("too long a name for a socket") == 1
+
+
 def test_many_at_once(place: Path) -> None:
     words = [sys.executable, "-c", CLIENT, str(place / "s"), "exit"]
     processes = [subprocess.Popen([*words, str(i)], env=environment(place)) for i in range(12)]
@@ -141,7 +184,10 @@ def test_an_idle_server_leaves_and_the_next_job_runs_cold(place: Path) -> None:
 def test_the_address_is_private_and_changes_with_what_was_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    near = tmp_path / "n"  # a socket's address is short, and pytest's folders are not
+    monkeypatch.setattr(warm, "LONGEST", 1000)
+    near.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(near))
     first = warm.address()
     assert first == warm.address() and first.parent.stat().st_mode & 0o077 == 0
     monkeypatch.setenv("OMP_NUM_THREADS", "13")

@@ -9,8 +9,6 @@ rule relearn:
         **plan.outputs("relearn", directory),
     log:
         plan.log("relearn"),
-    benchmark:
-        plan.benchmark("relearn")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -33,8 +31,6 @@ rule probe:
         **plan.outputs("probe", directory),
     log:
         plan.log("probe"),
-    benchmark:
-        plan.benchmark("probe")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads

@@ -10,11 +10,9 @@ if plan.config.model.kind == "organism":
             **plan.outputs("pretrain", directory),
         log:
             plan.log("pretrain"),
-        benchmark:
-            plan.benchmark("pretrain")
         conda:
             "../../envs/cpu.yaml"
-        threads: workflow.resource_settings.cores or 2
+        threads: plan.config.organism.threads
         resources:
             mem_mb=plan.memory("pretrain"),
             runtime=plan.runtime("pretrain"),
@@ -35,8 +33,6 @@ elif plan.config.model.kind == "gguf":
             **plan.outputs("convert", directory),
         log:
             plan.log("convert"),
-        benchmark:
-            plan.benchmark("convert")
         conda:
             "../../envs/cpu.yaml"
         resources:
@@ -59,8 +55,6 @@ elif plan.config.model.kind == "huggingface":
             **plan.outputs("download", directory),
         log:
             plan.log("download"),
-        benchmark:
-            plan.benchmark("download")
         localrule: True
         conda:
             "../../envs/cpu.yaml"
@@ -83,8 +77,6 @@ rule model_card:
         **plan.outputs("model_card", directory),
     log:
         plan.log("model_card"),
-    benchmark:
-        plan.benchmark("model_card")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads

@@ -12,8 +12,6 @@ rule table:
         **plan.outputs("table", directory),
     log:
         plan.log("table"),
-    benchmark:
-        plan.benchmark("table")
     conda:
         "../../envs/cpu.yaml"
     resources:
@@ -35,8 +33,6 @@ rule comparisons:
         **plan.outputs("comparisons", directory),
     log:
         plan.log("comparisons"),
-    benchmark:
-        plan.benchmark("comparisons")
     conda:
         "../../envs/cpu.yaml"
     resources:
@@ -58,8 +54,6 @@ rule supplement:
         **plan.outputs("supplement", directory),
     log:
         plan.log("supplement"),
-    benchmark:
-        plan.benchmark("supplement")
     conda:
         "../../envs/cpu.yaml"
     resources:
@@ -81,8 +75,6 @@ rule figure:
         **plan.outputs("figure", directory),
     log:
         plan.log("figure"),
-    benchmark:
-        plan.benchmark("figure")
     conda:
         "../../envs/cpu.yaml"
     resources:
@@ -104,8 +96,6 @@ rule claims:
         **plan.outputs("claims", directory),
     log:
         plan.log("claims"),
-    benchmark:
-        plan.benchmark("claims")
     conda:
         "../../envs/cpu.yaml"
     resources:

@@ -13,8 +13,6 @@ rule fetch:
         **plan.outputs("fetch", str),
     log:
         plan.log("fetch"),
-    benchmark:
-        plan.benchmark("fetch")
     wildcard_constraints:
         source=plan.fetched(folders=False),
     localrule: True
@@ -46,8 +44,6 @@ rule known_facts:
         **plan.outputs("known_facts", directory),
     log:
         plan.log("known_facts"),
-    benchmark:
-        plan.benchmark("known_facts")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -70,8 +66,6 @@ rule split:
         **plan.outputs("split", directory),
     log:
         plan.log("split"),
-    benchmark:
-        plan.benchmark("split")
     conda:
         "../../envs/cpu.yaml"
     resources:

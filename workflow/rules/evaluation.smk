@@ -9,8 +9,6 @@ rule facts:
         **plan.outputs("facts", directory),
     log:
         plan.log("facts"),
-    benchmark:
-        plan.benchmark("facts")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -33,8 +31,6 @@ rule multiple_choice:
         **plan.outputs("multiple_choice", directory),
     log:
         plan.log("multiple_choice"),
-    benchmark:
-        plan.benchmark("multiple_choice")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -57,8 +53,6 @@ rule mmlu:
         **plan.outputs("mmlu", directory),
     log:
         plan.log("mmlu"),
-    benchmark:
-        plan.benchmark("mmlu")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -81,8 +75,6 @@ rule text:
         **plan.outputs("text", directory),
     log:
         plan.log("text"),
-    benchmark:
-        plan.benchmark("text")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -105,8 +97,6 @@ rule sweep:
         **plan.outputs("sweep", directory),
     log:
         plan.log("sweep"),
-    benchmark:
-        plan.benchmark("sweep")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads

@@ -9,8 +9,6 @@ rule layer_probes:
         **plan.outputs("layer_probes", directory),
     log:
         plan.log("layer_probes"),
-    benchmark:
-        plan.benchmark("layer_probes")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -33,8 +31,6 @@ rule head_ablation:
         **plan.outputs("head_ablation", directory),
     log:
         plan.log("head_ablation"),
-    benchmark:
-        plan.benchmark("head_ablation")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads

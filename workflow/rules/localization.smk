@@ -9,8 +9,6 @@ rule score:
         **plan.outputs("score", directory),
     log:
         plan.log("score"),
-    benchmark:
-        plan.benchmark("score")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -33,8 +31,6 @@ rule select:
         **plan.outputs("select", directory),
     log:
         plan.log("select"),
-    benchmark:
-        plan.benchmark("select")
     conda:
         "../../envs/cpu.yaml"
     resources:
@@ -56,8 +52,6 @@ rule select_for_mask:
         **plan.outputs("select_for_mask", directory),
     log:
         plan.log("select_for_mask"),
-    benchmark:
-        plan.benchmark("select_for_mask")
     conda:
         "../../envs/cpu.yaml"
     resources:

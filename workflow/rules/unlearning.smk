@@ -9,8 +9,6 @@ rule finetune:
         **plan.outputs("finetune", directory),
     log:
         plan.log("finetune"),
-    benchmark:
-        plan.benchmark("finetune")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -33,8 +31,6 @@ rule mask:
         **plan.outputs("mask", directory),
     log:
         plan.log("mask"),
-    benchmark:
-        plan.benchmark("mask")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from localized_unlearning.audit.runs import Configs, Run, run_of
-from localized_unlearning.audit.words import shown
+from localized_unlearning.audit.words import plain, shown
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import records
@@ -201,7 +201,7 @@ class Index:
             place = placed(prefix, folder, recorded)
             if count > own_votes and place is not None and place != entry.folder:
                 return f"it was made in {recorded} and has been moved or swapped"
-        return self._in_another_run(entry)
+        return self._in_another_run(entry) or _of_another_job(entry)
 
     def _in_another_run(self, entry: Entry) -> str | None:
         """Why a record of one run lies in another's folder, judged by the other records there."""
@@ -252,6 +252,17 @@ def walk(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(here, name) for name in folders if Path(here, name).is_symlink())
         yield from (Path(here, name) for name in sorted(files))
+
+
+def _of_another_job(entry: Entry) -> str | None:
+    """How the wildcards of a record differ from those in its outputs' place, as the layout reads them."""
+    for output in entry.record.outputs:
+        job = layout.Layout(entry.run).job(f"{entry.record.folder}/{output.path}")
+        for name, value in job.named.items() if job else ():
+            said = entry.record.wildcards.get(name, value)
+            if said != value:
+                return f"its record says {name} {plain(said)}, its place {name} {plain(value)}"
+    return None
 
 
 def _move(entry: Entry) -> tuple[str, Path] | None:

@@ -4,25 +4,30 @@ A stage that loads a model spends five seconds on imports, and a run has over a 
 ``compute.warm_start`` the command hands its arguments, folder, environment and streams to a server on the same
 machine, which forks; the child does the work and its exit status becomes the command's. The server imports
 third-party packages only, so that the project's own code is read afresh by every job. It is private to one
-user, one Python, one set of installed packages and one thread count, starts with the first job and leaves
-after a minute without one. Whatever goes wrong before the child has started, the job runs cold, as it does
-inside a Slurm allocation and where the operating system cannot fork or pass streams.
+user, one Python, one set of installed packages, one thread count, one nice value and one set of limits, starts with
+the first job and leaves after a minute without one; the child takes the client's umask, CPU set, folder and
+environment. Whatever goes wrong before the child has started, the job runs cold, as it does
+inside a Slurm allocation and where the operating system cannot fork or pass streams; a server that could not start
+is said once and not tried again for an hour. A child ends with its server, and its client says so.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import importlib
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +51,12 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_V
 
 STARTED = b"+"
 
+LONGEST = (
+    90  # bytes of a socket's address; the kernel takes 108 (macOS: 104), and it is bound under a longer name
+)
+
+FAILED_FOR = 3600.0  # seconds for which a server that could not start is not tried again
+
 
 def possible() -> bool:
     """Whether this machine and place can do it: Unix streams over sockets, and not inside a Slurm allocation."""
@@ -56,12 +67,12 @@ def address() -> Path:
     """The socket of the server for this user, Python, installed packages and thread count.
 
     Raises:
-        OSError: when no folder private to this user can be had.
+        OSError: when no folder private to this user can be had, or its name is too long for a socket.
     """
     folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"warm-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if found.st_uid != os.getuid() or found.st_mode & 0o077 or folder.is_symlink():
+    status = folder.lstat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
         raise PermissionError(f"{folder} is not private to this user")
     packages = [
         (p, os.stat(p).st_mtime_ns) for p in sys.path if p.endswith("site-packages") and os.path.isdir(p)
@@ -72,8 +83,18 @@ def address() -> Path:
         packages,
         [os.environ.get(name) for name in THREADS],
         hashlib.sha256(own).hexdigest(),
+        os.nice(0),
+        [resource.getrlimit(limit) for limit in _limits()],
     ]
-    return folder / (hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16] + ".sock")
+    found = folder / (hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16] + ".sock")
+    if len(os.fsencode(found)) > LONGEST:
+        raise OSError(errno.ENAMETOOLONG, "the folder for temporary files has too long a name for a socket")
+    return found
+
+
+def _limits() -> list[int]:
+    """The limits that a process hands down to its children."""
+    return [value for name, value in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
 
 
 def run(arguments: Sequence[str], start: bool) -> int | None:
@@ -86,22 +107,57 @@ def run(arguments: Sequence[str], start: bool) -> int | None:
     Returns:
         The status, 128 + N for a child that signal N ended; None when the job has to be run cold.
     """
+    status = b""
+    started = False
     try:
-        connection = _connect(address(), start)
+        try:
+            path = address()
+        except OSError as error:
+            _say_once(
+                f"warm starts are off: {error.strerror or error}; compute.warm_start: false, or a shorter TMPDIR"
+            )
+            return None
+        connection = _connect(path, start)
         if connection is None:
             return None
         with connection:
-            request = {"arguments": list(arguments), "folder": os.getcwd(), "environment": dict(os.environ)}
+            umask = os.umask(0o077)
+            os.umask(umask)
+            request = {
+                "arguments": list(arguments), "folder": os.getcwd(), "environment": dict(os.environ),
+                "umask": umask, "cpus": _cpus(),
+            }  # fmt: skip
             message = json.dumps(request).encode()
             socket.send_fds(connection, [len(message).to_bytes(8, "big")], [0, 1, 2])
             connection.sendall(message)
             if connection.recv(1) != STARTED:
                 return None
+            started = True
             sys.stdout.flush()
             status = connection.recv(4)
     except OSError:
-        return None
-    return int.from_bytes(status, "big") if len(status) == 4 else 1
+        if not started:
+            return None
+    if len(status) == 4:
+        return int.from_bytes(status, "big")
+    print(
+        "error: the process that warm starts are forked from has ended, and this job with it; if the machine ran "
+        "out of memory, run fewer jobs at a time; else run again, or set compute.warm_start to false",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _cpus() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _say_once(text: str) -> None:
+    """Say a sentence, once for all jobs that one process starts (Snakemake, a shell)."""
+    mark = Path(tempfile.gettempdir()) / f"warm-{os.getuid()}-{os.getppid()}.said"
+    with contextlib.suppress(OSError):
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        print(text, file=sys.stderr)
 
 
 def _connect(path: Path, start: bool) -> socket.socket | None:
@@ -111,7 +167,8 @@ def _connect(path: Path, start: bool) -> socket.socket | None:
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one of several first clients starts it
         found = _try(path)
-        if found is not None:
+        failed = path.with_suffix(".failed")
+        if found is not None or _is_fresh(failed):
             return found
         process = subprocess.Popen(
             [sys.executable, "-m", "localized_unlearning.cli.warm", str(path)],
@@ -124,7 +181,16 @@ def _connect(path: Path, start: bool) -> socket.socket | None:
             if found is not None:
                 return found
             time.sleep(0.05)
+        failed.touch()
+        print("warm starts failed and are off for an hour: the jobs run without them", file=sys.stderr)
     return None
+
+
+def _is_fresh(mark: Path) -> bool:
+    try:
+        return time.time() - mark.stat().st_mtime < FAILED_FOR
+    except OSError:
+        return False
 
 
 def _try(path: Path) -> socket.socket | None:
@@ -143,16 +209,17 @@ def serve(path: Path, modules: Sequence[str] = PRELOADED, idle: float = IDLE) ->
     No thread of ours runs here before a fork (pyarrow's allocator has one of its own, and handles forks). When a client goes away its child is told to stop, and killed
     if it has not after ten seconds.
     """
+    listener = socket.socket(socket.AF_UNIX)
+    waiting_room = path.with_name(f"{path.name}.{os.getpid()}")
+    old = os.umask(0o177)
+    listener.bind(str(waiting_room))  # before anything is imported: should it fail, it fails at once
+    os.umask(old)
     for name in modules:
         try:
             importlib.import_module(name)
         except ImportError:
             continue
-    listener = socket.socket(socket.AF_UNIX)
-    path.unlink(missing_ok=True)
-    old = os.umask(0o177)
-    listener.bind(str(path))
-    os.umask(old)
+    os.replace(waiting_room, path)
     listener.listen(64)
     inode = path.stat().st_ino
     children: dict[int, socket.socket] = {}
@@ -210,6 +277,7 @@ def _accept(listener: socket.socket, children: dict[int, socket.socket]) -> None
     except (OSError, ValueError):
         connection.close()
         return
+    server = os.getpid()
     pid = os.fork()
     if pid == 0:
         listener.close()
@@ -217,17 +285,32 @@ def _accept(listener: socket.socket, children: dict[int, socket.socket]) -> None
             other.close()
         connection.sendall(STARTED)
         connection.close()
-        _work(request, list(streams))
+        _work(request, list(streams), server)
     for stream in streams:
         os.close(stream)
     children[pid] = connection
 
 
-def _work(request: dict[str, object], streams: list[int]) -> None:
+def _end_with(server: int) -> None:
+    """End this process, politely, once its server is gone: nobody would hear of its end."""
+
+    def watch() -> None:
+        while os.getppid() == server:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _work(request: dict[str, object], streams: list[int], server: int) -> None:
     """The child: become the client, run its command, and never return."""
     code = 1
     try:
         os.setpgid(0, 0)
+        _end_with(server)
+        os.umask(int(str(request["umask"])))
+        if cpus := request["cpus"]:
+            os.sched_setaffinity(0, cpus)  # type: ignore[arg-type]
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)

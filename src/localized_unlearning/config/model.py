@@ -58,4 +58,9 @@ class Organism(Section):
     )
     paraphrases: Count = Field(3, description="Paraphrases read per athlete, drawn at random.")
     seed: int = Field(0, description="Seed of initialisation, order and which athlete is read how.")
+    threads: Count = Field(
+        2,
+        description="CPU threads of pretraining, however many there are: sums are rounded in another order with "
+        "another number, and everything is trained from the organism.",
+    )
     requirements: Requirements = Requirements()

@@ -81,10 +81,12 @@ def _save_model(gguf: Path, folder: Path) -> None:
 def _load(auto_class: Any, gguf: Path, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(gguf.parent, gguf_file=gguf.name, **options)
-    except (OSError, ValueError, KeyError, NotImplementedError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the reader unpacks what the file says: a damaged one fails in any way
         raise UserError(
             f"transformers cannot read {gguf} ({_first_line(error)}): check that it is a GGUF "
-            "file of a model that transformers supports"
+            "file of a model that transformers supports, and whole"
         ) from error
 
 

@@ -213,9 +213,12 @@ def pretrain(model: Any, lessons: Curriculum, organism: Organism, progress: Prog
 
 def run(job: Job) -> None:
     """Stage: pretrain the organism and save it in the standard Hugging Face layout."""
+    import torch
+
     base = int(job.wildcards["base_seed"])
     config = job.config.organism.model_copy(update={"seed": job.config.organism.seed + base})
     device.setup(job.config.compute)
+    torch.set_num_threads(config.threads)  # not as many as there are: the key promises bytes
     athletes, _ = load_athletes(job.inputs["athletes"])
     pairs, seen = reading(
         list(zip(athletes["athlete"], athletes["sport"], strict=True)),

@@ -135,7 +135,7 @@ class Layout:
 
     @property
     def logs(self) -> str:
-        """The run's logs and benchmarks."""
+        """The run's logs."""
         return f"{LOGS}/{self.run}"
 
     @property
@@ -165,7 +165,7 @@ class Layout:
         return {name: path.format(**job.named) for name, path in self.templates(job.stage).items()}
 
     def log(self, stage: str, suffix: str) -> str:
-        """The template of a job's log (``.log``) or benchmark (``.tsv``): one place per job."""
+        """The template of a job's log, with this suffix: one place per job."""
         first = next(iter(PLACES[stage].values()))
         folder, _, name = first.rpartition("/")
         own = "".join(f"_{{{field}}}" for field in _fields(name))

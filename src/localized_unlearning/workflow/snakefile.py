@@ -23,7 +23,7 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import settings_of
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
-from localized_unlearning.provenance import code, pages
+from localized_unlearning.provenance import code, environment, pages
 from localized_unlearning.workflow.graph import Graph
 from localized_unlearning.workflow.layout import FOLDERS, PLACES, JobId
 from localized_unlearning.workflow.places import Places
@@ -37,6 +37,27 @@ def _attempt(words: Sequence[str]) -> int:
     (``workflow.attempt`` is 1 as long as the Snakefile is being read.)
     """
     return int(words[words.index("--attempt") + 1]) if "--attempt" in words else 1
+
+
+def unsupported(workflow: Any) -> str | None:
+    """Why this workflow cannot run as it was started, in one sentence; None when it can.
+
+    Args:
+        workflow: Snakemake's own object.
+    """
+    here = Path(str(workflow.current_basedir))
+    if not here.is_dir() or here.resolve() != Path.cwd().resolve():
+        return (
+            f"this workflow runs in its own folder: cd {here} and start snakemake there (not with -s or --directory "
+            "from elsewhere, nor as a module); for results elsewhere make a link results -> /scratch/..."
+        )
+    methods = {str(method) for method in workflow.deployment_settings.deployment_method}
+    if methods:
+        return (
+            f"jobs run in the environment that snakemake runs in: leave out --software-deployment-method "
+            f"{' '.join(sorted(methods))}, and install envs/cpu.yaml or envs/cuda.yaml with this package there"
+        )
+    return None
 
 
 class Rules:
@@ -118,10 +139,6 @@ class Rules:
         """A rule's log."""
         return self.layout.log(stage, ".log")
 
-    def benchmark(self, stage: str) -> str:
-        """A rule's benchmark file."""
-        return self.layout.log(stage, ".tsv")
-
     def memory(self, stage: str) -> Callable[[Wildcards, int], int]:
         """Memory of a stage's jobs in MB, as the rules' ``mem_mb``; more with each attempt."""
 
@@ -139,15 +156,27 @@ class Rules:
         return runtime
 
     def params(self, stage: str) -> dict[str, Any]:
-        """What a rule hands Snakemake besides its files: settings and code, so that a change of either reruns it."""
+        """What a rule hands Snakemake besides its files: a change of settings, code or environment reruns it.
+
+        The same three are in a job's key, so that Snakemake and ``audit verify`` judge alike.
+        """
         given: dict[str, Any] = {
             "config": self.layout.resolved,
             "settings": self._settings(stage),
             "code": code.code_digest(code.closure(STAGES[stage].module)),
+            "environment": self._environment,
         }
         for name in self._derived(stage):
             given[name] = lambda wildcards, name=name: JobId.of(stage, **dict(wildcards)).named[name]
         return given
+
+    @cached_property
+    def _environment(self) -> str:
+        """The lock's digest and the installed versions that it does not state, as canonical JSON."""
+        name = environment.lock_name(Path())
+        lines = environment.lock_lines(Path(), name) if name else None
+        deviations = environment.deviations(environment.versions(), lines)
+        return files.canonical_json([environment.lock_digest(Path(), name) if name else None, deviations])
 
     def _settings(self, stage: str) -> Callable[[Wildcards], str]:
         """The settings of a job as canonical JSON: Snakemake's own params forget the names."""

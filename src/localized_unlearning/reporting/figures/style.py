@@ -99,13 +99,20 @@ def distinct(labels: Mapping[str, str]) -> dict[str, str]:
     return {name: label if found.count(label) == 1 else f"{label} ({name})" for name, label in labels.items()}
 
 
+def _house() -> Any:
+    """Matplotlib's own defaults with :data:`RC` on top: what a person has in a matplotlibrc reaches no figure."""
+    import matplotlib as mpl
+
+    return {**{name: value for name, value in mpl.rcParamsDefault.items() if name != "backend"}, **RC}
+
+
 @contextmanager
 def panels(rows: int, columns: int, width: float, height: float, **more: Any) -> Iterator[tuple[Figure, Any]]:
     """A figure in the house style and its axes ``[row][column]``; sizes in inches."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(RC):
+    with mpl.rc_context(_house()):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(rows, columns, squeeze=False, **more)
 
@@ -285,6 +292,6 @@ def save(figure: Figure, pdf: Any, png: Any, key: str) -> None:
     """Write a figure as vector PDF and as PNG, with its key and without dates, so that bytes repeat."""
     import matplotlib as mpl
 
-    with mpl.rc_context(RC):
+    with mpl.rc_context(_house()):
         figure.savefig(pdf, metadata={"Keywords": key, "CreationDate": None, "ModDate": None})
         figure.savefig(png, dpi=250, metadata={"Keywords": key})
