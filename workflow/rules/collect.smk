@@ -116,8 +116,6 @@ rule study:
         **plan.outputs("study", directory),
     log:
         plan.log("study"),
-    benchmark:
-        plan.benchmark("study")
     conda:
         "../../envs/cpu.yaml"
     resources:
@@ -138,8 +136,6 @@ rule faithfulness_report:
         **plan.outputs("faithfulness_report", directory),
     log:
         plan.log("faithfulness_report"),
-    benchmark:
-        plan.benchmark("faithfulness_report")
     conda:
         "../../envs/cpu.yaml"
     resources:

@@ -72,8 +72,6 @@ rule select_weights:
         **plan.outputs("select_weights", directory),
     log:
         plan.log("select_weights"),
-    benchmark:
-        plan.benchmark("select_weights")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
@@ -95,8 +93,6 @@ rule faithfulness:
         **plan.outputs("faithfulness", directory),
     log:
         plan.log("faithfulness"),
-    benchmark:
-        plan.benchmark("faithfulness")
     conda:
         "../../envs/cpu.yaml"
     threads: plan.config.compute.threads
