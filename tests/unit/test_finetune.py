@@ -258,6 +258,18 @@ def trained(model: Any, seed: int) -> dict[str, torch.Tensor]:
     return {name: model.get_parameter(name) for name in trainable}
 
 
+def test_a_base_models_digest_is_taken_from_what_is_known(
+    tiny: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a large model that is read again by each of its jobs, and a digest that is then another."""
+    tiny("llama").float().save_pretrained(tmp_path)
+    read = deltas.weights_digest(tmp_path)
+    known = {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in tmp_path.iterdir()}
+    monkeypatch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("the weights were read"))
+    assert deltas.weights_digest(tmp_path, known) == read
+    assert deltas.weights_digest(tmp_path, {**known, "model.safetensors": "00" * 32}) != read
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_base_and_delta_are_the_trained_model(dtype: str, tiny: Callable[[str], Any], tmp_path: Path) -> None:
     """Catches a delta that misses a tensor or rounds, goes on another base, or leaves the base changed."""

@@ -43,6 +43,12 @@ def run(job):
     if mode == "forget":
         name.unlink()
         return
+    if mode == "digests":
+        name.write_text(job.digests["data"][""])
+        job.written["out"] = job.digests["data"][""]
+        return
+    if mode == "memory":
+        raise MemoryError
     if mode == "hold":
         b"x" * 300_000_000
     name.write_text(f"{mode} {job.config.finetune.steps * FACTOR}")
@@ -113,6 +119,26 @@ def start(root: Path) -> subprocess.Popen[str]:
 
 
 PUBLISHED = {"out.txt", "tree/part", "out.txt.record.json"}
+
+
+def test_a_stage_knows_its_inputs_digests_and_may_tell_its_outputs(root: Path) -> None:
+    """Catches inputs that a stage must read again to name them, and outputs that the runner reads again."""
+    import hashlib
+
+    (root / "data.txt").write_text("digests")
+    sha256 = hashlib.sha256(b"digests").hexdigest()
+    record = execute(root)
+    assert (root / "results/r/out.txt").read_text() == sha256
+    out = next(o for o in record.outputs if o.name == "out")
+    assert out.sha256 == sha256 and out.files[0].size == 64  # what the stage said, not what it wrote
+
+
+def test_memory_that_runs_out_is_one_sentence(root: Path) -> None:
+    """Catches a traceback, and half-written outputs."""
+    (root / "data.txt").write_text("memory")
+    with pytest.raises(UserError, match="ran out in stage toy: lower compute.batch_tokens"):
+        execute(root)
+    assert not left(root)
 
 
 def test_a_finished_job_leaves_outputs_and_a_record_that_reads_them(root: Path) -> None:

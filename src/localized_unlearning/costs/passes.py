@@ -8,6 +8,9 @@ from localized_unlearning.costs.counts import Counts
 from localized_unlearning.costs.devices import FIT_START, Work
 from localized_unlearning.costs.sizes import TINY_MMLU
 
+KEPT, KEPT_PROMPTS = 64, 4
+"""As ``prefixes.LEAST_TOKENS`` and ``LEAST_PROMPTS``."""
+
 
 class Passes(Counts):
     """What each kind of pass computes."""
@@ -59,6 +62,10 @@ class Passes(Counts):
         shared = self.tokens(80 + shots * 0.9 * self.data.question_characters, "question")
         tokens = own + (shared if shots else 0)
         row = max(self.row, min(3 * tokens, self.batch_tokens))
+        if self.packing and shots and shared >= KEPT and asked >= KEPT_PROMPTS * self.data.subjects:
+            # the examples' keys and values are kept: each question attends to them and to itself
+            nodes = self.data.subjects * shared + asked * own
+            return self.forward(nodes, tokens, asked) + self.asking(asked)
         nodes = max(
             self.packed(asked, tokens, shared, row),
             min(asked, self.data.subjects) * shared + asked * own * bool(shots),
