@@ -9,10 +9,13 @@ import pyarrow
 import pytest
 import torch
 
+from localized_unlearning.config.reading import load
 from localized_unlearning.data import windows as windows_module
 from localized_unlearning.data.documents import read_documents
 from localized_unlearning.errors import UserError
-from tiny_base import TEXT, TinyBase
+from localized_unlearning.jobs.job import Job, restrict
+from localized_unlearning.jobs.stages import STAGES
+from tiny_base import ROOT, TEXT, TinyBase
 
 
 def compressed(path: Path, text: str) -> Path:
@@ -40,6 +43,26 @@ def test_long_documents_give_their_beginning_only(tiny_base: TinyBase) -> None:
     windows = windows_module.text_windows(tiny_base.tokenizer, documents, 10)
     whole = [tiny_base.tokenizer(document[:400])["input_ids"][:11] for document in documents]
     assert windows.tolist() == whole
+
+
+def test_windows_made_once_are_those_made_anew(tiny_base: TinyBase, tmp_path: Path) -> None:
+    """Catches a text that is tokenised otherwise once for all than for each job, and windows of another length."""
+    config = load([ROOT / "config.yaml"], {"text": {"tokens": 20, "documents": 50}})
+    found = STAGES["windows"]
+    inputs = {"base_model": tiny_base.folder, "text": TEXT}
+    job = Job(
+        found, restrict(config, found, {}), {}, inputs, {"windows": tmp_path / "windows.safetensors"}, "key"
+    )
+    windows_module.run(job)
+    made = job.outputs["windows"]
+    anew = windows_module.read_windows(TEXT, tiny_base.tokenizer, 20, 50)
+    kept = windows_module.read_windows(made, None, 20, 50)
+    assert torch.equal(kept, anew) and kept.dtype == anew.dtype and job.facts["windows"] == len(anew)
+    with pytest.raises(UserError, match="windows of 20 tokens, not 48"):
+        windows_module.read_windows(made, None, 48, 50)
+    made.write_bytes(made.read_bytes()[:40])
+    with pytest.raises(UserError, match="is damaged"):
+        windows_module.read_windows(made, None, 20, 50)
 
 
 def test_damaged(tmp_path: Path) -> None:

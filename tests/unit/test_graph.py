@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from localized_unlearning.config import reading
@@ -40,6 +40,7 @@ def graph(request: pytest.FixtureRequest) -> Graph:
     return Graph(reading.resolve(reading.overlays(files)))
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # a busy machine draws slowly
 @given(data=st.data(), stage=st.sampled_from(sorted(STAGES)))
 def test_path_to_job_and_back(data: st.DataObject, stage: str) -> None:
     named = {name: data.draw(VALUES[name], name) for name in STAGES[stage].wildcards if name in VALUES}

@@ -29,6 +29,7 @@ def test_every_stage_that_loads_a_model_asks_for_a_gpu_and_no_other() -> None:
     """Catches a new rule that trains on a CPU node, and one that holds a GPU to draw a figure."""
     loads = {name for name, stage in STAGES.items() if "base_model" in [i.name for i in stage.inputs]} - {
         "select",
+        "windows",
         "select_for_mask",
     } | {"pretrain"}
     asks = {rule: "gres" in found or "gpu" in found for rule, found in PROFILE["set-resources"].items()}

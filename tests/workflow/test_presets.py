@@ -17,7 +17,7 @@ from tiny_run import ROOT, environment, workplace
 PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
 
 GEMMA_7B = {
-    "download": 1, "fetch": 3, "fetch_folder": 2, "known_facts": 1, "model_card": 1, "split": 2, "score": 4,
+    "download": 1, "fetch": 3, "fetch_folder": 2, "known_facts": 1, "model_card": 1, "windows": 1, "split": 2, "score": 4,
     "select": 12, "finetune": 24, "facts": 26, "multiple_choice": 26, "mmlu": 26, "text": 26, "relearn": 18, "probe": 20, "mask": 12, "sweep": 12,
     "layer_probes": 1, "head_ablation": 1, "table": 4, "figure": 16, "comparisons": 4, "supplement": 4,
     "claims": 1, "all": 1,

@@ -58,6 +58,27 @@ rule known_facts:
         plan.command("known_facts")
 
 
+rule windows:
+    """Tokenise the training text, once for all that train on it."""
+    input:
+        unpack(plan.inputs("windows")),
+    output:
+        **plan.outputs("windows", directory),
+    log:
+        plan.log("windows"),
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("windows"),
+        runtime=plan.runtime("windows"),
+    params:
+        **plan.params("windows"),
+    message:
+        "the training text as windows of tokens (base {wildcards.base_seed})"
+    shell:
+        plan.command("windows")
+
+
 rule split:
     """Split the known facts into train and test, forget and retain."""
     input:

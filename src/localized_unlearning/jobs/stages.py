@@ -60,6 +60,15 @@ DATA = (
         gpu=True,
     ),
     Stage(
+        name="windows",
+        help="tokenise the training text, once for all that train on it",
+        module="localized_unlearning.data.windows",
+        settings=WINDOWS,
+        inputs=(BASE, TEXT),
+        outputs=("windows",),
+        wildcards=("base_seed",),
+    ),
+    Stage(
         name="split",
         help="split the known facts into train and test, forget and retain",
         module="localized_unlearning.data.splits",

@@ -12,7 +12,6 @@ import pandas as pd
 
 from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data import windows as windows_module
-from localized_unlearning.data.documents import read_documents
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.models import sharding
 from localized_unlearning.unlearning import losses
@@ -83,11 +82,11 @@ def read_data(
     encoded = tokens_module.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
     items = [(ids, token[a]) for ids, a in zip(encoded, answers, strict=True)]
     about = [About(a, answer) for a, answer in zip(athletes["athlete"], answers, strict=True)]
-    text = read_documents(job.inputs["text"], job.config.text.documents)
+    text = job.config.text
     return Data(
         [i for i, f in zip(items, forget, strict=True) if f],
         [i for i, f in zip(items, forget, strict=True) if not f],
-        windows_module.text_windows(tokenizer, text, job.config.text.tokens),
+        windows_module.read_windows(job.inputs["text"], tokenizer, text.tokens, text.documents),
         [a for a, f in zip(about, forget, strict=True) if f],
         [a for a, f in zip(about, forget, strict=True) if not f],
     )

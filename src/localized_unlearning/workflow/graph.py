@@ -386,8 +386,8 @@ def _listed(found: Given | Sequence[Given] | None) -> list[Given]:
     return [found] if isinstance(found, str | Product) else list(found)
 
 
-def _train_text(graph: Graph) -> dict[str, Given]:
-    return {"text": graph.source("text.train")}
+def _train_text(w: Mapping[str, str]) -> dict[str, Given]:
+    return {"text": Product(JobId.of("windows", base_seed=w["base_seed"]), "windows")}
 
 
 INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = {
@@ -398,8 +398,9 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
         "athletes": g.source("athletes.source"),
         "prompts": g.config.prompts.file,
         "general_knowledge": g.source("mmlu.source"),
-        **_train_text(g),
+        "text": g.source("text.train"),
     },
+    "windows": lambda g, w: {**g._base(w), "text": g.source("text.train")},
     "known_facts": lambda g, w: {**g._base(w), "athletes": g.source("athletes.source")},
     "model_card": lambda g, w: g._base(w),
     "layer_probes": lambda g, w: {**g._base(w), "text": g.source("text.held_out")},
@@ -421,20 +422,20 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
     "select_for_mask": lambda g, w: g._selecting(w, for_masks(g.localization(w["localization"]))),
     "finetune": lambda g, w: {
         **g._split(w),
-        **_train_text(g),
+        **_train_text(w),
         **g._selected(w, g.trained(w)),
         "loss": g.extensions.get(f"objectives.{w['objective']}.loss"),
         "previous": None
         if (before := g._chain(w)) is None
         else Product(JobId.of("finetune", **before), "delta"),
     },
-    "mask": lambda g, w: {**g._split(w), **_train_text(g), **g._selected(w, g.masked(w))},
+    "mask": lambda g, w: {**g._split(w), **_train_text(w), **g._selected(w, g.masked(w))},
     "facts": lambda g, w: g._checkpoint(w),
     "multiple_choice": lambda g, w: g._checkpoint(w),
     "mmlu": lambda g, w: g._checkpoint(w),
     "text": lambda g, w: g._checkpoint(w),
     "probe": lambda g, w: g._checkpoint(w),
-    "relearn": lambda g, w: {**g._checkpoint(w), **_train_text(g), "mmlu": g._series()},
+    "relearn": lambda g, w: {**g._checkpoint(w), **_train_text(w), "mmlu": g._series()},
     "sweep": lambda g, w: {
         **g._split(w),
         "mask": Product(JobId.of("mask", **w), "mask"),

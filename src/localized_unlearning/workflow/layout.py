@@ -37,6 +37,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
     "convert": {"model": f"{BASE}/base_model"},
     "download": {"model": f"{BASE}/base_model"},
     "known_facts": {"known": f"{BASE}/known.parquet"},
+    "windows": {"windows": f"{BASE}/windows.safetensors"},
     "model_card": {"json": f"{BASE}/model_card.json", "markdown": f"{BASE}/model_card.md"},
     "layer_probes": {"probes": f"{BASE}/interpretability/layer_probes.parquet"},
     "head_ablation": {"ablation": f"{BASE}/interpretability/head_ablation.parquet"},
