@@ -26,7 +26,7 @@ Count = Annotated[int, Field(ge=1)]
 
 def _named(name: str) -> str:
     """Takes the name of a method of ours, or of the user's own; which ones there are, the files say."""
-    if not re.fullmatch(r"[a-z][a-z0-9_]*|\S+\.py:[A-Za-z_]\w*", name):
+    if not re.fullmatch(r"[a-z][a-z0-9_]*|\S(.*\S)?\.py:[A-Za-z_]\w*", name):
         raise ValueError("should be the name of a method or FILE.py:FUNCTION, your own")
     return name
 
