@@ -33,7 +33,9 @@ def bring(folder: Path) -> dict[str, Any]:
         found = questions[questions["split"] == part]
         (place / "MMLU data" / part).mkdir()
         for subject, rows in found.groupby("subject"):
-            rows.drop(columns=["subject", "split"]).to_csv(place / "MMLU data" / part / f"{subject}_{part}.csv", index=False)
+            rows.drop(columns=["subject", "split"]).to_csv(
+                place / "MMLU data" / part / f"{subject}_{part}.csv", index=False
+            )
     own = {
         "athletes": {"source": {"kind": "path", "path": f"{ODD}/athletes.csv"}},
         "prompts": {"file": f"{ODD}/prompts.yaml"},

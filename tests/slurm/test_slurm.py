@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from checkout import Checkout, holder, scontrol, wait_for
+import yaml
+from checkout import Checkout, holder, scontrol, set_up, wait_for
 from cluster import Cluster
 
 from localized_unlearning.jobs.stages import STAGES
+from odd_folder import ODD, bring
+from tiny_run import ROOT
 
 MODELS = ("sports/erase", "sports/inject", "athletes/erase", "athletes/inject")
 DELTAS = tuple(f"results/tiny/base0/{model}/attribution_patching/seed0/delta.safetensors" for model in MODELS)
@@ -216,14 +219,29 @@ def test_a_model_in_two_processes(started: tuple[Checkout, list[subprocess.Popen
     assert record["key"] == before["key"]  # the same job, up to rounding
 
 
+def test_files_in_a_folder_that_a_shell_would_take_apart(cluster: Cluster, tmp_path: Path) -> None:
+    """Catches a path that is quoted here, but not in the line that a Slurm job runs."""
+    checkout = set_up(tmp_path)
+    overlay = checkout.folder / ODD / "my overlay.yaml"
+    config = bring(checkout.folder)
+    overlay.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    model = "results/tiny/base0/sports/erase/manual/seed0"
+    done = checkout.run(
+        f'snakemake --profile slurm {model}/mmlu.parquet --configfile "{ODD}/my overlay.yaml"'
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert checkout.record(f"{model}/delta.safetensors")["host"]["slurm_partition"] == "gpu"
+
+
 def finetune(delta: str) -> str:
     """The command of the rule that makes a delta."""
     _, run, task, objective, localization, seed, _ = delta.split("/")
     base = f"results/{run}/base0"
     return (
-        f"localized-unlearning finetune --config {base}/config.yaml --task {task} --objective {objective}"
+        f"localized-unlearning finetune --config results/{run}/config.yaml --card {base}/model_card.json --task {task} --objective {objective}"
         f" --localization {localization} --base-seed 0 --seed {seed.removeprefix('seed')} --base-model {base}/base_model"
         f" --split {base}/{task}/split.parquet --selection {base}/{task}/selections/{localization}.json"
         f" --prompts workflow/resources/prompts.yaml --text workflow/resources/text/train.txt"
+        f" --loss {ROOT}/src/localized_unlearning/unlearning/objectives/{objective}.py"
         f" --out-delta {delta} --out-history {Path(delta).with_name('history.csv')}"
     )
