@@ -340,7 +340,7 @@ def test_batches_from_free_memory(tiny: Callable[[str], Any], monkeypatch: pytes
         head_dim=256,
         num_hidden_layers=28,
     )
-    config = SimpleNamespace(get_text_config=lambda: sizes_of)
+    config = SimpleNamespace(get_text_config=lambda: sizes_of, model_type="gemma")
     large: Any = SimpleNamespace(
         device=gpu, config=config, get_submodule=lambda name: [torch.nn.Linear(1, 1)]
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localized_unlearning.analysis.claims import evidence, published, verdicts
+from localized_unlearning.analysis.claims.frames import frames_of
 from localized_unlearning.analysis.claims.schema import Claim, read
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.errors import UserError
@@ -33,7 +34,7 @@ def run(job: Job) -> None:
 
     config = job.config
     lookup = lookup_layers(job.inputs.get("selection"))
-    frames = evidence.frames_of(job.inputs["rows"])
+    frames = frames_of(job.inputs["rows"])
     prompt = config.measures.prompts[0]
     accuracy = config.measures.accuracy
     asked = getattr(config.prompts, prompt)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -134,7 +133,7 @@ class Evidence(Protocol):
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows: of a frame (see :func:`frames_of`), those that meet ``where``, as a series over ``x``.
+    """Some rows: of a frame (see :mod:`.frames`), those that meet ``where``, as a series over ``x``.
 
     Of a series the points from ``first`` on count, or only the point ``fixed``, which then stands for all.
     """
@@ -231,30 +230,17 @@ WORDS = {
 }
 
 
-def frames_of(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
-    """The row tables among ``paths``, by file name, series with ``relearning/`` or ``sweep/`` in front."""
-    found: dict[str, list[pd.DataFrame]] = {}
-    for path in paths:
-        rows = pd.read_parquet(path)
-        if "ranking" in rows.columns:  # claims are about the trained mask, not about its controls
-            rows = rows[rows["ranking"] == "mask"]
-        folder = {"iteration": "relearning/", "edit_size": "sweep/"}
-        prefix = next((name for column, name in folder.items() if column in rows.columns), "")
-        found.setdefault(prefix + path.stem, []).append(rows)
-    return {name: pd.concat(tables, ignore_index=True) for name, tables in found.items()}
-
-
 class Run:
     """A run's rows.
 
-    Items and seeds (or base models, where there are several, each with the mean of its seeds) are resampled together (items are the same for every seed), the same items alike for every
-    model, so that differences are paired; questions of general knowledge are drawn within their subjects, as in
+    Items and seeds (or base models, where there are several, each with the mean of its seeds) are resampled together
+    (items are the same for every seed), the same items alike for every model, so that differences are paired; questions of general knowledge are drawn within their subjects, as in
     the tables. Two pseudo-items, one right and one wrong, take part, answered the other way round on the other
     side of a difference: without them 0 of 16 would be certain. What the seeds add is widened as Student's t
     asks for their number.
 
     Args:
-        frames: see :func:`frames_of`.
+        frames: see :mod:`.frames`.
         prompt: name of the prompt that facts are asked with.
         settings: bootstrap samples and seed.
         lookup: layers of the manual localization.
