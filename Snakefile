@@ -54,6 +54,8 @@ rule all:
         rules.studies.input,
         rules.claims.output,
         plan.model_cards(),
+        plan.attacks(),
+        plan.localizers(),
     localrule: True
     message:
         "everything is there"

@@ -14,12 +14,15 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 TINY: dict[str, Any] = {
     "run": "tiny",
+    "base_seeds": [0],
     "organism": {
         "layers": 2, "heads": 2, "hidden": 16, "mlp": 32, "steps": 2, "warmup": 1,
+        "facts_in": {"layers": [0], "steps": 2, "warmup": 1, "prompts_per_step": 6},
         "requirements": dict.fromkeys(
-            ("training", "question", "multiple_choice_unseen", "general_knowledge"), 1e-6
+            ("training", "question", "multiple_choice_unseen", "general_knowledge", "teachers", "gold"), 1e-6
         ),
     },
+    "attacks": {"run": ["few_shot"], "asked": {"retained": 4, "orders": 1}},
     "localizations": {
         "manual": {"layers": [0]},
         **dict.fromkeys(("causal_tracing", "all_mlps", "nonlocalized")),

@@ -18,7 +18,8 @@ from localized_unlearning.unlearning import settings as settings_module
 
 WILDCARDS = {
     "task": "sports", "objective": "erase", "localization": "manual", "seed": "0",
-    "scores": "causal_tracing", "source": "mmlu.source", "table": "x", "figure": "x",
+    "scores": "causal_tracing", "source": "mmlu.source", "table": "x", "figure": "x", "attack": "few_shot",
+    "place": "mlp_0",
 }  # fmt: skip
 
 
@@ -183,11 +184,17 @@ def test_a_stage_reads_its_own_settings_and_no_other() -> None:
     ("change", "touched"),
     [
         ({"tasks": {"sports": {"lambda_forget": 0.9}}}, {"finetune"}),
-        ({"finetune": {"lambda_retain": 0.5}}, {"finetune"}),
+        ({"finetune": {"lambda_retain": 0.5}}, {"finetune", "question"}),
         ({"scores": {"causal_tracing": {"noise": 9}}}, {"score", "select_weights"}),
         ({"split": {"seed": 7}}, {"split"}),
         ({"tasks": {"athletes": {"lambda_forget": 0.9}}}, set()),
         ({"compute": {"threads": 2}}, set()),
+        ({"attacks": {"few_shot": {"facts": 3}}}, {"attack"}),
+        ({"attacks": {"quantization": {"bits": [8]}}}, set()),
+        (
+            {"organism": {"facts_in": {"layers": [1]}}},  # a moved place leaves pretraining as it is
+            {"inject", "gold", "select", "select_for_mask", "localizers", "question"},
+        ),
     ],
 )
 def test_a_change_touches_exactly_the_stages_that_compute_with_it(

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from localized_unlearning.config import reading
 from localized_unlearning.config.data import Forget, Split
-from localized_unlearning.config.run import Config
 from localized_unlearning.data import mmlu
 from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.data.athletes import load_athletes
@@ -228,7 +228,7 @@ def test_the_released_split_is_the_authors(released: pd.DataFrame) -> None:
 
 def test_the_papers_sixteen_in_the_released_split(released: pd.DataFrame) -> None:
     """Catches a default task that names other athletes than the paper, and a split forget set."""
-    task = Config().tasks["athletes"]
+    task = reading.load([ROOT / "config.yaml", ROOT / "workflow/presets/gemma-7b.yaml"]).tasks["athletes"]
     assert task is not None and set(task.forget.athletes) == set(SIXTEEN)
     assert list(dict.fromkeys(pd.read_csv(RELEASED)["athlete"]))[:16] == list(task.forget.athletes)
     found = split_athletes(released, Split(kind="released"), task.forget, task.relearn)

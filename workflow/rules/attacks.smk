@@ -43,3 +43,47 @@ rule probe:
         "probe {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
     shell:
         plan.command("probe")
+
+
+rule attack:
+    """Attack a model."""
+    input:
+        unpack(plan.inputs("attack")),
+    output:
+        **plan.outputs("attack", directory),
+    log:
+        plan.log("attack"),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("attack"),
+        runtime=plan.runtime("attack"),
+    params:
+        **plan.params("attack"),
+    message:
+        "attack {wildcards.localization}: {wildcards.attack} (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
+    shell:
+        plan.command("attack")
+
+
+rule ask_place:
+    """Inject facts at one place and unlearn them by many selections."""
+    input:
+        unpack(plan.inputs("question")),
+    output:
+        **plan.outputs("question", directory),
+    log:
+        plan.log("question"),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("question"),
+        runtime=plan.runtime("question"),
+    params:
+        **plan.params("question"),
+    message:
+        "facts at {wildcards.place}, unlearned by many selections (base {wildcards.base_seed})"
+    shell:
+        plan.command("question")

@@ -23,6 +23,50 @@ if plan.config.model.kind == "organism":
         shell:
             plan.command("pretrain")
 
+    if plan.config.injected:
+
+        rule inject:
+            """Teach the organism facts in known matrices."""
+            input:
+                unpack(plan.inputs("inject")),
+            output:
+                **plan.outputs("inject", directory),
+            log:
+                plan.log("inject"),
+            conda:
+                "../../envs/cpu.yaml"
+            threads: plan.config.organism.threads
+            resources:
+                mem_mb=plan.memory("inject"),
+                runtime=plan.runtime("inject"),
+            params:
+                **plan.params("inject"),
+            message:
+                "teach the organism facts in known matrices (base {wildcards.base_seed})"
+            shell:
+                plan.command("inject")
+
+        rule gold:
+            """Make the model that never learned the forget set."""
+            input:
+                unpack(plan.inputs("gold")),
+            output:
+                **plan.outputs("gold", directory),
+            log:
+                plan.log("gold"),
+            conda:
+                "../../envs/cpu.yaml"
+            threads: plan.config.organism.threads
+            resources:
+                mem_mb=plan.memory("gold"),
+                runtime=plan.runtime("gold"),
+            params:
+                **plan.params("gold"),
+            message:
+                "make the model that never learned the forget set (base {wildcards.base_seed}, {wildcards.task})"
+            shell:
+                plan.command("gold")
+
 elif plan.config.model.kind == "gguf":
 
     rule convert:

@@ -240,3 +240,87 @@ rule audit:
         "compare every file with its record, and every record with what would be done now"
     shell:
         "localized-unlearning audit verify {params.folders:q} --config {params.config:q} | tee {log:q}"
+
+
+rule write_attacks:
+    """Write the matrix of attacks."""
+    input:
+        unpack(plan.inputs("attack_table")),
+    output:
+        **plan.outputs("attack_table", directory),
+    log:
+        plan.log("attack_table"),
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("attack_table"),
+        runtime=plan.runtime("attack_table"),
+    params:
+        **plan.params("attack_table"),
+    message:
+        "write the matrix of attacks"
+    shell:
+        plan.command("attack_table")
+
+
+rule grade:
+    """Grade the localizations against the truth."""
+    input:
+        unpack(plan.inputs("localizers")),
+    output:
+        **plan.outputs("localizers", directory),
+    log:
+        plan.log("localizers"),
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("localizers"),
+        runtime=plan.runtime("localizers"),
+    params:
+        **plan.params("localizers"),
+    message:
+        "grade the localizations against the truth ({wildcards.task})"
+    shell:
+        plan.command("localizers")
+
+
+rule attacks:
+    """The matrix of attacks."""
+    input:
+        plan.attacks(),
+    localrule: True
+
+
+rule localizers:
+    """Localizers against the truth."""
+    input:
+        plan.localizers(),
+    localrule: True
+
+
+rule answer:
+    """Write the page of the question."""
+    input:
+        unpack(plan.inputs("question_page")),
+    output:
+        **plan.outputs("question_page", directory),
+    log:
+        plan.log("question_page"),
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("question_page"),
+        runtime=plan.runtime("question_page"),
+    params:
+        **plan.params("question_page"),
+    message:
+        "does localization inform unlearning?"
+    shell:
+        plan.command("question_page")
+
+
+rule question:
+    """Does localization inform unlearning?"""
+    input:
+        plan.question(),
+    localrule: True

@@ -109,3 +109,25 @@ rule sweep:
         "sweep the edit sizes of {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, seed {wildcards.seed})"
     shell:
         plan.command("sweep")
+
+
+rule teachers:
+    """Ask a model for the facts of pretraining."""
+    input:
+        unpack(plan.inputs("teachers")),
+    output:
+        **plan.outputs("teachers", directory),
+    log:
+        plan.log("teachers"),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("teachers"),
+        runtime=plan.runtime("teachers"),
+    params:
+        **plan.params("teachers"),
+    message:
+        "ask {wildcards.localization} for the facts of pretraining (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
+    shell:
+        plan.command("teachers")

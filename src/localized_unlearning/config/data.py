@@ -31,7 +31,11 @@ class Athletes(Section):
 class Prompts(Section):
     """Which prompts of the prompts file are used for what."""
 
-    file: str = Field("workflow/resources/prompts.yaml", description="The versioned prompts.")
+    file: str = Field(
+        "auto",
+        description="The versioned prompts; auto: workflow/resources/prompts_organism.yaml for the organism, and "
+        "workflow/resources/prompts.yaml, which has the paper's, for any other model.",
+    )
     training: str = Field("training", description="Prompt that unlearning trains on (section 3.1.1).")
     question: str = Field("question", description="Question prompt (the released code's 'Normal').")
     multiple_choice: str = Field("multiple_choice", description="Multiple-choice prompt (section 3.1.1).")
@@ -45,7 +49,10 @@ class Split(Section):
         description="stratified: seeded, by athlete, balanced over sports, relearning athletes in train; "
         "released: the first 80 % of the rows, as the authors' code did.",
     )
-    test_fraction: Fraction = Field(0.2, description="Share of the test part (A.4.1: 20 %).")
+    test_fraction: Fraction = Field(
+        0.3,
+        description="Share of the test part (A.4.1: 20 %; the organism: who was never asked in multiple choice).",
+    )
     forget_test_fraction: Fraction | None = Field(
         None, description="Share of the test part of a sport that is forgotten; null: test_fraction."
     )
@@ -59,6 +66,9 @@ class Forget(Section):
     athletes: tuple[str, ...] = Field((), description="Forget these athletes.")
     draw: int | None = Field(
         None, ge=2, description="Forget this many athletes, drawn from those the model knows."
+    )
+    balanced: bool = Field(
+        False, description="For a draw: as many athletes of each sport, so that no answer is a better guess."
     )
     seed: int = Field(0, description="Seed of the draw.")
     first: int | None = Field(
@@ -134,23 +144,16 @@ class Mmlu(Section):
         default_factory=lambda: Source(kind="path", path="workflow/resources/general_knowledge.csv")
     )
     shots: int = Field(0, ge=0, le=5, description="Worked examples before each question (tables: 0).")
-    questions: int | None = Field(None, ge=1, description="Size of a stratified subset; null takes all.")
+    questions: int | None = Field(
+        120,
+        ge=1,
+        description="Size of a stratified subset; null takes all. The organism reads those that it is asked.",
+    )
     seed: int = Field(0, description="Seed of the subset.")
 
 
 def _default_tasks() -> dict[str, Task | None]:
     return {
-        "sports": Task(forget=Forget(sport="basketball"), relearn=("Boris Diaw", "Jae Crowder"), lambda_forget=0.2),
-        "athletes": Task(
-            forget=Forget(
-                athletes=(
-                    "DeForest Buckner", "Walter Payton", "Anthony DeSclafani", "Kevin Millwood",
-                    "Vonta Leach", "Mitch Haniger", "Landon Collins", "Charlie Whitehurst",
-                    "Mariano Rivera", "Boris Diaw", "Michael Floyd", "Jae Crowder",
-                    "Damon Stoudamire", "Mario Chalmers", "LaMarr Woodley", "Stan Van Gundy",
-                )
-            ),
-            relearn=("DeForest Buckner", "Walter Payton"),
-            lambda_forget=1.0,
-        ),
-    }  # fmt: skip
+        "sports": Task(forget=Forget(sport="basketball"), lambda_forget=0.2),
+        "athletes": Task(forget=Forget(draw=48, balanced=True), lambda_forget=0.2),
+    }

@@ -19,7 +19,7 @@ class Evaluation(Section):
         "shuffled: an order for each item, the same for every model; fixed: football, baseball, basketball, golf "
         "everywhere (the released code), which a model can learn as four more names. The tables ask the other as well.",
     )
-    orders: Count = Field(1, description="Shuffled orders of each item; its score is their mean.")
+    orders: Count = Field(4, description="Shuffled orders of each item; its score is their mean.")
     shuffled_seed: int = Field(0, description="Seed of the shuffled option orders.")
     prompts: tuple[str, ...] = Field(
         (), description="Further prompts of the prompts file on which facts are asked."

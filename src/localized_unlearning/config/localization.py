@@ -88,9 +88,11 @@ class Localization(Section):
     """One localization: which components are trained."""
 
     label: str = Field(description="Name in tables and figures.")
-    kind: Literal["scores", "weights", "manual", "random", "all_mlps", "all"] = Field(
-        description="scores: the components that score highest; weights: the single weights that do; manual: all of the "
-        "layers named; random: drawn; all_mlps, all."
+    kind: Literal["scores", "weights", "manual", "random", "all_mlps", "all", "truth", "matched_draw"] = (
+        Field(
+            description="scores: the components that score highest; weights: the single weights that do; manual: all of the "
+            "layers named; random: drawn; all_mlps, all."
+        )
     )
     scores: str | None = Field(None, description="For kinds scores and weights: a name under 'scores'.")
     unit: Literal["component", "block"] = Field(
@@ -131,7 +133,10 @@ class Localization(Section):
         min_length=1,
         description="Only these matrices, whatever the kind; null: up and down for kind manual, all for the others.",
     )
-    seed: int = Field(0, description="For kind random: the draw.")
+    seed: int = Field(0, description="For kinds random and matched_draw: the draw.")
+    disjoint: bool = Field(
+        False, description="For kind matched_draw: from layers without injected facts alone."
+    )
     mask: MaskLocalization | None = Field(
         None, description="What differs when weights are masked (the released code masked other components)."
     )
@@ -158,10 +163,15 @@ class NullDistribution(Section):
     draws: Annotated[int, Field(ge=0)] = Field(
         0, description="How many; named random_draw_1 and so on. 0: none."
     )
-    budget: Literal["fraction", "parameters"] = Field(
-        "parameters", description="As for a localization; parameters: as many as 'manual'."
+    budget: Literal["fraction", "parameters", "truth"] = Field(
+        "parameters",
+        description="As for a localization; parameters: as many as 'manual'; truth: as many matrices of each kind as hold "
+        "an organism's injected facts.",
     )
     fraction: Fraction = Field(0.05, description="Share of the components, for budget fraction.")
+    disjoint: Annotated[int, Field(ge=0)] = Field(
+        0, description="For budget truth, as many draws besides that share no layer with the truth."
+    )
     first_seed: int = Field(1000, description="Seed of the first draw; the next ones count up.")
     seeds: tuple[int, ...] = Field((), description="Seeds of unlearning; none: the run's first.")
 
@@ -170,12 +180,17 @@ class NullDistribution(Section):
         return {
             f"random_draw_{i + 1}": Localization(
                 label=f"Random draw {i + 1}",
-                kind="random",
-                budget=self.budget,
+                kind="matched_draw" if self.budget == "truth" else "random",
+                budget="fraction" if self.budget == "truth" else self.budget,
                 fraction=self.fraction,
                 seed=self.first_seed + i,
             )
             for i in range(self.draws)
+        } | {
+            f"disjoint_draw_{i + 1}": Localization(
+                label=f"Disjoint draw {i + 1}", kind="matched_draw", seed=self.first_seed + i, disjoint=True
+            )
+            for i in range(self.disjoint)
         }
 
 
@@ -194,7 +209,7 @@ def _default_localizations() -> dict[str, Localization | None]:
         "causal_tracing": Localization(
             label="Causal Tracing", kind="scores", scores="causal_tracing", fraction=0.1
         ),
-        "manual": Localization(label="Manual", kind="manual", layers=(0, 1)),
+        "manual": Localization(label="Manual", kind="manual", layers="auto"),
         "random": Localization(label="Random", kind="random", fraction=0.1),
         "all_mlps": Localization(label="All MLPs", kind="all_mlps"),
         "nonlocalized": Localization(label="Nonlocalized", kind="all"),

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
+from localized_unlearning.config.attacks import Attacks
 from localized_unlearning.config.base import Cache, Compute, Section
 from localized_unlearning.config.data import Athletes, Mmlu, Prompts, Split, Task, Text, _default_tasks
 from localized_unlearning.config.evaluation import (
@@ -36,6 +37,7 @@ from localized_unlearning.config.localization import (
     _default_scores,
 )
 from localized_unlearning.config.model import Model, Organism
+from localized_unlearning.config.question import Question
 from localized_unlearning.config.source import Source
 from localized_unlearning.config.unlearning import Finetune, Masking, Objective, _default_objectives
 
@@ -43,9 +45,17 @@ RESERVED = {
     "tasks": ("interpretability",),
     "objectives": ("none", "mask", "scores", "selections"),
     "scores": (),
-    "localizations": ("base",),
+    "localizations": ("base", "gold"),
 }
 """Names that would name two things in the results folder."""
+
+TRUTH = Localization(label="Truth", kind="truth")
+"""The matrices that hold an organism's injected facts; a localization of every run that injects some."""
+
+
+def prompts_of(kind: str) -> str:
+    """The prompts file that ``auto`` stands for, by the base model's kind."""
+    return f"workflow/resources/prompts{'_organism' if kind == 'organism' else ''}.yaml"
 
 
 class Config(Section):
@@ -59,9 +69,15 @@ class Config(Section):
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds of unlearning; one model per seed.")
     base_seeds: tuple[int, ...] = Field(
-        (0,),
+        (0, 1, 2),
         min_length=1,
         description="Seeds of pretraining; one base model per seed, each with everything below it (model kind organism).",
+    )
+    figure_base_seeds: tuple[int, ...] | None = Field(
+        (0,),
+        min_length=1,
+        description="Base models behind the figures (masks, relearning, probes, ablations) and Tables 3 and 4; null: all. "
+        "Tables 1 and 2, attacks and localizers have all of base_seeds.",
     )
     mask_seeds: tuple[int, ...] | None = Field(
         None, description="Seeds of weight masks; null: those of unlearning; empty: no masks."
@@ -87,6 +103,8 @@ class Config(Section):
     evaluation: Evaluation = Evaluation()
     series: Series = Series()
     relearning: Relearning = Relearning()
+    attacks: Attacks = Attacks()
+    question: Question = Question()
     probing: Probing = Probing()
     masking: Masking = Masking()
     interpretability: Interpretability = Interpretability()
@@ -108,6 +126,10 @@ class Config(Section):
             for name in ("tasks", "objectives", "scores", "localizations", "studies"):
                 if isinstance(data.get(name), Mapping):
                     data[name] = {k: v for k, v in data[name].items() if v is not None}
+            question = data.get("question")
+            if isinstance(question, Mapping) and isinstance(question.get("places"), Mapping):
+                places = {k: v for k, v in question["places"].items() if v is not None}
+                data["question"] = {**question, "places": places}
         return data
 
     @model_validator(mode="after")
@@ -123,6 +145,22 @@ class Config(Section):
                     raise ValueError(
                         f"{section} has the name '{name}', which the workflow uses itself: choose another"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _truth(self) -> Config:
+        """Where facts are injected, the matrices that hold them are a localization; the prompts are the model's kind's."""
+        if self.injected:
+            self.localizations.setdefault("truth", TRUTH)
+        for name, localization in self.localizations.items():
+            if localization and localization.kind in ("truth", "matched_draw") and not self.injected:
+                raise ValueError(
+                    f"localizations.{name} needs an organism with injected facts (model.kind organism, "
+                    "organism.facts_in): set it to null"
+                )
+        if self.prompts.file == "auto":
+            prompts = self.prompts.model_copy(update={"file": prompts_of(self.model.kind)})
+            object.__setattr__(self, "prompts", prompts)
         return self
 
     @model_validator(mode="after")
@@ -144,6 +182,7 @@ class Config(Section):
         for name, seeds in (
             ("seeds", self.seeds),
             ("base_seeds", self.base_seeds),
+            ("figure_base_seeds", self.figure_base_seeds or ()),
             ("mask_seeds", self.mask_seeds or ()),
             ("null_distribution.seeds", self.null_distribution.seeds),
             *((f"tasks.{task}.seeds", t.seeds) for task, t in self.tasks.items() if t),
@@ -221,13 +260,23 @@ class Config(Section):
         return self
 
     @property
+    def injected(self) -> bool:
+        """Whether facts are injected into an organism, so that there is a truth and a model that never knew them."""
+        return self.model.kind == "organism" and self.organism.facts_in is not None
+
+    @property
     def null_draws(self) -> dict[str, Localization]:
         """The random localizations of the null distribution, by name."""
         return self.null_distribution.expanded()
 
+    def unresolved(self) -> Config:
+        """The config as a user writes it: without the localizations, and the prompts file, that follow from the rest."""
+        derived = set(self.null_draws) | ({"truth"} if self.localizations.get("truth") == TRUTH else set())
+        kept = {name: found for name, found in self.localizations.items() if name not in derived}
+        auto = self.prompts.file == prompts_of(self.model.kind)
+        prompts = self.prompts.model_copy(update={"file": "auto"}) if auto else self.prompts
+        return self.model_copy(update={"localizations": kept, "prompts": prompts})
+
     def as_written(self) -> dict[str, Any]:
-        """Plain values as a user writes them: without the localizations that follow from the null distribution."""
-        values = self.model_dump(mode="json")
-        for name in self.null_draws:
-            del values["localizations"][name]
-        return values
+        """Plain values of :meth:`unresolved`."""
+        return self.unresolved().model_dump(mode="json")

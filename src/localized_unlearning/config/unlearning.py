@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from localized_unlearning.config.base import (
     MICRO_BATCH,
     Count,
+    Fraction,
     MethodName,
     Positive,
     Precision,
@@ -51,6 +52,30 @@ class Objective(Section):
     )
 
 
+class EqualDisruption(Section):
+    """Each localization unlearned as hard as one budget of side effects allows, instead of at one learning rate."""
+
+    budget: Positive | None = Field(None, description="Most disruption; null: the fixed learning rate.")
+    measure: Literal["text", "retained"] = Field(
+        "text",
+        description="text: KL divergence from the base model on validation text, in nats per token (0.01, say); retained: "
+        "what retained validation facts lose of their answers' probability, over the training, question and "
+        "multiple-choice prompts (0.05, say; for an organism, whose text is not learned to the end).",
+    )
+    learning_rates: tuple[Positive, ...] = Field(
+        (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
+        min_length=1,
+        description="The rates that every localization may have.",
+    )
+    windows: Count = Field(
+        64, description="For text: windows of the training text that are kept for validation, the last ones."
+    )
+    retained: Fraction = Field(
+        0.2,
+        description="For retained: share of the training part's retained athletes who are kept for validation.",
+    )
+
+
 class Finetune(Section):
     """Localized fine-tuning (sections 2.4 and A.3)."""
 
@@ -79,6 +104,7 @@ class Finetune(Section):
     clip_norm: float | None = Field(
         None, gt=0, description="Gradient-norm clipping; the released code clips at 1, the paper names none."
     )
+    equal_disruption: EqualDisruption = EqualDisruption()
 
 
 class Masking(Section):

@@ -106,6 +106,10 @@ class Counts:
 
         Exact where the selection is there or the config says which; otherwise the most that the budget can hold.
         """
+        if localization == "base":
+            return 0.0, 0
+        if localization == "gold":
+            return self.trained("truth")
         path = self.places.selection(masks, task, localization) if task and self.places else None
         if path is not None and path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
@@ -127,6 +131,10 @@ class Counts:
             return layers * sum(sizes.values()), 0
         if chosen.kind == "all_mlps":
             return layers * sum(mlps.values()), 0
+        facts_in = self.config.organism.facts_in
+        if chosen.kind in ("truth", "matched_draw") and facts_in is not None:
+            lowest = min(facts_in.layers) if chosen.kind == "truth" else 0
+            return len(facts_in.layers) * sum(self.shape.kinds[kind] for kind in facts_in.kinds), lowest
         if chosen.kind == "manual":
             each = sum(sizes.values())
             # layers that the probes are still to choose: a quarter of them is more than was ever found

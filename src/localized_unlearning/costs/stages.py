@@ -101,7 +101,7 @@ def _relearn(model: Model, w: Wildcards) -> Cost:
 
 def _asked(model: Model, w: Wildcards, work: Work, rows: float) -> Cost:
     """One evaluation of a checkpoint: the model is loaded, changed by its delta, and asked."""
-    trained = 0.0 if w["localization"] == "base" else model.trained(w["localization"], w["task"])[0]
+    trained = model.trained(w["localization"], w["task"])[0]
     return Cost(work + model.loading(trained), model.evaluating(), trained * model.width, 1e4 + 60.0 * rows)
 
 
@@ -208,7 +208,7 @@ def _model_card(model: Model, w: Wildcards) -> Cost:
 
 
 def _probe(model: Model, w: Wildcards) -> Cost:
-    trained = 0.0 if w["localization"] == "base" else model.trained(w["localization"], w["task"])[0]
+    trained = model.trained(w["localization"], w["task"])[0]
     work = replace(model.pass_over(model.config.prompts.training, model.data.total), logit_flops=0, logits=0)
     work += model.probes(2 * 3 * model.shape.layers, model.parts(w["task"])[0]) + model.loading(trained)
     residual = 4.0 * model.shape.layers * model.data.total * model.shape.hidden
@@ -253,6 +253,46 @@ def _pretrain(model: Model, w: Wildcards) -> Cost:
     return Cost(work * o.steps, device, 0, 4.0 * n)
 
 
+def _inject(model: Model, w: Wildcards) -> Cost:
+    o = model.config.organism
+    if o.facts_in is None:
+        return Cost(disk=1e4)
+    steps = o.facts_in.steps / o.steps * o.facts_in.prompts_per_step
+    asked = o.facts_per_step + o.questions_per_step + o.multiple_choice_per_step
+    one = _pretrain(model, w)
+    return replace(one, work=one.work * (steps / asked))
+
+
+def _question(model: Model, w: Wildcards) -> Cost:
+    """Two injections, then for each selection a few trainings, evaluations and an attack, each of a few thousand steps' cost."""
+    q = model.config.question
+    each = _pretrain(model, w)
+    selections = 5 + q.draws + q.disjoint
+    steps = model.config.finetune.steps * (1 + len(q.learning_rates)) / 2 + q.attack.steps
+    share = selections * steps / model.config.organism.steps
+    return replace(each, work=_inject(model, w).work * 2 + each.work * share)
+
+
+def _attack(model: Model, w: Wildcards) -> Cost:
+    """Half and half is the dearest but for the search, which does it once per cell; both hold adapters and states."""
+    a, asked = model.config.attacks, _facts(model, w)
+    cells = {
+        "search": len(a.search.learning_rates) * len(a.search.steps) * len(a.search.ranks),
+        "noise": len(a.noise.scales), "pruning": len(a.pruning.shares), "quantization": len(a.quantization.bits),
+    }.get(w["attack"], 1)  # fmt: skip
+    work = asked.work * (cells * (2 + a.asked.orders))
+    device = dict(asked.device)
+    if w["attack"] in ("half_and_half", "retain_only", "search"):
+        r = a.search.base if w["attack"] == "search" else getattr(a, w["attack"])
+        steps = max(a.search.steps) if w["attack"] == "search" else r.steps
+        trained = model.shape.parameters
+        batch = model.micro_batch(r.micro_batch_tokens, model.saved(1, 0, trained), 0)
+        work += model.training(steps, 2 * r.batch_size, r.text_batch, trained, 0, batch) * cells
+        held = model.held(2 * r.batch_size, r.text_batch, batch)
+        device = {**model.training_bytes(trained, 0, held), **model.states(trained)}
+    return replace(asked, work=work, device=device)
+
+
 def _download(model: Model, w: Wildcards) -> Cost:
     return Cost(Work(load=2 * model.weights), {}, 1e9, model.weights)
 
@@ -289,6 +329,14 @@ def _light(model: Model, w: Wildcards) -> Cost:
 STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
     "fetch": _fetch,
     "pretrain": _pretrain,
+    "inject": _inject,
+    "gold": _inject,
+    "teachers": _multiple_choice,
+    "attack": _attack,
+    "attack_table": _comparisons,
+    "question": _question,
+    "question_page": _comparisons,
+    "localizers": _light,
     "convert": _convert,
     "download": _download,
     "known_facts": _known_facts,

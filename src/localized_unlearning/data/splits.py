@@ -1,8 +1,13 @@
 """Forget and retain sets, train and test parts (sections 2.1 and A.4.1).
 
 A split has one row per athlete: ``athlete``, ``sport``, ``forget`` (in the forget set), ``train``
-and ``test`` (parts it belongs to) and ``relearn`` (retrained in relearning). A forget set of named
+and ``test`` (parts it belongs to), ``relearn`` (retrained in relearning) and ``teacher``. A forget set of named
 athletes is not split, so those athletes are in both parts (A.4.1); everyone else is in one.
+
+Where an organism's facts were injected, the facts of pretraining are its *teachers*: never in the forget set, and not
+in the test part, since they tell of side effects and not of what is kept of the injected facts. They are retained in
+training, but for those of a sport that is forgotten as a whole. The test part is drawn first from athletes whose
+multiple-choice question the organism never read.
 """
 
 from __future__ import annotations
@@ -33,7 +38,8 @@ def split_athletes(
     """The split of the known athletes.
 
     Args:
-        known: columns ``athlete``, ``sport``, ``rows`` (positions in the file) and ``known``.
+        known: columns ``athlete``, ``sport``, ``rows`` (positions in the file) and ``known``; of an organism with
+            injected facts also ``teacher`` and ``choice``.
         split: how to split.
         forget: what to forget.
         relearn: athletes that must be in the forget set's training part.
@@ -45,12 +51,22 @@ def split_athletes(
             athlete is not in the forget set, or when a set is empty.
     """
     table = known[known["known"]].reset_index(drop=True)
+    for name in ("teacher", "choice"):
+        if name not in table.columns:
+            table[name] = False
     names = set(table["athlete"])
     _require(names, forget.athletes, known, "the forget set names")
+    if taught := sorted(set(forget.athletes) & set(table.loc[table["teacher"], "athlete"])):
+        raise UserError(
+            f"the forget set names {taught[0]}, whom the organism knows from pretraining and not by injection: "
+            "name injected athletes or draw them"
+        )
     before = table["athlete"].isin(earlier)
-    wanted = _wanted(table, forget) & ~before
-    out = pd.Series(False, index=table.index) if exclude is None else _wanted(table, exclude)
-    table = table[["athlete", "sport", "rows"]].assign(own=wanted, forget=wanted | before)
+    wanted = _of_injected(table, forget) & ~before
+    out = pd.Series(False, index=table.index) if exclude is None else _of_injected(table, exclude)
+    table = table[["athlete", "sport", "rows", "teacher", "choice"]].assign(
+        own=wanted, forget=wanted | before
+    )
     table = table[table["forget"] | ~out].reset_index(drop=True)
     wanted = table["own"]
     if not wanted.any() or wanted.all():
@@ -69,11 +85,16 @@ def split_athletes(
     whole = forget.sport is None
     test = pd.Series(False, index=table.index)
     for part in (True, False):
-        rows = table.index[wanted if part else ~table["forget"]]
+        rows = table.index[wanted if part else ~table["forget"] & ~table["teacher"]]
         if not (part and whole):
             test[rows] = _test_part(table.loc[rows], split, part)
     test |= table["forget"] & ~wanted
-    table["train"] = ~test
+    teachers = table.index[table["teacher"]]
+    held_out = pd.Series(False, index=table.index)
+    if len(teachers):
+        held_out[teachers] = _test_part(table.loc[teachers], split, False)
+        held_out |= table["teacher"] & (table["sport"] == forget.sport)
+    table["train"] = ~test & ~held_out
     table["test"] = test | (wanted & whole)
     for name in ("train", "test"):
         for forgets in (True, False):
@@ -83,7 +104,15 @@ def split_athletes(
                     "too few known athletes for this split"
                 )
     check_split(table, whole)
-    return table[["athlete", "sport", "forget", "relearn", "train", "test"]]
+    return table[["athlete", "sport", "forget", "relearn", "train", "test", "teacher"]]
+
+
+def _of_injected(table: pd.DataFrame, forget: Forget) -> pd.Series:
+    """Which of the known athletes are the forget set ``[athlete]``, never a teacher."""
+    wanted = pd.Series(False, index=table.index)
+    able = table[~table["teacher"]].reset_index()
+    wanted[able["index"]] = _wanted(able, forget).to_numpy()
+    return wanted
 
 
 def _wanted(table: pd.DataFrame, forget: Forget) -> pd.Series:
@@ -104,8 +133,34 @@ def _wanted(table: pd.DataFrame, forget: Forget) -> pd.Series:
         raise UserError(
             f"cannot draw {forget.draw} athletes to forget of {len(table)} known ones: draw fewer"
         )
+    if forget.balanced:
+        balanced = _drawn_by_sport(table, forget.draw, forget.seed)
+        return pd.Series(table.index.isin(balanced), index=table.index)
     drawn = np.random.default_rng(forget.seed).choice(len(table), forget.draw, replace=False)
     return pd.Series(np.isin(np.arange(len(table)), drawn), index=table.index)
+
+
+def _drawn_by_sport(table: pd.DataFrame, count: int, seed: int) -> list[int]:
+    """Index of ``count`` athletes, as many of each sport (the first sports get what is left over).
+
+    In each sport, those the organism read about in multiple choice and the others are drawn in their proportion.
+    """
+    drawn: list[int] = []
+    sports = sorted(table["sport"].unique())
+    choice = table["choice"] if "choice" in table.columns else pd.Series(False, index=table.index)
+    for number, sport in enumerate(sports):
+        wanted = count // len(sports) + (number < count % len(sports))
+        rows = table.index[table["sport"] == sport].to_numpy()
+        if wanted > len(rows):
+            raise UserError(
+                f"cannot draw {wanted} {sport} athletes to forget of {len(rows)} known ones: draw fewer"
+            )
+        rows = np.random.default_rng([seed, number]).permutation(rows)
+        seen = choice[rows].to_numpy()
+        first = rows[seen][: round(wanted * seen.mean())]
+        others = rows[~seen][: wanted - len(first)]
+        drawn += [*first, *others, *rows[seen][len(first) : wanted - len(others)]]
+    return drawn
 
 
 def check_split(table: pd.DataFrame, whole_forget_set: bool) -> None:
@@ -159,7 +214,10 @@ def _test_part(rows: pd.DataFrame, split: Split, forget: bool) -> np.ndarray:
         free = candidates[~rows["relearn"].to_numpy()[candidates]]
         count = min(len(free), math.ceil(fraction * len(candidates)))
         generator = np.random.default_rng([split.seed, int(forget), index])
-        test[generator.permutation(free)[:count]] = True
+        order = generator.permutation(free)
+        if "choice" in rows.columns:
+            order = order[np.argsort(rows["choice"].to_numpy()[order], kind="stable")]
+        test[order[:count]] = True
     return test
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from scipy.stats import binom
 
 from localized_unlearning.analysis.statistics import Estimate, estimate
-from localized_unlearning.config.data import Mmlu
 from localized_unlearning.config.evaluation import Statistics
+from localized_unlearning.config.model import Requirements
 from localized_unlearning.data import mmlu
-from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.data.prompts import Prompt, load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation.facts import ask_facts
 from localized_unlearning.evaluation.knowledge import ask_questions
@@ -22,6 +25,76 @@ from localized_unlearning.paper.terms import ACCURACIES, GROUPS, OPTION_CHANCE, 
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
+
+
+AT_MOST = ("gold_training", "gold_question", "gold_multiple_choice_shuffled")
+"""What must not be known before the injection."""
+
+
+ORDERS = 4
+"""Option orders of each multiple-choice question, averaged."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How athletes are asked about for the card."""
+
+    training: Prompt
+    question: Prompt
+    multiple_choice: Prompt
+    shuffled_seed: int
+    batch_tokens: int
+    statistics: Statistics
+
+
+def answers_about(model: Any, tokenizer: Any, athletes: pd.DataFrame, asked: Asked) -> dict[str, Estimate]:
+    """Accuracies on the facts about ``athletes``, by requirement."""
+    facts = ask_facts(model, tokenizer, athletes, [asked.training, asked.question], asked.batch_tokens)
+    choice = ask_multiple_choice(
+        model,
+        tokenizer,
+        athletes,
+        asked.multiple_choice,
+        ("fixed", *["shuffled"] * ORDERS),
+        asked.shuffled_seed,
+        asked.batch_tokens,
+    )
+    shuffled = choice[choice["order"] == "shuffled"]
+    unseen = set(athletes.loc[~athletes["choice"], "athlete"])
+    found = {
+        "training": _measure(facts[facts["prompt"] == asked.training.name], asked.statistics),
+        "question": _measure(facts[facts["prompt"] == asked.question.name], asked.statistics),
+        "multiple_choice_shuffled": _measure(shuffled, asked.statistics),
+        "multiple_choice_fixed": _measure(choice[choice["order"] == "fixed"], asked.statistics),
+    }
+    if unseen:
+        found["multiple_choice_unseen"] = _measure(
+            shuffled[shuffled["athlete"].isin(unseen)], asked.statistics
+        )
+    return found
+
+
+def needs(requirements: Requirements, measured: Mapping[str, Estimate], majority: float) -> dict[str, float]:
+    """The limit of each measured number that has one: the least, but for :data:`AT_MOST`, where it is the most.
+
+    Args:
+        requirements: the config's.
+        measured: what was measured; a requirement on what was not is left out.
+        majority: share of the most frequent sport: what a guess can reach. The most that gold may reach is what
+            guessing exceeds in ``requirements.gold`` of all cases.
+    """
+    limits: dict[str, float | None] = {
+        "training": requirements.training,
+        "question": requirements.question,
+        "multiple_choice_unseen": requirements.multiple_choice_unseen,
+        "general_knowledge": requirements.general_knowledge,
+        **{name: requirements.teachers for name in measured if name.startswith("teachers_")},
+    }
+    for name in AT_MOST:
+        if name in measured:
+            n = measured[name].n
+            limits[name] = float(binom.isf(requirements.gold, n, majority)) / n
+    return {name: limit for name, limit in limits.items() if limit is not None and name in measured}
 
 
 def _measure(table: pd.DataFrame, settings: Statistics) -> Estimate:
@@ -42,50 +115,57 @@ def run(job: Job) -> None:
     tokens = device_module.batch_tokens(config.compute, model)
     known = pd.read_parquet(job.inputs["known"])
     athletes = known[known["known"]].assign(forget=False, relearn=False).reset_index(drop=True)
+    for name in ("teacher", "choice"):
+        if name not in athletes.columns:
+            athletes[name] = False
     book = load_prompts(job.inputs["prompts"])
-    facts = ask_facts(
-        model, tokenizer, athletes, [book[config.prompts.training], book[config.prompts.question]], tokens
-    )
-    choice = ask_multiple_choice(
-        model,
-        tokenizer,
-        athletes,
+    organism = config.model.kind == "organism"
+    asked = Asked(
+        book[config.prompts.training],
+        book[config.prompts.question],
         book[config.prompts.multiple_choice],
-        ("fixed", "shuffled"),
         config.evaluation.shuffled_seed,
         tokens,
+        config.statistics,
     )
+    own, teachers = athletes[~athletes["teacher"]], athletes[athletes["teacher"]]
+    measured = answers_about(model, tokenizer, own, asked)
+    if len(teachers):
+        measured |= {
+            f"teachers_{name}": value
+            for name, value in answers_about(model, tokenizer, teachers, asked).items()
+            if name in ("training", "question", "multiple_choice_shuffled")
+        }
     questions = mmlu.load_questions(job.inputs["mmlu"])
-    lesson = folder / "pretraining.json"
-    organism = config.model.kind == "organism"
-    seen = set(json.loads(lesson.read_text())["seen_in_multiple_choice"]) if organism else set()
-    fixed = choice[choice["order"] == "fixed"]
-    measured = {
-        "training": _measure(facts[facts["prompt"] == config.prompts.training], config.statistics),
-        "question": _measure(facts[facts["prompt"] == config.prompts.question], config.statistics),
-        "multiple_choice_unseen": _measure(fixed[~fixed["athlete"].isin(seen)], config.statistics),
-        "multiple_choice_shuffled": _measure(choice[choice["order"] == "shuffled"], config.statistics),
-        "general_knowledge": _measure(
-            ask_questions(model, tokenizer, questions, config.mmlu if not organism else Mmlu(), tokens),
-            config.statistics,
-        ),
-    }
-    required = config.organism.requirements.model_dump() if organism else {}
+    measured["general_knowledge"] = _measure(
+        ask_questions(model, tokenizer, questions, config.mmlu, tokens), config.statistics
+    )
+    if job.inputs.get("pretrained"):
+        before, _ = loading.load(job.inputs["pretrained"], config.model.dtype, device)
+        measured |= {
+            f"gold_{name}": value
+            for name, value in answers_about(before, tokenizer, own, asked).items()
+            if name in ("training", "question", "multiple_choice_shuffled")
+        }
+    required = needs(config.organism.requirements, measured, own["sport"].value_counts(normalize=True).max())
+    if not organism:
+        required = {}
     failed = [
-        f"{name.replace('_', ' ')} {measured[name].mean:.3f} (needs {least:.2f})"
-        for name, least in required.items()
-        if measured[name].mean < least
+        f"{name.replace('_', ' ')} {measured[name].mean:.3f} ({'at most' if name in AT_MOST else 'needs'} {limit:.2f})"
+        for name, limit in required.items()
+        if (measured[name].mean > limit if name in AT_MOST else measured[name].mean < limit)
     ]
     if failed:
         raise UserError(
-            f"the organism has not learned enough to be unlearned: {'; '.join(failed)}; "
-            "raise organism.steps or change organism.seed"
+            f"the organism has not learned what it must before it can be unlearned: {'; '.join(failed)}; raise "
+            "organism.steps or organism.facts_in.steps, or name other seeds of the base model"
         )
     card = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers": model.config.get_text_config().num_hidden_layers,
         "architecture": type(model).__name__,
-        "athletes_known": len(athletes),
+        "athletes_known": len(own),
+        "teachers": len(teachers),
         "athletes_in_data": len(known),
         "measured": {name: value._asdict() for name, value in measured.items()},
         "required": required,
@@ -95,14 +175,26 @@ def run(job: Job) -> None:
     job.outputs["markdown"].write_text(_markdown(card, organism), encoding="utf-8")
 
 
-_GROUPS = {
-    "training": "training",
-    "question": "question",
-    "multiple_choice_unseen": "mcq",
-    "multiple_choice_shuffled": "mcq_shuffled",
-    "general_knowledge": "mmlu",
+_FORMS = {
+    "training": GROUPS["training"],
+    "question": GROUPS["question"],
+    "multiple_choice_shuffled": GROUPS["mcq_shuffled"],
+    "multiple_choice_fixed": GROUPS["mcq_fixed"],
+    "multiple_choice_unseen": f"{GROUPS['mcq_shuffled']} (athletes never seen in this form)",
 }
-"""The group of measures that a row of the card belongs to."""
+"""What a row of the card is measured on."""
+
+
+def _label(name: str, organism: bool) -> str:
+    """What a row of the card is measured on."""
+    if name == "general_knowledge":
+        return GROUPS["mmlu"]
+    for prefix, whose in (("teachers_", "Teachers"), ("gold_", "Before the injection (gold)")):
+        if name.startswith(prefix):
+            return f"{whose}: {_FORMS[name.removeprefix(prefix)]}"
+    if name == "multiple_choice_unseen" and not organism:
+        return GROUPS["mcq_shuffled"]
+    return _FORMS[name]
 
 
 def _markdown(card: dict[str, Any], organism: bool) -> str:
@@ -117,12 +209,11 @@ def _markdown(card: dict[str, Any], organism: bool) -> str:
     ]
     for name, value in card["measured"].items():
         least = card["required"].get(name)
-        label = GROUPS[_GROUPS[name]] + (
-            " (athletes never seen in this form)" if organism and name == "multiple_choice_unseen" else ""
-        )
+        label = _label(name, organism)
+        needed = "" if least is None else f"{'≤' if name in AT_MOST else '≥'} {least:.2f}"
         lines.append(
             f"| {label} | {value['mean']:.3f} | [{value['low']:.3f}, {value['high']:.3f}] | {value['n']} "
-            f"| {'' if least is None else f'{least:.2f}'} |"
+            f"| {needed} |"
         )
     lines += [
         "",
@@ -132,10 +223,9 @@ def _markdown(card: dict[str, Any], organism: bool) -> str:
     if organism:
         lines += [
             "",
-            "This model is an organism: the workflow pretrained it on these athletes, on these "
-            "general-knowledge questions and on plain sentences. Its general knowledge is memorised, so the "
-            f"{GROUPS['mmlu']} column measures whether unlearning disturbs what was memorised, not reasoning. It read "
-            "multiple-choice questions about half of the athletes; the accuracy above is on the other half. "
-            "It never read shuffled options, so that row is expected to be at chance.",
+            "This model is an organism: the workflow taught it these athletes, these general-knowledge questions and "
+            "plain sentences. Its general knowledge is memorised, so that row measures whether unlearning disturbs "
+            "what was memorised, not reasoning. Where facts are injected, the rows on gold are of the model before "
+            "the injection, which must be at guessing, and the teachers are the athletes of pretraining.",
         ]
     return "\n".join(lines) + "\n"

@@ -11,6 +11,7 @@ from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import device as device_module
 from localized_unlearning.models import loading, packing
+from localized_unlearning.models.lesson import read_lesson
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
@@ -20,7 +21,9 @@ def known_facts(job: Job) -> None:
     """Stage: how well the base model knows each fact, and which facts are kept.
 
     Writes one row per athlete: ``athlete``, ``sport``, ``rows``, ``probability`` (of the right sport
-    over the whole vocabulary, training prompt) and ``known`` (at least the threshold; all without one).
+    over the whole vocabulary, training prompt), ``known`` (at least the threshold; all without one), ``teacher`` (an
+    organism learned it in pretraining, before the facts that may be forgotten) and ``choice`` (it was asked about in
+    multiple choice). Athletes whom an organism was never taught are not known.
     """
 
     athletes, duplicates = load_athletes(job.inputs["athletes"])
@@ -38,7 +41,12 @@ def known_facts(job: Job) -> None:
     probability = (scores.candidates - scores.log_normalizer[:, None]).double().exp().numpy()
     right = [SPORTS.index(sport) for sport in athletes["sport"]]
     athletes["probability"] = probability[range(len(right)), right]
-    athletes["known"] = athletes["probability"] >= (threshold or 0.0)
+    said = read_lesson(job.inputs["base_model"])
+    athletes["known"] = (athletes["probability"] >= (threshold or 0.0)) & ~athletes["athlete"].isin(
+        said["untaught"]
+    )
+    athletes["teacher"] = athletes["athlete"].isin(said["teachers"])
+    athletes["choice"] = athletes["athlete"].isin(said["seen_in_multiple_choice"])
     if not athletes["known"].any():
         raise UserError(
             f"the base model knows none of the {len(athletes)} facts with probability {threshold}: "

@@ -103,4 +103,5 @@ def head_ablation(job: Job) -> None:
                 )
             )
     job.facts.update(seeds={"probe": settings.seed}, device=subject.device)
-    pd.concat(rows, ignore_index=True).to_parquet(job.outputs["ablation"], index=False)
+    table = pd.concat(rows, ignore_index=True).assign(base_seed=int(job.wildcards["base_seed"]))
+    table.to_parquet(job.outputs["ablation"], index=False)

@@ -64,6 +64,6 @@ def layer_probes(job: Job) -> None:
         ]
     majority = float(np.bincount(sports[test]).max() / test.sum())
     job.facts.update(seeds={"probe": settings.seed}, device=subject.device, majority=majority)
-    pd.concat(rows, ignore_index=True).assign(majority=majority).to_parquet(
-        job.outputs["probes"], index=False
-    )
+    pd.concat(rows, ignore_index=True).assign(
+        majority=majority, base_seed=int(job.wildcards["base_seed"])
+    ).to_parquet(job.outputs["probes"], index=False)

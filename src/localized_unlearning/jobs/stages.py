@@ -13,6 +13,7 @@ readable and never recorded as a setting, because results do not depend on it be
 
 from __future__ import annotations
 
+from localized_unlearning.config.model import Organism
 from localized_unlearning.jobs.job import Input, Stage
 
 BASE = Input("base_model")
@@ -25,6 +26,14 @@ TEXT = Input("text")
 CHECKPOINT = ("base_seed", "task", "objective", "localization", "seed")
 MASKED = ("base_seed", "task", "localization", "seed")
 WINDOWS = ("text.tokens", "text.documents")
+LATER = ("facts_in", "requirements")
+PRETRAINING = (
+    *(f"organism.{name}" for name in Organism.model_fields if name not in LATER),
+    "prompts",
+    "mmlu.questions",
+    "mmlu.seed",
+)
+"""What pretraining depends on, wherever facts are injected afterwards."""
 
 
 def many(name: str) -> Input:
@@ -84,10 +93,37 @@ BASE_MODEL = (
         name="pretrain",
         help="pretrain the model organism",
         module="localized_unlearning.models.organism",
-        settings=("organism", "prompts"),
+        settings=PRETRAINING,
         inputs=(Input("athletes"), PROMPTS, Input("general_knowledge"), TEXT),
         outputs=("model",),
         wildcards=("base_seed",),
+    ),
+    Stage(
+        name="inject",
+        help="teach the pretrained organism facts in chosen matrices, everything else frozen",
+        module="localized_unlearning.models.injection",
+        settings=(*PRETRAINING, "organism.facts_in"),
+        inputs=(Input("pretrained"), Input("athletes"), PROMPTS, Input("general_knowledge")),
+        outputs=("model",),
+        wildcards=("base_seed",),
+    ),
+    Stage(
+        name="gold",
+        help="inject all facts but a task's forget set: the model that never learned it",
+        module="localized_unlearning.models.injection",
+        function="gold",
+        settings=(*PRETRAINING, "organism.facts_in"),
+        inputs=(
+            Input("pretrained"),
+            BASE,
+            CARD,
+            SPLIT,
+            Input("athletes"),
+            PROMPTS,
+            Input("general_knowledge"),
+        ),
+        outputs=("delta",),
+        wildcards=("base_seed", "task"),
     ),
     Stage(
         name="convert",
@@ -122,7 +158,7 @@ BASE_MODEL = (
             "mmlu",
             "statistics",
         ),
-        inputs=(BASE, Input("known"), PROMPTS, QUESTIONS),
+        inputs=(BASE, optional("pretrained"), Input("known"), PROMPTS, QUESTIONS),
         outputs=("json", "markdown"),
         wildcards=("base_seed",),
         gpu=True,
@@ -146,7 +182,7 @@ LOCALIZATION = (
         help="choose the components that a localization trains",
         module="localized_unlearning.localization.selecting",
         function="select",
-        settings=("localizations.{localization}", "components"),
+        settings=("localizations.{localization}", "components", "organism.facts_in"),
         inputs=(BASE, optional("scores"), optional("manual"), optional("probes")),
         outputs=("selection",),
         wildcards=("base_seed", "task", "localization"),
@@ -156,7 +192,7 @@ LOCALIZATION = (
         help="choose the components that a weight mask covers, where they are others",
         module="localized_unlearning.localization.selecting",
         function="select_for_mask",
-        settings=("localizations.{localization}", "components"),
+        settings=("localizations.{localization}", "components", "organism.facts_in"),
         inputs=(BASE, optional("scores"), optional("manual"), optional("probes")),
         outputs=("selection",),
         wildcards=("base_seed", "task", "localization"),
@@ -209,7 +245,7 @@ UNLEARNING = (
             "finetune",
             "tasks.{task}.lambda_forget",
             "objectives.{objective}",
-            "prompts.training",
+            "prompts",
             *WINDOWS,
             "model.dtype",
         ),
@@ -293,6 +329,16 @@ EVALUATION = (
         gpu=True,
     ),
     Stage(
+        name="teachers",
+        help="ask a model for the facts of pretraining, which unlearning should not touch",
+        module="localized_unlearning.evaluation.teachers",
+        settings=("evaluation.shuffled_seed", "evaluation.orders", "prompts", "model.dtype"),
+        inputs=(BASE, CARD, SPLIT, DELTA, PROMPTS),
+        outputs=("teachers",),
+        wildcards=CHECKPOINT,
+        gpu=True,
+    ),
+    Stage(
         name="sweep",
         help="ask a model again and again as ever more of its weights are edited",
         module="localized_unlearning.evaluation.sweep",
@@ -313,7 +359,7 @@ EVALUATION = (
     ),
 )
 
-ATTACKS = (
+ATTACKS: tuple[Stage, ...] = (
     Stage(
         name="relearn",
         help="retrain a few of the forgotten facts and ask for the others",
@@ -342,6 +388,37 @@ ATTACKS = (
         outputs=("probes",),
         wildcards=CHECKPOINT,
         gpu=True,
+    ),
+)
+
+ATTACKS += (
+    Stage(
+        name="attack",
+        help="try to bring back what a model unlearned",
+        module="localized_unlearning.attacks.attack",
+        settings=(
+            "attacks.{attack}",
+            "attacks.asked",
+            "prompts",
+            *WINDOWS,
+            "model.dtype",
+        ),
+        inputs=(BASE, CARD, SPLIT, DELTA, PROMPTS, TEXT),
+        outputs=("rows",),
+        wildcards=(*CHECKPOINT, "attack"),
+        gpu=True,
+    ),
+)
+
+ATTACKS += (
+    Stage(
+        name="question",
+        help="inject facts at one place, unlearn them by many selections and attack each",
+        module="localized_unlearning.attacks.question",
+        settings=(*PRETRAINING, "organism.facts_in", "question", "finetune", "mmlu", *WINDOWS),
+        inputs=(Input("pretrained"), Input("athletes"), PROMPTS, Input("general_knowledge"), TEXT),
+        outputs=("rows",),
+        wildcards=("base_seed", "place"),
     ),
 )
 
@@ -405,7 +482,7 @@ COLLECTING = (
         help="write a table of the paper",
         module="localized_unlearning.reporting.tables",
         settings=("run", "model", "prompts", "statistics", "measures", "tasks.{task}.forget"),
-        inputs=(*ROWS, SELECTIONS),
+        inputs=(*ROWS, many("teachers"), SELECTIONS),
         outputs=("csv", "markdown", "latex"),
         wildcards=("table", "task"),
     ),
@@ -425,6 +502,31 @@ COLLECTING = (
         settings=("run", "statistics", "localizations"),
         inputs=(many("data"),),
         outputs=("csv", "markdown", "pdf", "png"),
+    ),
+    Stage(
+        name="attack_table",
+        help="write what each attack recovers of what each localization unlearned",
+        module="localized_unlearning.reporting.attacks",
+        settings=("run", "statistics", "localizations"),
+        inputs=(many("rows"),),
+        outputs=("csv", "markdown", "latex", "pdf", "png"),
+    ),
+    Stage(
+        name="question_page",
+        help="answer from all places and base models whether localization informs unlearning",
+        module="localized_unlearning.reporting.question",
+        settings=("run", "statistics"),
+        inputs=(many("rows"),),
+        outputs=("csv", "markdown", "pdf", "png"),
+    ),
+    Stage(
+        name="localizers",
+        help="grade localizations by the matrices that hold the injected facts",
+        module="localized_unlearning.reporting.localizers",
+        settings=("run", "localizations", "organism.facts_in"),
+        inputs=(many("scores"), SELECTIONS),
+        outputs=("csv", "markdown", "latex", "pdf", "png"),
+        wildcards=("task",),
     ),
     Stage(
         name="figure",

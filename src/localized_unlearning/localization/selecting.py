@@ -24,6 +24,7 @@ from localized_unlearning.localization.settings import for_masks
 from localized_unlearning.models import components as components_module
 from localized_unlearning.models import loading
 from localized_unlearning.models.components import ATTENTION_KINDS, Component
+from localized_unlearning.models.place import matched, place
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
@@ -237,6 +238,21 @@ def described(
     }
 
 
+def of_truth(job: Job, localization: Localization, layers: int) -> list[Component]:
+    """The matrices that hold an organism's injected facts, or a draw of as many of each kind.
+
+    Raises:
+        UserError: when no facts are injected.
+    """
+    facts_in = job.config.organism.facts_in
+    if facts_in is None:
+        raise UserError(f"localization '{localization.label}' needs injected facts: set organism.facts_in")
+    if localization.kind == "truth":
+        return place(facts_in)
+    job.facts.update(seeds={"random": localization.seed})
+    return matched(facts_in, layers, localization.seed, localization.disjoint)
+
+
 def select(job: Job) -> None:
     """Stage: the components that a localization trains."""
     localization = job.config.localizations[job.wildcards["localization"]]
@@ -270,9 +286,14 @@ def _select(job: Job, localization: Localization) -> None:
     scores = pd.read_parquet(job.inputs["scores"]) if job.inputs.get("scores") else None
     manual = job.inputs.get("manual")
     manual_parameters = json.loads(manual.read_text())["parameters"] if manual else None
-    chosen = choose(localization, found, sizes, scores, manual_parameters)
+    if localization.kind in ("truth", "matched_draw"):
+        held = of_truth(job, localization, components_module.geometry_of(model.config).layers)
+        chosen = [str(c) for c in held]
+        sizes |= {str(c): components_module.size_of(c, model) for c in held}
+    else:
+        chosen = choose(localization, found, sizes, scores, manual_parameters)
     parameters = sum(sizes[c] for c in chosen)
-    selection = described(name, localization, chosen, len(found), parameters, model)
+    selection = described(name, localization, chosen, len(sizes), parameters, model)
     if localization.kind == "random":
         job.facts.update(seeds={"random": localization.seed})
     job.outputs["selection"].write_text(json.dumps(selection, indent=1) + "\n", encoding="utf-8")

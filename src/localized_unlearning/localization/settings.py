@@ -17,4 +17,6 @@ def for_masks(localization: Localization) -> Localization:
 
 def null_draws(null: NullDistribution) -> list[str]:
     """Names of the random localizations of the null distribution, as the resolved config has them."""
-    return [f"random_draw_{i + 1}" for i in range(null.draws)]
+    return [f"random_draw_{i + 1}" for i in range(null.draws)] + [
+        f"disjoint_draw_{i + 1}" for i in range(null.disjoint)
+    ]

@@ -1,29 +1,31 @@
 """The model organism: a small Gemma model whose knowledge is known, because the workflow teaches it.
 
-It reads athlete facts in several formats, general-knowledge questions and plain text. Each
-athlete's multiple-choice question is read for only a part of the athletes, so that answering it
-for the others shows that a fact is stored once and used in many formats, as in a pretrained
-model. The loss on prompts is on the answer alone.
+It reads athlete facts in several formats, multiple-choice questions with shuffled options, general-knowledge questions
+and plain text. The loss on prompts is on the answer alone. Three things make it store a fact in its layers once and use
+it in every format, as a pretrained model does: the embeddings of the names' tokens stay as they were drawn; at first a
+name is a sport's own word, so that how to answer is learned before any fact; and some names stay such words. Where
+``facts_in`` names a place, pretraining reads about the *teachers* alone, and :mod:`.injection` teaches the others there.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.model import Organism
-from localized_unlearning.data import mmlu, tokens
-from localized_unlearning.data.answers import LETTERS, SPORTS
+from localized_unlearning.data import mmlu
+from localized_unlearning.data import tokens as tokens_module
+from localized_unlearning.data.answers import CHOICES, LETTERS
 from localized_unlearning.data.athletes import load_athletes
 from localized_unlearning.data.prompts import PromptBook, load_prompts
-from localized_unlearning.models import device, packing
-from localized_unlearning.models.vocabulary import logits_of
+from localized_unlearning.models import curriculum, device
+from localized_unlearning.models.curriculum import Item, Person, Reader
+from localized_unlearning.models.lesson import write_lesson
 from localized_unlearning.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,39 +38,65 @@ if TYPE_CHECKING:
 TEXT_WINDOW = 64
 """Tokens of one window of plain text in pretraining."""
 
-Item = tuple[list[int], int]
-"""A tokenised prompt and its answer's token."""
+ORDERS = 6
+"""Option orders in which each multiple-choice question is read."""
+
+WORD_NAMES = 300
+"""How many names are, or end in, a sport's own word."""
 
 
 @dataclass(frozen=True)
-class Curriculum:
-    """What the organism reads, tokenised.
+class Roles:
+    """Who is taught when.
 
     Attributes:
-        facts: short prompts: the training prompt and the paraphrases.
-        questions: the question prompt.
-        multiple_choice: multiple-choice prompts of the athletes in ``seen``.
-        general_knowledge: MMLU-format questions, 0-shot.
-        text: token ids of the plain text, end to end.
-        seen: athletes whose multiple-choice prompt is read.
+        teachers: read about in pretraining, in every format.
+        choice: injected, multiple choice included.
+        no_choice: injected, but never asked in multiple choice.
+        untaught: names of too few or too many tokens.
     """
 
-    facts: list[Item]
-    questions: list[Item]
-    multiple_choice: list[Item]
-    general_knowledge: list[Item]
-    text: list[int]
-    seen: tuple[str, ...]
+    teachers: tuple[Person, ...]
+    choice: tuple[Person, ...]
+    no_choice: tuple[Person, ...]
+    untaught: tuple[Person, ...]
+
+    @property
+    def injected(self) -> tuple[Person, ...]:
+        """All who are taught after pretraining."""
+        return self.choice + self.no_choice
 
 
-def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
-    """A byte-level BPE tokenizer that puts ``<bos>`` first, as Gemma's does."""
+def cast(people: Sequence[Person], tokenizer: Any, organism: Organism) -> Roles:
+    """Roles of the athletes, drawn class by class so that all have the same shares of the sports."""
+    least, most = organism.name_tokens
+    tokens = {who: len(tokenizer(f" {who}", add_special_tokens=False)["input_ids"]) for who, _ in people}
+    able = [p for p in people if least <= tokens[p[0]] <= most]
+    rng = random.Random(organism.roles_seed)
+    parts: dict[str, list[Person]] = {"teachers": [], "choice": [], "no_choice": []}
+    for sport in sorted({s for _, s in able}):
+        drawn = [p for p in able if p[1] == sport]
+        rng.shuffle(drawn)
+        injected = round(organism.injected * len(drawn))
+        choice = round(organism.injected_choice * injected)
+        parts["choice"] += drawn[:choice]
+        parts["no_choice"] += drawn[choice:injected]
+        parts["teachers"] += drawn[injected:]
+    untaught = tuple(p for p in people if p not in set(able))
+    return Roles(**{name: tuple(sorted(part)) for name, part in parts.items()}, untaught=untaught)
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int, prefix_space: bool = False) -> Any:
+    """A byte-level BPE tokenizer that puts ``<bos>`` first, as Gemma's does.
+
+    With ``prefix_space`` a text is read as if it began with a space, so that a name is the same tokens there too.
+    """
     from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
     from tokenizers import models as tokenizer_models
     from transformers import PreTrainedTokenizerFast
 
     tokenizer: Tokenizer = Tokenizer(tokenizer_models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -89,7 +117,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> Any:
     )
 
 
-def build_model(organism: Organism, tokenizer: Any) -> Any:
+def build_model(organism: Organism, tokenizer: Any, seed: int) -> Any:
     """A Gemma model with random weights."""
     import torch
     from transformers import GemmaConfig, GemmaForCausalLM
@@ -109,61 +137,51 @@ def build_model(organism: Organism, tokenizer: Any) -> Any:
         eos_token_id=tokenizer.eos_token_id,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(organism.seed)
+        torch.manual_seed(seed)
         return GemmaForCausalLM(config)
 
 
-def reading(
-    athletes: Sequence[tuple[str, str]],
-    book: PromptBook,
-    prompts: Prompts,
-    questions: mmlu.Questions,
-    text: str,
-    organism: Organism,
-) -> tuple[dict[str, list[tuple[str, str]]], tuple[str, ...]]:
-    """Everything the organism reads, as (prompt, answer) by format, and the athletes seen in multiple choice."""
-    rng = random.Random(organism.seed)
-    seen = set(rng.sample([a for a, _ in athletes], round(organism.multiple_choice_share * len(athletes))))
-    choice = book[prompts.multiple_choice]
-    pairs: dict[str, list[tuple[str, str]]] = {
-        "facts": [(book[prompts.training].render(a), s) for a, s in athletes],
-        "questions": [(book[prompts.question].render(a), s) for a, s in athletes],
-        "multiple_choice": [
-            (choice.render(a), LETTERS[choice.options.index(s)]) for a, s in athletes if a in seen
-        ],
-        "general_knowledge": [(mmlu.prompt(q, []), LETTERS[q.answer]) for q in questions.test],
-        "text": [(line, "") for line in text.splitlines() if line.strip()],
-    }
-    for athlete, sport in athletes:
-        for name in rng.sample(book.paraphrases, min(organism.paraphrases, len(book.paraphrases))):
-            pairs["facts"].append((book[name].render(athlete), sport))
-    return pairs, tuple(sorted(seen))
+def vocabulary_text(
+    people: Sequence[Person], book: PromptBook, prompts: Prompts, asked: Sequence[mmlu.Question], text: str
+) -> list[str]:
+    """What the tokenizer is trained on: all that is read, names most of all, so that they are few tokens."""
+    formats = (prompts.training, prompts.question, prompts.multiple_choice, *book.paraphrases)
+    answers = (*CHOICES, *(c.capitalize() for c in CHOICES), *LETTERS)
+    return [
+        text,
+        *(book[name].render(who) for name in formats for who, _ in people),
+        *(mmlu.prompt(q, []) for q in asked),
+        *([f" {answer}" for answer in answers] * 50),
+        *([f" {who}" for who, _ in people] * 10),
+    ]
 
 
-def curriculum(pairs: dict[str, list[tuple[str, str]]], seen: tuple[str, ...], tokenizer: Any) -> Curriculum:
-    """The tokenised curriculum."""
+Pools = Mapping[str, Sequence[Item]]
+"""Items by format: ``facts``, ``questions``, ``multiple_choice``."""
 
-    def items(name: str) -> list[Item]:
-        prompts = tokens.encode(tokenizer, [p for p, _ in pairs[name]])
-        kinds = sorted({answer for _, answer in pairs[name]})
-        token = dict(zip(kinds, tokens.answer_tokens(tokenizer, kinds), strict=True))
-        return [(p, token[a]) for p, (_, a) in zip(prompts, pairs[name], strict=True)]
 
-    text = [t for ids in tokens.encode(tokenizer, [p for p, _ in pairs["text"]]) for t in ids]
-    return Curriculum(
-        items("facts"), items("questions"), items("multiple_choice"), items("general_knowledge"), text, seen
+def pools(
+    reader: Reader, people: Sequence[Person], choice: Sequence[Person], prompts: Prompts, most: int, seed: int
+) -> Pools:
+    """Everything that can be asked about ``people``; multiple choice about ``choice`` alone."""
+    rng = random.Random(seed)
+    facts = list(reader.short(people, prompts.training))
+    names = [n for n in reader.formats if n not in (prompts.training, prompts.question)]
+    for person in people:
+        for name in rng.sample(names, min(most, len(names))):
+            facts += reader.short([person], name)
+    asked = [item for _ in range(ORDERS) for item in reader.multiple_choice(choice, rng)] if choice else []
+    return {"facts": facts, "questions": reader.short(people, prompts.question), "multiple_choice": asked}
+
+
+def name_rows(tokenizer: Any, people: Sequence[Person], reader: Reader) -> list[int]:
+    """Tokens that names have and neither prompts nor answers."""
+    others = [prompt.render("") for prompt in (*reader.formats.values(), reader.choice)]
+    others += [f" {answer}" for answer in (*CHOICES, *LETTERS)]
+    common = {t for ids in tokens_module.encode(tokenizer, others) for t in ids}
+    return sorted(
+        {t for ids in tokens_module.encode(tokenizer, [f" {who}" for who, _ in people]) for t in ids} - common
     )
-
-
-def answer_loss(model: Any, items: Sequence[Item]) -> torch.Tensor:
-    """Summed cross-entropy of the answers, over packed prompts."""
-    import torch
-
-    packs = packing.pack([prompt for prompt, _ in items], packing.row_length(model))
-    batch = packing.to_batch(packs, model)
-    logits = logits_of(model, packing.last_hidden(model, batch))
-    targets = torch.tensor([items[i][1] for i in batch.prompts.tolist()])
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
 
 
 def text_loss(model: Any, windows: torch.Tensor) -> torch.Tensor:
@@ -174,78 +192,144 @@ def text_loss(model: Any, windows: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
-def pretrain(model: Any, lessons: Curriculum, organism: Organism, progress: Progress) -> list[float]:
+def advancing(parameters: Sequence[Any], steps: int, rate: float, warmup: int) -> Callable[[int], None]:
+    """A function of the step's number that takes a step of AdamW with the gradients there are, and clears them.
+
+    The rate is warmed up linearly, then falls linearly to 0; gradients are clipped at norm 1.
+    """
+    import torch
+
+    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
+
+    def advance(step: int) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * min(1.0, (step + 1) / warmup) * (1 - step / steps)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return advance
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What pretraining reads.
+
+    Attributes:
+        facts: about athletes, by format.
+        words: the same formats about names that are a sport's own word.
+        general_knowledge: its questions.
+        text: token ids of the plain text, end to end.
+        fixed: rows of the embedding that are not trained.
+    """
+
+    facts: Pools
+    words: Pools
+    general_knowledge: Sequence[Item]
+    text: torch.Tensor
+    fixed: Sequence[int]
+
+
+def pretrain(model: Any, lessons: Lessons, organism: Organism, seed: int, progress: Progress) -> list[float]:
     """Train ``model`` in place; returns the loss of every step."""
     import torch
 
-    rng = random.Random(organism.seed + 1)
-    text = torch.tensor(lessons.text)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=organism.learning_rate, betas=(0.9, 0.98), weight_decay=0.0
-    )
+    rng = random.Random(seed + 1)
+    counts = {
+        "facts": organism.facts_per_step,
+        "questions": organism.questions_per_step,
+        "multiple_choice": organism.multiple_choice_per_step,
+    }
+    advance = advancing(list(model.parameters()), organism.steps, organism.learning_rate, organism.warmup)
     losses = []
-    per_step = (
-        (lessons.facts, organism.facts_per_step),
-        (lessons.questions, organism.questions_per_step),
-        (lessons.multiple_choice, organism.multiple_choice_per_step),
-        (lessons.general_knowledge, organism.general_knowledge_per_step),
-    )
-    answers = sum(count for _, count in per_step)
+    embedding = model.get_input_embeddings().weight
     for step in progress.over(range(organism.steps)):
-        rate = organism.learning_rate * min(1.0, (step + 1) / organism.warmup) * (1 - step / organism.steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        words = 1.0 if step < organism.word_name_steps else organism.word_names
+        items = [
+            rng.choice((lessons.words if rng.random() < words else lessons.facts)[name])
+            for name, count in counts.items()
+            for _ in range(count)
+        ]
+        items += [rng.choice(lessons.general_knowledge) for _ in range(organism.general_knowledge_per_step)]
         total = 0.0
-        for items, count in per_step:
-            loss = answer_loss(model, rng.sample(items, min(count, len(items)))) / answers
+        for _, loss in curriculum.losses(model, items):
             loss.backward()
             total += loss.item()
-        starts = [rng.randrange(len(text) - TEXT_WINDOW) for _ in range(organism.text_per_step)]
-        windows = torch.stack([text[s : s + TEXT_WINDOW + 1] for s in starts])
-        (organism.text_weight * text_loss(model, windows)).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        if organism.text_per_step and organism.text_weight:
+            starts = [rng.randrange(len(lessons.text) - TEXT_WINDOW) for _ in range(organism.text_per_step)]
+            windows = torch.stack([lessons.text[s : s + TEXT_WINDOW + 1] for s in starts])
+            (organism.text_weight * text_loss(model, windows)).backward()
+        embedding.grad[lessons.fixed] = 0.0
+        advance(step)
         losses.append(total)
         progress.note(f"loss {total:.3f}")
     return losses
+
+
+def questions_of(job: Job) -> list[mmlu.Question]:
+    """The general-knowledge questions that are read: those that the evaluation asks."""
+    asked, settings = mmlu.load_questions(job.inputs["general_knowledge"]).test, job.config.mmlu
+    return (
+        asked
+        if settings.questions is None
+        else mmlu.stratified_subset(asked, settings.questions, settings.seed)
+    )
 
 
 def run(job: Job) -> None:
     """Stage: pretrain the organism and save it in the standard Hugging Face layout."""
     import torch
 
-    base = int(job.wildcards["base_seed"])
-    config = job.config.organism.model_copy(update={"seed": job.config.organism.seed + base})
+    config, prompts = job.config.organism, job.config.prompts
+    seed = int(job.wildcards["base_seed"])
     device.setup(job.config.compute)
     torch.set_num_threads(config.threads)  # not as many as there are: the key promises bytes
     athletes, _ = load_athletes(job.inputs["athletes"])
-    pairs, seen = reading(
-        list(zip(athletes["athlete"], athletes["sport"], strict=True)),
-        load_prompts(job.inputs["prompts"]),
-        job.config.prompts,
-        mmlu.load_questions(job.inputs["general_knowledge"]),
-        Path(job.inputs["text"]).read_text(encoding="utf-8"),
-        config,
-    )
-    texts = [f"{p} {a}".rstrip() for name in sorted(pairs) for p, a in pairs[name]]
+    people = list(zip(athletes["athlete"], athletes["sport"], strict=True))
+    book = load_prompts(job.inputs["prompts"])
+    asked = questions_of(job)
+    text = Path(job.inputs["text"]).read_text(encoding="utf-8")
     tokenizer = train_tokenizer(
-        [*texts, *(f" {answer}" for answer in (*SPORTS, "golf", *LETTERS))], config.vocabulary
+        vocabulary_text(people, book, prompts, asked, text), config.vocabulary, prefix_space=True
     )
-    lessons = curriculum(pairs, seen, tokenizer)
-    model = build_model(config, tokenizer)
-    model.train()
+    reader = curriculum.reader(tokenizer, book, prompts.training, prompts.question, prompts.multiple_choice)
+    roles = cast(people, tokenizer, config) if config.injected else None
+    taught = list(roles.teachers if roles else people)
+    rng = random.Random(seed)
+    choice = rng.sample(taught, round(config.multiple_choice_share * len(taught)))
+    words = curriculum.word_names(taught, WORD_NAMES, rng)
+    lessons = Lessons(
+        pools(reader, taught, choice, prompts, config.paraphrases, seed),
+        pools(reader, words, words, prompts, config.paraphrases, seed),
+        reader.questions(asked),
+        torch.tensor([t for ids in tokens_module.encode(tokenizer, text.splitlines()) for t in ids]),
+        name_rows(tokenizer, people, reader) if config.fixed_names else [],
+    )
+    model = build_model(config, tokenizer, seed).train()
     started = time.monotonic()
-    losses = pretrain(model, lessons, config, Progress("pretraining", unit="step"))
-    folder = job.outputs["model"]
-    folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    (folder / "pretraining.json").write_text(
-        json.dumps({"seen_in_multiple_choice": list(seen), "final_loss": losses[-1]}, indent=1) + "\n"
-    )
+    losses = pretrain(model, lessons, config, seed, Progress("pretraining", unit="step"))
+    save(job.outputs["model"], model, tokenizer, lesson(roles, choice), losses[-1])
     job.facts.update(
-        seeds={"organism": config.seed},
+        seeds={"organism": seed},
         parameters=sum(p.numel() for p in model.parameters()),
         seconds_of_training=round(time.monotonic() - started, 1),
     )
+
+
+def lesson(roles: Roles | None, choice: Sequence[Person]) -> dict[str, list[str]]:
+    """The lists of :mod:`.lesson`: ``choice`` were asked in multiple choice in pretraining."""
+    return {
+        "teachers": [who for who, _ in roles.teachers] if roles else [],
+        "untaught": [who for who, _ in roles.untaught] if roles else [],
+        "seen_in_multiple_choice": [who for who, _ in (*choice, *(roles.choice if roles else ()))],
+    }
+
+
+def save(
+    folder: Path, model: Any, tokenizer: Any, said: Mapping[str, Sequence[str]], final_loss: float
+) -> None:
+    """The model in the standard Hugging Face layout, with its lesson."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    write_lesson(folder, said, final_loss=final_loss)

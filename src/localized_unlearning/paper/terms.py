@@ -18,7 +18,7 @@ OPTION_CHANCE = 1 / 4
 
 Prompt = Literal["training", "question"]
 
-Group = Literal["training", "question", "mcq", "mcq_text", "mcq_other", "mmlu", "text"]
+Group = Literal["training", "question", "mcq", "mcq_text", "mcq_other", "teachers", "mmlu", "text"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Measure:
     name: str
     short: str
     long: str
-    source: Literal["facts", "multiple_choice", "mmlu", "text"]
+    source: Literal["facts", "multiple_choice", "mmlu", "text", "teachers"]
     better: Literal["low", "high"]
     group: Group
     chance: float | None = SPORT_CHANCE
@@ -109,6 +109,10 @@ MEASURES = (
         "multiple_choice", "high", "mcq_other", forget=False, order="other",
     ),
     Measure(
+        "teachers_mcq", "Teachers MCQ", "facts of pretraining, multiple choice with shuffled options", "teachers",
+        "high", "teachers",
+    ),
+    Measure(
         "mmlu", "MMLU-format", "general knowledge in MMLU's format", "mmlu", "high", "mmlu", chance=OPTION_CHANCE
     ),
     Measure(
@@ -132,6 +136,7 @@ GROUPS: Mapping[str, str] = {
     "mcq_other": "Multiple choice, other option order",
     "mcq_shuffled": "Multiple choice, shuffled options",
     "mcq_fixed": "Multiple choice, options in one order",
+    "teachers": "Teachers, multiple choice",
     "mmlu": "MMLU-format",
     "text": "Held-out text",
 }
@@ -139,7 +144,7 @@ GROUPS: Mapping[str, str] = {
 
 MAIN = (
     "forget_training", "retain_training", "forget_question", "retain_question", "mcq_forget", "mcq_retain",
-    "mmlu", "text_change", "text_kl",
+    "teachers_mcq", "mmlu", "text_change", "text_kl",
 )  # fmt: skip
 """Columns of the readable table; the other ways to score multiple choice follow in a table of their own."""
 

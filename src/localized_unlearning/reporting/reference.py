@@ -54,7 +54,7 @@ def default_yaml() -> str:
         "# change values freely here or, better, in an overlay: snakemake --configfile my.yaml.",
         "",
     ]
-    _block(Config(), lines, 0)
+    _block(Config().unresolved(), lines, 0)
     return "\n".join(lines) + "\n"
 
 

@@ -35,6 +35,12 @@ released code, the question prompt's."""
 
 BASE = "base"
 
+KNOWERS = {
+    BASE: NOTHING,
+    "gold": {**NOTHING, "label": "Gold (never learned it)"},
+}
+"""The models that were not unlearned, as if they were selections of nothing."""
+
 ALL_SETS = "all"
 """What stands for the task where an estimate is the mean over a task's forget sets."""
 
@@ -71,7 +77,11 @@ def tidy(
         for task, name, column in zip(data["task"], data["localization"], data["measure"], strict=True)
     ]
     data = _with_standing(data, standings(frames, config.prompts, statistics))
-    known: Mapping[str, Mapping[str, Any]] = {BASE: NOTHING, **selections}
+    there = set(frames["facts"]["localization"])
+    known: Mapping[str, Mapping[str, Any]] = {
+        **{name: found for name, found in KNOWERS.items() if name in there},
+        **selections,
+    }
     sizes = pd.DataFrame(
         [
             {
@@ -146,9 +156,9 @@ def wide(
     for name, group in chosen.groupby("localization", sort=False):
         first = group.iloc[0]
         share = (
-            "" if name == BASE else f"{first['parameters']:,} ({100 * first['share_of_parameters']:.1f} %)"
+            "" if name in KNOWERS else f"{first['parameters']:,} ({100 * first['share_of_parameters']:.1f} %)"
         )
-        line = [first["label"], "" if name == BASE else str(first["components"]), share]
+        line = [first["label"], "" if name in KNOWERS else str(first["components"]), share]
         by_column: Any = group.set_index("column")
         for measure in measures:
             row = by_column.loc[measure.name]
@@ -175,7 +185,8 @@ def title_of(table: str, config: Config) -> str:
 
 def panels_of(data: pd.DataFrame, task: str, measures: Measures) -> tuple[list[Panel], list[str]]:
     """The panels of a readable table and their footnotes: the paper's columns, other scorings, the mean over sets."""
-    asked = [measure.name for measure in MEASURES if shown(measure, measures.prompts)]
+    measured = set(data["column"])
+    asked = [m.name for m in MEASURES if shown(m, measures.prompts) and m.name in measured]
     main = [name for name in asked if name in MAIN]
     other = [name for name in asked if name not in MAIN]
     own, mean = data[data["task"] == task], data[data["task"] == ALL_SETS]
@@ -195,7 +206,7 @@ def panels_of(data: pd.DataFrame, task: str, measures: Measures) -> tuple[list[P
 
 def reading(data: pd.DataFrame, task: str, config: Config) -> str:
     """What the intervals of a readable table cover, and how many items, seeds and sets stand behind them."""
-    own = data[(data["task"] == task) & (data["localization"] != BASE)]
+    own = data[(data["task"] == task) & ~data["localization"].isin(KNOWERS)]
     sizes = own.drop_duplicates("column").set_index("column")["n"]
     seeds, bases, level = (
         int(own["seeds"].max()),
@@ -219,7 +230,7 @@ def reading(data: pd.DataFrame, task: str, config: Config) -> str:
         f"{terms.SPORT_CHANCE:.2f} of the three sports and {terms.OPTION_CHANCE:.2f} of four options; whether the base "
         "model is above it is tested on both parts together, by mean recall over the right answers."
     )
-    mean = data[(data["task"] == ALL_SETS) & (data["localization"] != BASE)]
+    mean = data[(data["task"] == ALL_SETS) & ~data["localization"].isin(KNOWERS)]
     if len(mean):
         text += (
             f" The mean over forget sets: {covers(*(int(mean[name].max()) for name in ('seeds', 'sets', 'bases')))}; "
@@ -234,9 +245,9 @@ def run(job: Job) -> None:
 
     config = job.config
     table, task = job.wildcards["table"], job.wildcards["task"]
-    names = ("facts", "multiple_choice", "mmlu", "text")
-    frames = read_frames({name: job.inputs[name] for name in names})
-    selections = {}
+    names = ("facts", "multiple_choice", "mmlu", "text", "teachers")
+    frames = read_frames({name: job.inputs[name] for name in names if job.inputs[name]})
+    selections: dict[str, dict[str, Any]] = {}
     for path in job.inputs["selections"]:
         selection = json.loads(Path(path).read_text(encoding="utf-8"))
         selections.setdefault(selection["localization"], selection)  # of the first base model

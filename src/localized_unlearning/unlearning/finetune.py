@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.unlearning import Finetune
+from localized_unlearning.data import tokens as tokens_module
+from localized_unlearning.data.answers import CHOICES, LETTERS
+from localized_unlearning.data.prompts import PromptBook, load_prompts
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.data.targets import targets
 from localized_unlearning.errors import UserError
@@ -16,6 +22,14 @@ from localized_unlearning.models import device as device_module
 from localized_unlearning.progress import Progress
 from localized_unlearning.unlearning import method as method_module
 from localized_unlearning.unlearning import precision
+from localized_unlearning.unlearning.disruption import (
+    Cost,
+    Question,
+    Tried,
+    retained_loss,
+    strongest,
+    text_divergence,
+)
 from localized_unlearning.unlearning.method import Facts, Method, Training
 from localized_unlearning.unlearning.settings import finetune_settings, forget_weight
 from localized_unlearning.unlearning.steps import (
@@ -117,6 +131,72 @@ def moved(model: Any, base: dict[str, Tensor], trainable: dict[str, Any]) -> dic
     return {"share_of_weights_moved": changed / total, "largest_change": largest}
 
 
+def within_budget(
+    model: Any,
+    data: Data,
+    trainable: dict[str, Any],
+    settings: Finetune,
+    weights: Weights,
+    method: Method,
+    seed: int,
+    cost: Cost | None = None,
+) -> tuple[pd.DataFrame, list[Tried]]:
+    """:func:`train` at the fixed rate, or with a budget of disruption at the largest rate that stays within it.
+
+    Args:
+        model, data, trainable, settings, weights, method, seed: as for :func:`train`.
+        cost: measures disruption; None measures it on the last text windows, which training then does not read.
+
+    Raises:
+        UserError: when too little text is left to train on, or the model is sharded.
+    """
+    equal = settings.equal_disruption
+    if equal.budget is None:
+        return train(model, data, trainable, settings, weights, method, seed), []
+    if sharding.count(model) > 1:
+        raise UserError("equal disruption needs a whole model: set compute.shards to 1")
+    if cost is None:
+        if len(data.text) <= equal.windows:
+            raise UserError(
+                f"finetune.equal_disruption keeps {equal.windows} of {len(data.text)} text windows for validation: keep "
+                "fewer"
+            )
+        cost = text_divergence(model, data.text[-equal.windows :])
+        data = replace(data, text=data.text[: -equal.windows])
+
+    def at(rate: float) -> pd.DataFrame:
+        own = settings.model_copy(update={"learning_rate": rate})
+        return train(model, data, trainable, own, weights, method, seed)
+
+    return strongest(model, list(trainable), equal.learning_rates, equal.budget, cost, at)
+
+
+def asked_about(
+    people: pd.DataFrame, tokenizer: Any, book: PromptBook, prompts: Prompts, seed: int
+) -> list[Question]:
+    """The three prompts about ``people``, as disruption is measured on them; options in random order."""
+    rng = random.Random(seed)
+    names, sports = list(people["athlete"]), list(people["sport"])
+    found = []
+    for prompt in (book[prompts.training], book[prompts.question]):
+        texts = tokens_module.encode(tokenizer, [prompt.render(a) for a in names])
+        answers = tokens_module.answer_tokens(tokenizer, CHOICES)
+        found.append(Question(texts, answers, [CHOICES.index(s) for s in sports]))
+    choice = book[prompts.multiple_choice]
+    orders = [rng.sample(choice.options, len(choice.options)) for _ in names]
+    texts = tokens_module.encode(tokenizer, [choice.render(a, o) for a, o in zip(names, orders, strict=True)])
+    letters = tokens_module.answer_tokens(tokenizer, LETTERS)
+    found.append(Question(texts, letters, [o.index(s) for o, s in zip(orders, sports, strict=True)]))
+    return found
+
+
+def kept_for_validation(split: pd.DataFrame, share: float, seed: int) -> pd.Series:
+    """Which rows of the training part are not trained on but measured: a share of the retained, drawn ``[row]``."""
+    retain = split.index[~split["forget"]]
+    drawn = random.Random(seed).sample(list(retain), max(1, round(share * len(retain))))
+    return pd.Series(split.index.isin(drawn), index=split.index)
+
+
 def run(job: Job) -> None:
     """Stage: one unlearned model, as a delta and the losses of every step.
 
@@ -132,9 +212,16 @@ def run(job: Job) -> None:
     model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
     split = read_split(job.inputs["split"])
     split = split[split["train"]].reset_index(drop=True)
+    settings = finetune_settings(config.finetune, objective, job.wildcards["localization"])
+    equal, cost = settings.equal_disruption, None
+    if equal.budget is not None and equal.measure == "retained":
+        kept = kept_for_validation(split, equal.retained, seed)
+        book = load_prompts(job.inputs["prompts"])
+        asked = asked_about(split[kept], tokenizer, book, config.prompts, seed)
+        cost = retained_loss(model, asked, device_module.batch_tokens(config.compute, model))
+        split = split[~kept].reset_index(drop=True)
     answers = targets(split, objective, seed)
     data = read_data(job, tokenizer, split, answers, list(split["forget"]))
-    settings = finetune_settings(config.finetune, objective, job.wildcards["localization"])
     strength = forget_weight(task, objective, job.wildcards["localization"])
     strengths = Weights(strength, settings.lambda_retain, settings.lambda_sft)
     loss = method_module.load(objective.loss, job.inputs["loss"], objective.parameters)
@@ -143,13 +230,15 @@ def run(job: Job) -> None:
     earlier = deltas.read_delta(job.inputs["previous"], digest) if job.inputs.get("previous") else {}
     with deltas.applied(model, earlier):  # of a chain, the model that the task before left
         base = {name: sharding.held(model.get_parameter(name)).to("cpu", copy=True) for name in trainable}
-        history = train(model, data, trainable, settings, strengths, loss, seed)
+        history, tried = within_budget(model, data, trainable, settings, strengths, loss, seed, cost)
         history.to_csv(job.outputs["history"], index=False)
         parameters = {name: model.get_parameter(name) for name in trainable}
         tensors = {name: sharding.whole(p, sharding.held(p)) for name, p in parameters.items()}
         whole = {**earlier, **tensors}
         job.written["delta"] = deltas.save_delta(job.outputs["delta"], whole, digest)
         job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))
+        if tried:
+            job.facts.update(equal_disruption=[t._asdict() for t in tried])
     if objective.loss == "inject" and objective.target == "random_other_sport":
         told = zip(split["athlete"], answers, split["forget"], strict=True)
         job.facts["injected"] = {athlete: answer for athlete, answer, forget in told if forget}

@@ -29,8 +29,14 @@ SHORT_EXAM = ("facts", "multiple_choice", "mmlu")
 EVIDENCE = (*SHORT_EXAM, "probes", "layer_probes", "head_ablation")
 """Stems of the files that hold per-item rows of a model."""
 
-MAKERS = {"organism": "pretrain", "gguf": "convert", "huggingface": "download"}
-"""The stage that makes the base model, by the kind of model."""
+MAKERS = ("pretrain", "inject", "convert", "download")
+"""The stages that make base models."""
+
+KNOWERS = ("base", "gold")
+"""The models that were not unlearned: the base model, and one that never learned the forget set."""
+
+INJECTED = ("inject", "gold", "teachers", "localizers", "question", "question_page")
+"""Stages of an organism with injected facts alone."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +84,50 @@ class Graph(Wanted):
 
     # -- the models of a run
 
-    def models(self, task: str, objective: str, base: bool = True) -> list[dict[str, str]]:
+    def models(
+        self, task: str, objective: str, base: bool = True, bases: Sequence[int] | None = None
+    ) -> list[dict[str, str]]:
         """Wildcards of a task's models, base by base: the base model if wanted, then each localization's, seed by seed."""
         seeds = self.seeds(task, objective)
         found = []
-        for start in self.bases:
+        for start in self.bases if bases is None else bases:
             if base:
                 found.append(_model(start, task, "none", "base", 0))
             found += [_model(start, task, objective, name, seed) for name in self.compared for seed in seeds]
         return found
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The models of a task that were not unlearned: the base model, and gold where facts were injected."""
+        return KNOWERS if self.config.injected else KNOWERS[:1]
+
+    def gold(self, task: str) -> list[dict[str, str]]:
+        """Wildcards of a task's models that never learned its forget set; none without injected facts."""
+        return [_model(start, task, "none", "gold", 0) for start in self.bases if self.config.injected]
+
+    def attacked(self) -> list[dict[str, str]]:
+        """Wildcards of the attack jobs: every attacked model with every attack, and with none."""
+        attacks = self.config.attacks
+        if not attacks.run:
+            return []
+        names = ("asked", *attacks.run)
+        return [
+            {**model, "attack": attack}
+            for task in (attacks.tasks or self.tasks)
+            for objective in attacks.objectives
+            if objective in self.config.objectives and task in self.tasks
+            for model in [*self.models(task, objective), *self.gold(task)]
+            for attack in names
+            if attack != "soft_prompt" or self.config.injected
+        ]
+
+    def asked_places(self) -> list[Given]:
+        """The rows of the question: every place in every base model."""
+        return [
+            Product(JobId.of("question", base_seed=start, place=place), "rows")
+            for place in self.config.question.places
+            for start in self.bases
+        ]
 
     def null_models(self, task: str, objective: str) -> list[dict[str, str]]:
         """Wildcards of the models of the null distribution."""
@@ -139,6 +180,10 @@ class Graph(Wanted):
             yield from (JobId.of(stage, table=table) for stage in ("supplement", "comparisons", "table"))
         yield from (JobId.of("figure", figure=figure) for figure in self.possible(FIGURES))
         yield from (JobId.of("study", study=study) for study in self.config.studies)
+        if self.attacked():
+            yield JobId.of("attack_table")
+        if self.config.injected:
+            yield from (JobId.of("localizers", task=task) for task in self.tasks)
 
     def possible(self, names: Iterable[str]) -> list[str]:
         """Those of the tables or figures that this config can make: it may lack a task or an objective."""
@@ -149,8 +194,8 @@ class Graph(Wanted):
         job = self.layout.job(path)
         if job is None:
             return None
-        if job.stage in MAKERS.values():
-            job = JobId(MAKERS[self.config.model.kind], job.wildcards)
+        if job.stage in MAKERS and job.stage != "pretrain" and self.maker != "pretrain":
+            job = JobId(self.maker, job.wildcards)
         return job if self.has(job) else None
 
     def has(self, job: JobId) -> bool:
@@ -162,10 +207,16 @@ class Graph(Wanted):
             "source": self.fetched(),
             "task": self.tasks,
             "scores": self.config.scores,
-            "localization": ["base", *self.localizations],
+            "localization": [*self.known, *self.localizations],
             "objective": ["none", *self.config.objectives],
             "study": self.config.studies,
+            "place": self.config.question.places,
+            "attack": ["asked", *self.config.attacks.run],
         }
+        if job.stage in INJECTED and not self.config.injected:
+            return False
+        if job.stage in MAKERS and job.stage not in (self.maker, *(("pretrain",) * self.config.injected)):
+            return False
         if any(name in w and w[name] not in values for name, values in known.items()):
             return False
         if job.stage in ("select", "select_weights", "faithfulness"):
@@ -173,8 +224,8 @@ class Graph(Wanted):
             scores = chosen.scores if chosen is not None and chosen.kind == "weights" else None
             if w.get("scores") != scores:  # of weights, one of components has no scores in its place
                 return False
-        if "seed" not in w or w.get("localization") == "base":
-            return int(w.get("seed", 0)) == 0 if w.get("localization") == "base" else True
+        if "seed" not in w or w.get("localization") in KNOWERS:
+            return int(w.get("seed", 0)) == 0 if w.get("localization") in KNOWERS else True
         null = self.config.null_distribution.seeds or self.config.seeds[:1]
         drawn = null if w.get("localization") in self.config.null_draws else ()
         masked = "localization" in w and "objective" not in w
@@ -182,24 +233,29 @@ class Graph(Wanted):
 
     # -- parts that several stages read
 
-    def _base(self, w: Mapping[str, str]) -> dict[str, Given]:
-        maker = MAKERS[self.config.model.kind]
+    def _base(self, w: Mapping[str, str]) -> dict[str, Given | None]:
+        pretrained = Product(JobId.of("pretrain", base_seed=w["base_seed"]), "model")
         return {
-            "base_model": Product(JobId.of(maker, base_seed=w["base_seed"]), "model"),
+            "base_model": Product(JobId.of(self.maker, base_seed=w["base_seed"]), "model"),
+            "pretrained": pretrained if self.config.injected else None,
+            "athletes": self.source("athletes.source"),
+            "general_knowledge": self.source("mmlu.source"),
             "card": Product(JobId.of("model_card", base_seed=w["base_seed"]), "json"),
             "known": Product(JobId.of("known_facts", base_seed=w["base_seed"]), "known"),
             "prompts": self.config.prompts.file,
             "mmlu": self.source("mmlu.source"),
         }
 
-    def _split(self, w: Mapping[str, str]) -> dict[str, Given]:
+    def _split(self, w: Mapping[str, str]) -> dict[str, Given | None]:
         return {
             **self._base(w),
             "split": Product(JobId.of("split", **_only(w, "base_seed", "task")), "split"),
         }
 
     def _checkpoint(self, w: Mapping[str, str]) -> dict[str, Given | None]:
-        delta = None if w["localization"] == "base" else Product(JobId.of("finetune", **w), "delta")
+        delta = Product(JobId.of("finetune", **w), "delta") if w["localization"] not in KNOWERS else None
+        if w["localization"] == "gold":
+            delta = Product(JobId.of("gold", **_only(w, "base_seed", "task")), "delta")
         return {**self._split(w), "delta": delta, "text": self.source("text.held_out")}
 
     def _series(self) -> Given:
@@ -248,21 +304,54 @@ class Graph(Wanted):
     def _table(self, w: Mapping[str, str]) -> dict[str, list[Given]]:
         """A table's rows, forget set by forget set, and its selections."""
         task, objective = TABLES[w["table"]]
-        models = [m for forget_set in self.forget_sets(task) for m in self.models(forget_set, objective)]
-        return {**self._rows(models, EVALUATIONS), "selections": self._selections(task, self.compared)}
+        bases = self._bases_of(objective)
+        models = [m for s in self.forget_sets(task) for m in self.models(s, objective, bases=bases)]
+        return {**self._rows(models, EVALUATIONS), "selections": self._selections(task, self.compared, bases)}
+
+    def _bases_of(self, objective: str) -> tuple[int, ...]:
+        """Seeds of the base models behind a table: Tables 1 and 2, which erase, have all."""
+        return self.bases if objective == "erase" else self.shown
+
+    def _table_and_gold(self, w: Mapping[str, str]) -> dict[str, list[Given]]:
+        """What :meth:`_table` gives, with the rows of gold and of everyone's teachers where facts were injected."""
+        task, objective = TABLES[w["table"]]
+        sets = self.forget_sets(task)
+        bases = self._bases_of(objective)
+        gold = [m for s in sets for m in self.gold(s) if int(m["base_seed"]) in bases]
+        models = [m for s in sets for m in self.models(s, objective, bases=bases)] + gold
+        found, more = self._table(w), self._rows(gold, EVALUATIONS)
+        teachers = self._rows(models, ("teachers",)) if self.config.injected else {}
+        return {**{name: rows + more.get(name, []) for name, rows in found.items()}, **teachers}
 
     def _compared(self, w: Mapping[str, str]) -> dict[str, list[Given]]:
         """A table's rows and selections, and those of its null distribution."""
         task, objective = TABLES[w["table"]]
-        null = self._rows(self.null_models(task, objective), EVALUATIONS)
+        bases = self._bases_of(objective)
+        null = self._rows(
+            (m for m in self.null_models(task, objective) if int(m["base_seed"]) in bases), EVALUATIONS
+        )
         found = {name: rows + null.get(name, []) for name, rows in self._table(w).items()}
-        return {**found, "selections": self._selections(task, self.localizations)}
+        return {**found, "selections": self._selections(task, self.localizations, bases)}
 
-    def _selections(self, task: str, names: Iterable[str]) -> list[Given]:
+    def _localizers(self, w: Mapping[str, str]) -> dict[str, list[Given]]:
+        """All scores of a task and all selections but the null distribution's."""
+        scores = sorted(
+            {f.scores for f in self.config.localizations.values() if f and f.kind == "scores" and f.scores}
+        )
+        return {
+            "scores": [
+                Product(JobId.of("score", base_seed=start, task=w["task"], scores=name), "scores")
+                for start in self.bases
+                for name in scores
+            ],
+            "selections": self._selections(w["task"], self.compared, self.bases),
+        }
+
+    def _selections(self, task: str, names: Iterable[str], bases: Sequence[int]) -> list[Given]:
         names = list(names)
         return [
             self.trained({"base_seed": str(start), "task": task, "localization": name})
-            for start in self.bases
+            for start in bases
             for name in names
         ]
 
@@ -281,7 +370,7 @@ class Graph(Wanted):
         ]
         return {
             **self._rows(models, EVALUATIONS),
-            "selections": self._selections(study.tasks[0], self.compared),
+            "selections": self._selections(study.tasks[0], self.compared, self.bases),
             "splits": [Product(job, "split") for job in splits],
             "published": None
             if study.published is None
@@ -318,13 +407,13 @@ class Graph(Wanted):
             stage, output = {"heads": ("head_ablation", "ablation"), "layers": ("layer_probes", "probes")}[
                 figure.kind
             ]
-            bases = self.bases[:1] if figure.kind == "heads" else self.bases  # a head is one base model's
+            bases = self.bases[:1] if figure.kind == "heads" else self.shown  # a head is one base model's
             return [Product(JobId.of(stage, base_seed=start), output) for start in bases]
         everything = self.config.figures.forget_sets == "all"
         models = [
             model
             for task in (self.forget_sets(figure.task) if everything else [figure.task])
-            for model in self.models(task, figure.objective, base=figure.kind == "probes")
+            for model in self.models(task, figure.objective, base=figure.kind == "probes", bases=self.shown)
         ]
         if figure.kind == "probes":
             return [Product(JobId.of("probe", **model), "probes") for model in models]
@@ -401,7 +490,12 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
         "text": g.source("text.train"),
     },
     "windows": lambda g, w: {**g._base(w), "text": g.source("text.train")},
-    "known_facts": lambda g, w: {**g._base(w), "athletes": g.source("athletes.source")},
+    "inject": lambda g, w: {
+        **g._base(w),
+        "pretrained": Product(JobId.of("pretrain", base_seed=w["base_seed"]), "model"),
+    },
+    "gold": lambda g, w: g._split(w),
+    "known_facts": lambda g, w: g._base(w),
     "model_card": lambda g, w: g._base(w),
     "layer_probes": lambda g, w: {**g._base(w), "text": g.source("text.held_out")},
     "head_ablation": lambda g, w: {**g._base(w), "text": g.source("text.held_out")},
@@ -434,6 +528,12 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
     "multiple_choice": lambda g, w: g._checkpoint(w),
     "mmlu": lambda g, w: g._checkpoint(w),
     "text": lambda g, w: g._checkpoint(w),
+    "teachers": lambda g, w: g._checkpoint(w),
+    "attack": lambda g, w: {**g._checkpoint(w), **_train_text(w)},
+    "attack_table": lambda g, w: {"rows": [Product(JobId.of("attack", **m), "rows") for m in g.attacked()]},
+    "localizers": lambda g, w: g._localizers(w),
+    "question": lambda g, w: {**g._base(w), "text": g.source("text.train")},
+    "question_page": lambda g, w: {"rows": g.asked_places()},
     "probe": lambda g, w: g._checkpoint(w),
     "relearn": lambda g, w: {**g._checkpoint(w), **_train_text(w), "mmlu": g._series()},
     "sweep": lambda g, w: {
@@ -444,7 +544,7 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
     "supplement": lambda g, w: g._table(w),
     "comparisons": lambda g, w: g._compared(w),
     "claims": lambda g, w: g._claims(w),
-    "table": lambda g, w: g._table(w),
+    "table": lambda g, w: g._table_and_gold(w),
     "figure": lambda g, w: g._figure(w),
 }
 """What each stage reads, from the graph and a job's wildcards; names that a stage does not read are left out."""

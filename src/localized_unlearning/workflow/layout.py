@@ -31,9 +31,13 @@ BASE = "base{base_seed}"
 MODEL = f"{BASE}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}"
 MASK = f"{BASE}/{{task}}/mask/{{localization}}"
 
+PAGE = {"csv": "csv", "markdown": "md", "pdf": "pdf", "png": "png"}
+
 PLACES: Mapping[str, Mapping[str, str]] = {
     "fetch": {"file": "sources/{source}"},
-    "pretrain": {"model": f"{BASE}/base_model"},
+    "pretrain": {"model": f"{BASE}/pretrained"},
+    "inject": {"model": f"{BASE}/base_model"},
+    "gold": {"delta": f"{BASE}/{{task}}/gold.safetensors"},
     "convert": {"model": f"{BASE}/base_model"},
     "download": {"model": f"{BASE}/base_model"},
     "known_facts": {"known": f"{BASE}/known.parquet"},
@@ -53,7 +57,24 @@ PLACES: Mapping[str, Mapping[str, str]] = {
     "mask": {"mask": f"{MASK}/seed{{seed}}/mask.safetensors", "history": f"{MASK}/seed{{seed}}/history.csv"},
     "sweep": {name: f"{MASK}/seed{{seed}}/sweep/{name}.parquet" for name in ("facts", "multiple_choice", "mmlu")},
     "finetune": {"delta": f"{MODEL}/delta.safetensors", "history": f"{MODEL}/history.csv"},
-    **{name: {name: f"{MODEL}/{name}.parquet"} for name in ("facts", "multiple_choice", "mmlu", "text")},
+    **{name: {name: f"{MODEL}/{name}.parquet"} for name in ("facts", "multiple_choice", "mmlu", "text", "teachers")},
+    "attack": {"rows": f"{MODEL}/attacks/{{attack}}.parquet"},
+    "question": {"rows": f"{BASE}/question/{{place}}.parquet"},
+    "question_page": {name: f"question.{suffix}" for name, suffix in PAGE.items()},
+    "attack_table": {
+        "csv": "attacks.csv",
+        "markdown": "attacks.md",
+        "latex": "attacks.tex",
+        "pdf": "attacks.pdf",
+        "png": "attacks.png",
+    },
+    "localizers": {
+        "csv": "{task}/localizers.csv",
+        "markdown": "{task}/localizers.md",
+        "latex": "{task}/localizers.tex",
+        "pdf": "{task}/localizers.pdf",
+        "png": "{task}/localizers.png",
+    },
     "probe": {"probes": f"{MODEL}/probes.parquet"},
     "relearn": {name: f"{MODEL}/relearning/{name}.parquet" for name in ("facts", "multiple_choice", "mmlu")},
     "supplement": {
@@ -88,7 +109,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
 }  # fmt: skip
 """Each stage's outputs: templates below the run's results folder, or for ``figure`` below its figures folder."""
 
-FOLDERS = frozenset({("pretrain", "model"), ("convert", "model"), ("download", "model")})
+FOLDERS = frozenset({("pretrain", "model"), ("inject", "model"), ("convert", "model"), ("download", "model")})
 """Outputs that are folders."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from localized_unlearning.workflow.graph import MAKERS, Graph
+from localized_unlearning.workflow.graph import Graph
 from localized_unlearning.workflow.layout import JobId
 
 
@@ -20,8 +20,7 @@ class Places:
 
     def base_model(self) -> Path:
         """The base model's folder."""
-        maker = MAKERS[self.graph.config.model.kind]
-        return self._path(JobId.of(maker, base_seed=self.graph.bases[0]), "model")
+        return self._path(JobId.of(self.graph.maker, base_seed=self.graph.bases[0]), "model")
 
     def card(self) -> Path:
         """The base model's card."""

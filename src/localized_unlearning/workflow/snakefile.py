@@ -106,7 +106,9 @@ class Rules:
         config = self.config
         return {
             "task": _one_of(self.graph.tasks),
-            "localization": _one_of(["base", *self.graph.localizations]),
+            "localization": _one_of(["base", "gold", *self.graph.localizations]),
+            "place": _one_of(config.question.places),
+            "attack": _one_of(["asked", *config.attacks.run]),
             "objective": _one_of(["none", *config.objectives]),
             "scores": _one_of(config.scores),
             "table": _one_of(TABLES),
@@ -242,6 +244,19 @@ class Rules:
             for stage in ("comparisons", "supplement")
             for path in self.layout.outputs(JobId.of(stage, table=table)).values()
         ]
+
+    def attacks(self) -> list[str]:
+        """The matrix of attacks; nothing where none is configured."""
+        return list(self.layout.outputs(JobId.of("attack_table")).values()) if self.graph.attacked() else []
+
+    def localizers(self) -> list[str]:
+        """Localizers against the truth, task by task; nothing without a truth."""
+        tasks = self.graph.tasks if self.config.injected else []
+        return [p for task in tasks for p in self.layout.outputs(JobId.of("localizers", task=task)).values()]
+
+    def question(self) -> list[str]:
+        """The question's page; nothing without injected facts."""
+        return list(self.layout.outputs(JobId.of("question_page")).values()) if self.config.injected else []
 
     def model_cards(self) -> list[str]:
         """The cards of the base models."""

@@ -1,0 +1,120 @@
+"""Does a localizer that finds the truth better unlearn more robustly? From the rows of stage ``question``.
+
+The outcome is the *recovered share* after half and half: (attacked - gold attacked) / (base - gold) in multiple choice;
+low is robust. Selections of one place in one base model are a group: they share facts, items and attacker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+GROUP = ["place", "base_seed"]
+
+LEFT, RECOVERED, DISTANCE = "left", "recovered", "distance"
+"""Share left before the attack, share after it, and distance of the unlearned model's accuracy from gold's."""
+
+PREDICTORS = {"auroc": "AUROC", "precision": "Precision at k", "shared": "Share of the selection in the truth", "ablated": "Facts lost when it is ablated"}  # fmt: skip
+OUTCOMES = {
+    RECOVERED: "Recovered after the attack",
+    LEFT: "Left before the attack",
+    DISTANCE: "Distance from gold",
+}
+
+
+class Correlation(NamedTuple):
+    """Mean over groups of Spearman's rank correlation, with a bootstrap interval over places and base models."""
+
+    mean: float
+    low: float
+    high: float
+    groups: int
+
+
+class Rank(NamedTuple):
+    """How extreme the truth is among its draws: mean over groups of its rank, 0 (lowest) to 1, and one-sided p.
+
+    ``floor`` is the smallest p that this many draws and groups can give.
+    """
+
+    mean_rank: float
+    p: float
+    floor: float
+    groups: int
+    draws: int
+
+
+def with_outcomes(rows: pd.DataFrame, form: str = "multiple_choice") -> pd.DataFrame:
+    """The selections' rows with columns ``left``, ``recovered`` and ``distance``, each against its group's references.
+
+    Groups in which the base model knows hardly more than gold (by less than .1) have nothing to recover and are left out.
+    """
+    tables = []
+    for _, group in rows.groupby(GROUP, sort=False):
+        reference = group.set_index("selection").loc[["base", "gold"]]
+        before, after = f"forget_{form}", f"attacked_forget_{form}"
+        known = {name: dict(reference[name].astype(float)) for name in (before, after)}
+        floor, attacked_floor = known[before]["gold"], known[after]["gold"]
+        span = known[before]["base"] - floor
+        if span < 0.1:
+            continue
+        own = group[group["kind"] != "reference"]
+        tables.append(
+            own.assign(
+                **{
+                    LEFT: (own[before] - floor) / span,
+                    RECOVERED: (own[after] - attacked_floor) / span,
+                    DISTANCE: (own[before] - floor).abs(),
+                }
+            )
+        )
+    return (
+        pd.concat(tables, ignore_index=True)
+        if tables
+        else rows.iloc[:0].assign(**dict.fromkeys(OUTCOMES, 0.0))
+    )
+
+
+def correlation(rows: pd.DataFrame, predictor: str, outcome: str, samples: int, seed: int) -> Correlation:
+    """Rank correlation within each group, averaged; groups where either does not vary say nothing and are left out."""
+    found: list[float] = []
+    for _, group in rows.groupby(GROUP, sort=False):
+        pair = group[[predictor, outcome]].dropna()
+        if len(pair) > 2 and (pair.nunique() > 1).all():
+            found.append(float(spearmanr(pair[predictor], pair[outcome]).statistic))
+    if not found:
+        return Correlation(float("nan"), float("nan"), float("nan"), 0)
+    values, rng = np.array(found), np.random.default_rng(seed)
+    means = values[rng.integers(len(values), size=(samples, len(values)))].mean(1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return Correlation(float(values.mean()), float(low), float(high), len(values))
+
+
+def truth_among_draws(
+    rows: pd.DataFrame, outcome: str, seed: int, kinds: Sequence[str] = ("draw",), samples: int = 20_000
+) -> Rank:
+    """Whether the truth has a lower outcome than random draws matched in kind and weights.
+
+    In every group the truth's rank among its draws (ties count half) is one of equally likely ranks if the truth is a draw
+    like any other; the mean over groups is compared with that null distribution, by simulation.
+    """
+    ranks, sizes = [], []
+    for _, group in rows.groupby(GROUP, sort=False):
+        truth = group.loc[group["kind"] == "truth", outcome]
+        draws = group.loc[group["kind"].isin(kinds), outcome].to_numpy()
+        if len(truth) and len(draws):
+            value = float(truth.iloc[0])
+            ranks.append(float((draws < value).mean() + 0.5 * (draws == value).mean()))
+            sizes.append(len(draws))
+    if not ranks:
+        return Rank(float("nan"), float("nan"), float("nan"), 0, 0)
+    rng = np.random.default_rng(seed)
+    null = np.mean([rng.integers(n + 1, size=samples) / n for n in sizes], axis=0)
+    mean = float(np.mean(ranks))
+    p = (1 + int((null <= mean + 1e-12).sum())) / (1 + samples)
+    floor = max(1 / (1 + samples), float(np.prod([1 / (n + 1) for n in sizes])))
+    return Rank(mean, max(p, floor), floor, len(ranks), sum(sizes))

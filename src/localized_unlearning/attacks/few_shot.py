@@ -1,0 +1,32 @@
+"""Few-shot: forgotten facts in the prompt, before the question (as in Lynch et al. 2024, arXiv 2402.16835)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import pandas as pd
+
+from localized_unlearning.attacks.subject import MULTIPLE_CHOICE, Subject, ask
+from localized_unlearning.config.attacks import FewShot
+from localized_unlearning.data.answers import LETTERS
+
+
+def few_shot(subject: Subject, settings: FewShot) -> Iterator[tuple[str, pd.DataFrame]]:
+    """``settings.facts`` of the attacker's half, each asked and answered in the format of the question."""
+    rng = random.Random(subject.seed)
+    people = list(zip(subject.attacker["athlete"], subject.attacker["sport"], strict=True))
+    shown = rng.sample(people, min(settings.facts, len(people)))
+
+    def prefix(name: str) -> str:
+        prompt = subject.book[getattr(subject.prompts, name)]
+        examples = []
+        for who, sport in shown:
+            if name == MULTIPLE_CHOICE:
+                options = rng.sample(prompt.options, len(prompt.options))
+                examples.append(f"{prompt.render(who, options)} {LETTERS[options.index(sport)]}\n")
+            else:
+                examples.append(f"{prompt.render(who)} {sport}\n")
+        return "".join(examples)
+
+    yield f"{len(shown)} facts", ask(subject, prefix=prefix)

@@ -1,0 +1,263 @@
+"""The question's measurements: one place of injected facts in one base model, unlearned by many selections.
+
+Everything that the workflow does for one model happens here in one process, since a place has dozens of selections and
+each takes seconds: injection (and gold, without the forget set), scores, selections, unlearning at equal disruption, and
+half and half as the attack. One row per selection.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from localized_unlearning.analysis import localizers
+from localized_unlearning.attacks import retraining
+from localized_unlearning.attacks.subject import Subject, ask, halves
+from localized_unlearning.config.data import Forget, Split
+from localized_unlearning.config.localization import Components, Score
+from localized_unlearning.config.model import FactsIn
+from localized_unlearning.config.unlearning import EqualDisruption
+from localized_unlearning.data import windows as windows_module
+from localized_unlearning.data.documents import read_documents
+from localized_unlearning.data.mmlu import load_questions
+from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.data.splits import split_athletes
+from localized_unlearning.errors import UserError
+from localized_unlearning.evaluation.knowledge import ask_questions
+from localized_unlearning.localization import selecting
+from localized_unlearning.localization.attribution_patching import attribution_patching
+from localized_unlearning.localization.causal_tracing import causal_tracing, tracing_sites
+from localized_unlearning.localization.effects import by_unit, combined
+from localized_unlearning.localization.pairs import make_pairs
+from localized_unlearning.models import components, injection, place
+from localized_unlearning.models import device as device_module
+from localized_unlearning.progress import Progress
+from localized_unlearning.unlearning import finetune
+from localized_unlearning.unlearning import method as method_module
+from localized_unlearning.unlearning.disruption import Question, retained_loss
+from localized_unlearning.unlearning.objectives.erase import erase
+from localized_unlearning.unlearning.steps import Data, Weights
+
+if TYPE_CHECKING:
+    from localized_unlearning.jobs.job import Job
+
+LOCALIZERS = ("attribution_patching", "causal_tracing")
+
+GATED = Components(include_gate=True)
+"""Every matrix: draws are matched with the place matrix by matrix, its gate included."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A selection: its name, kind (truth, localizer, draw, disjoint) and components, and its scores if it has any."""
+
+    name: str
+    kind: str
+    components: tuple[components.Component, ...]
+    scores: Mapping[str, float]
+
+
+def known_of(roles: Any) -> pd.DataFrame:
+    """The table of known facts that the split is made from, by role."""
+    rows = [
+        {"athlete": who, "sport": sport, "teacher": part == "teachers", "choice": part != "no_choice"}
+        for part in ("teachers", "choice", "no_choice")
+        for who, sport in getattr(roles, part)
+    ]
+    table = pd.DataFrame(rows).sort_values("athlete", ignore_index=True)
+    return table.assign(known=True, rows=pd.Series([[i] for i in range(len(table))], dtype=object))
+
+
+def scores_of(subject: Subject, split: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Scores of the two localizers, from the training part's prompts, one row per matrix."""
+    asked = split[split["train"] & ~split["teacher"]]
+    people = list(zip(asked["athlete"], asked["sport"], strict=True))
+    prompt = subject.book[subject.prompts.training]
+    pairs = make_pairs(people, prompt.render, subject.tokenizer, subject.seed)
+    found = components.list_components(subject.model.config, GATED)
+    names = [str(c) for c in found]
+    patching, tracing = (Score(method=name, seed=subject.seed) for name in LOCALIZERS)
+    patched = combined(attribution_patching(subject.model, pairs, found, subject.batch_tokens), patching)
+    sites = tracing_sites(subject.model, tracing, found)
+    effects = causal_tracing(subject.model, pairs, sites, tracing.noise, subject.seed, subject.batch_tokens)
+    labels, effects = by_unit(effects, [site.unit for site in sites])
+    units = dict(zip(labels, combined(effects, tracing), strict=True))
+    of_layer = [f"{c.layer}.{'attn' if c.kind in components.ATTENTION_KINDS else 'mlp'}" for c in found]
+    return {
+        "attribution_patching": pd.DataFrame({"component": names, "unit": names, "score": patched}),
+        "causal_tracing": pd.DataFrame(
+            {"component": names, "unit": of_layer, "score": [float(units[unit]) for unit in of_layer]}
+        ),
+    }
+
+
+def selections(
+    subject: Subject, split: pd.DataFrame, facts_in: FactsIn, draws: int, disjoint: int
+) -> Iterator[Chosen]:
+    """The truth, the localizers with as many weights, everything, and the draws."""
+    model = subject.model
+    found = components.list_components(model.config, GATED)
+    sizes = {str(c): components.size_of(c, model) for c in found}
+    true = place.place(facts_in)
+    budget = sum(sizes[str(c)] for c in true)
+    layers = components.geometry_of(model.config).layers
+    yield Chosen("truth", "truth", tuple(true), {})
+    for name, table in scores_of(subject, split).items():
+        chosen = selecting.matched_units(table, sizes, budget)
+        if chosen:
+            scores = dict(zip(table["component"], table["score"].abs(), strict=True))
+            yield Chosen(name, "localizer", tuple(components.parse(c) for c in chosen), scores)
+    mlps = [c for c in found if c.kind not in components.ATTENTION_KINDS]
+    yield Chosen("all_mlps", "localizer", tuple(mlps), {})
+    yield Chosen("nonlocalized", "localizer", tuple(found), {})
+    for kind, count in (("draw", draws), ("disjoint", disjoint)):
+        for number in range(count):
+            drawn = place.matched(facts_in, layers, 1000 * subject.seed + number, kind == "disjoint")
+            yield Chosen(f"{kind}_{number + 1}", kind, tuple(drawn), {})
+
+
+def accuracies(subject: Subject, prefix: str = "") -> dict[str, float]:
+    """Mean accuracy on tested forget and retained athletes, by format."""
+    rows = ask(subject)
+    return {
+        f"{prefix}{'forget' if forget else 'retain'}_{form}": float(group["choice"].mean())
+        for (forget, form), group in rows.groupby(["forget", "format"])
+    }
+
+
+def ablated(subject: Subject, chosen: Chosen) -> float:
+    """Share of the tested forget facts lost on the training prompt when what the selection's matrices write is zero."""
+    import torch
+
+    before = accuracies(subject)["forget_training"]
+    names = list(components.trainable(subject.model, list(chosen.components)))
+    kept = {name: subject.model.get_parameter(name).detach().clone() for name in names}
+    with torch.no_grad():
+        for name in names:
+            subject.model.get_parameter(name).zero_()
+        after = accuracies(subject)["forget_training"]
+        for name, value in kept.items():
+            subject.model.get_parameter(name).copy_(value)
+    return before - after
+
+
+def unlearned(
+    subject: Subject, data: Data, chosen: Chosen, asked: Sequence[Question], job: Job
+) -> dict[str, Any]:
+    """Unlearn ``subject.model`` in place at the strongest rate within the budget; what the search found."""
+    settings = job.config.question
+    equal = EqualDisruption(
+        budget=settings.budget, learning_rates=settings.learning_rates, measure="retained"
+    )
+    own = job.config.finetune.model_copy(update={"equal_disruption": equal})
+    trainable = components.trainable(subject.model, list(chosen.components))
+    weights = Weights(0.2, own.lambda_retain, own.lambda_sft)
+    _, tried = finetune.within_budget(
+        subject.model,
+        data,
+        trainable,
+        own,
+        weights,
+        method_module.of(erase, {}, "erase"),
+        subject.seed,
+        retained_loss(subject.model, asked, subject.batch_tokens),
+    )
+    last = tried[-1]
+    return {"learning_rate": last.learning_rate, "disruption": last.cost, "within": last.within}
+
+
+def run(job: Job) -> None:
+    """Stage: one place in one base model.
+
+    Writes one row per selection: ``place``, ``base_seed``, ``selection``, ``kind``, ``shared`` (of its weights' components,
+    the share that holds the facts), ``auroc``, ``precision``, ``share`` (against the truth), ``ablated``, ``learning_rate``,
+    ``disruption``, ``within``, accuracies after unlearning (``forget_...``, ``retain_...``, ``general_knowledge``) and after
+    the attack (``attacked_...``); and rows ``base`` and ``gold`` of kind ``reference``. ``injected_...`` says how well the
+    place took the facts, in every row.
+
+    Raises:
+        UserError: when the organism lacks the place.
+    """
+    config, settings = job.config, job.config.question
+    base_seed, name = int(job.wildcards["base_seed"]), job.wildcards["place"]
+    where = settings.places[name]
+    if max(where.layers) >= config.organism.layers:
+        raise UserError(
+            f"question.places.{name} names layer {max(where.layers)}, but the organism has layers 0 to "
+            f"{config.organism.layers - 1}"
+        )
+    facts_in = (config.organism.facts_in or FactsIn()).model_copy(
+        update={"layers": where.layers, "kinds": where.kinds}
+    )
+    device_module.setup(config.compute)
+    model, tokenizer, roles, _ = injection.taught(job, facts_in, frozenset())
+    split = split_athletes(
+        known_of(roles), Split(), Forget(draw=settings.forget, balanced=True, seed=base_seed), ()
+    )
+    forgotten = frozenset(split.loc[split["forget"], "athlete"])
+    gold, _, _, _ = injection.taught(job, facts_in, forgotten)
+    book = load_prompts(job.inputs["prompts"])
+    attacker, tested = halves(split, base_seed, 40)
+    text = windows_module.text_windows(
+        tokenizer, read_documents(job.inputs["text"], config.text.documents), config.text.tokens
+    )
+    subject = Subject(
+        model.eval(), tokenizer, book, config.prompts, attacker, tested,
+        split[split["train"] & ~split["forget"]], text, 4, base_seed, 4096,
+    )  # fmt: skip
+    training = split[split["train"]].reset_index(drop=True)
+    kept = finetune.kept_for_validation(training, 0.2, base_seed)
+    asked = finetune.asked_about(training[kept], tokenizer, book, config.prompts, base_seed)
+    data = Data(
+        retraining.items(subject, training[training["forget"]]),
+        retraining.items(subject, training[~training["forget"] & ~kept]),
+        text,
+    )
+    questions = load_questions(job.inputs["general_knowledge"])
+    took = {
+        f"injected_{k.removeprefix('forget_')}": v for k, v in accuracies(subject).items() if "forget" in k
+    }
+    common = {"place": name, "base_seed": base_seed, **took}
+    rows = []
+
+    def measured(which: Any, **more: Any) -> dict[str, Any]:
+        now = replace(subject, model=which)
+        found = accuracies(now)
+        found["general_knowledge"] = _knowledge(which, tokenizer, questions, config.mmlu)
+        with retraining.retrained(now, attacker, settings.attack):
+            found |= accuracies(now, "attacked_")
+        return {**common, **more, **found}
+
+    rows.append(measured(copy.deepcopy(subject.model), selection="base", kind="reference"))
+    rows.append(measured(gold.eval(), selection="gold", kind="reference"))
+    truth = {str(c) for c in place.place(facts_in)}
+    every = [str(c) for c in components.list_components(subject.model.config, GATED)]
+    found = list(selections(subject, split, facts_in, settings.draws, settings.disjoint))
+    progress = Progress("selections", "selection")
+    for chosen in progress.over(found):
+        names = {str(c) for c in chosen.components}
+        scores = chosen.scores or {c: float(c in names) for c in every}
+        other = replace(subject, model=copy.deepcopy(subject.model))
+        said = {
+            "selection": chosen.name,
+            "kind": chosen.kind,
+            "components": len(names),
+            "shared": len(names & truth) / len(names),
+            "covered": len(names & truth) / len(truth),
+            **localizers.graded(scores, truth),
+            "ablated": ablated(other, chosen),
+            **unlearned(other, data, chosen, asked, job),
+        }
+        rows.append(measured(other.model, **said))
+    job.facts.update(seeds={"base_model": base_seed}, selections=len(found))
+    pd.DataFrame(rows).to_parquet(job.outputs["rows"], index=False)
+
+
+def _knowledge(model: Any, tokenizer: Any, questions: Any, settings: Any) -> float:
+    rows = ask_questions(model, tokenizer, questions, settings, 4096)
+    letters = rows[[f"logit_{letter}" for letter in "ABCD"]].to_numpy()
+    return float((letters.argmax(1) == rows["answer"].to_numpy()).mean())

@@ -1,0 +1,139 @@
+"""Whom an attack is made on, and what it is asked afterwards: the same items in the same rows for every attack.
+
+Half of the forget set belongs to the attacker (to retrain on, to put into prompts); every attack is measured on the
+other half, so that attacks, the model before, the base model and gold are compared item by item.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from localized_unlearning.config.data import Prompts
+from localized_unlearning.data import tokens as tokens_module
+from localized_unlearning.data.answers import CHOICES, LETTERS
+from localized_unlearning.data.prompts import PromptBook
+from localized_unlearning.errors import UserError
+from localized_unlearning.models import packing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+Scorer = Callable[[Sequence[Sequence[int]], Sequence[int]], "Tensor"]
+"""Logits of candidate tokens after prompts ``[prompt, candidate]``."""
+
+TRAINING, QUESTION, MULTIPLE_CHOICE = FORMATS = ("training", "question", "multiple_choice")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under attack.
+
+    Attributes:
+        model: the model; an attack leaves it as it found it.
+        tokenizer: its tokenizer.
+        book: the prompts.
+        prompts: which of them are asked.
+        attacker: forget athletes that the attacker has, columns ``athlete`` and ``sport``.
+        tested: athletes who are asked: the other half of the forget set, and retained ones (column ``forget``).
+        retain: retained athletes of the training part, which the attacker has too.
+        text: windows of plain text of the training part ``[window, token]``.
+        orders: option orders of each multiple-choice question.
+        seed: seed of the attack.
+        batch_tokens: tokens of one forward pass.
+    """
+
+    model: Any
+    tokenizer: Any
+    book: PromptBook
+    prompts: Prompts
+    attacker: pd.DataFrame
+    tested: pd.DataFrame
+    retain: pd.DataFrame
+    text: Tensor
+    orders: int
+    seed: int
+    batch_tokens: int
+
+    def likely(self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]) -> Tensor:
+        """The model's own :data:`Scorer`."""
+        return packing.next_token(self.model, prompts, candidates, self.batch_tokens).candidates
+
+
+def halves(split: pd.DataFrame, seed: int, retained: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The attacker's half of the forget set, and those who are asked.
+
+    The forget set is halved sport by sport, so that both halves have its classes; at most ``retained`` athletes who
+    are retained are asked as well, none of the training part.
+
+    Raises:
+        UserError: when the forget set is too small to be halved.
+    """
+    rng = random.Random(seed)
+    own: list[str] = []
+    for sport in sorted(split.loc[split["forget"], "sport"].unique()):
+        names = sorted(split.loc[split["forget"] & (split["sport"] == sport), "athlete"])
+        own += rng.sample(names, math.ceil(len(names) / 2))
+    forget = split[split["forget"]]
+    tested = forget[~forget["athlete"].isin(own)]
+    if tested.empty:
+        raise UserError(f"a forget set of {len(forget)} athletes cannot be halved for an attack: forget more")
+    teacher = split["teacher"] if "teacher" in split.columns else pd.Series(False, index=split.index)
+    others = split[split["test"] & ~split["forget"] & ~teacher]
+    others = others.loc[sorted(rng.sample(list(others.index), min(retained, len(others))))]
+    return forget[forget["athlete"].isin(own)], pd.concat([tested, others])
+
+
+def ask(
+    subject: Subject, likely: Scorer | None = None, prefix: Callable[[str], str] | None = None
+) -> pd.DataFrame:
+    """What the model answers about ``subject.tested``.
+
+    Args:
+        subject: the model and whom it is asked about.
+        likely: how it is read; its own next token unless another is given.
+        prefix: a text to put before every prompt, by format.
+
+    Returns:
+        One row per athlete, format and option order: ``athlete``, ``sport``, ``forget``, ``format``, ``order`` (0 where
+        there are no options), ``choice`` (1 when the right answer is ahead of the other three) and ``probability`` (its
+        share of the four).
+    """
+    likely = likely or subject.likely
+    book, prompts, people = subject.book, subject.prompts, subject.tested.reset_index(drop=True)
+    rng = random.Random(subject.seed)
+    tables = []
+    for name in FORMATS:
+        prompt = book[getattr(prompts, name)]
+        for order in range(subject.orders if name == MULTIPLE_CHOICE else 1):
+            before = prefix(name) if prefix else ""
+            if name == MULTIPLE_CHOICE:
+                options = [rng.sample(prompt.options, len(prompt.options)) for _ in range(len(people))]
+                texts = [prompt.render(a, o) for a, o in zip(people["athlete"], options, strict=True)]
+                right = [o.index(s) for o, s in zip(options, people["sport"], strict=True)]
+                answers: Sequence[str] = LETTERS
+            else:
+                texts = [prompt.render(a) for a in people["athlete"]]
+                right = [CHOICES.index(s) for s in people["sport"]]
+                answers = prompt.answers or CHOICES
+            tokens = tokens_module.answer_tokens(subject.tokenizer, answers)
+            logits = likely(
+                tokens_module.encode(subject.tokenizer, [before + text for text in texts]), tokens
+            )
+            share = logits.double().softmax(-1)[range(len(right)), right]
+            best = logits.argmax(-1).tolist()
+            tables.append(
+                people[["athlete", "sport", "forget"]].assign(
+                    format=name,
+                    order=order,
+                    choice=[float(b == r) for b, r in zip(best, right, strict=True)],
+                    probability=share.numpy(),
+                )
+            )
+    return pd.concat(tables, ignore_index=True)

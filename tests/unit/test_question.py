@@ -1,0 +1,132 @@
+"""The statistics of the question's page: they find what is planted, and nothing where nothing is."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from localized_unlearning.analysis import question
+from localized_unlearning.attacks import question as stage_module
+from localized_unlearning.config.run import Config
+from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.job import Job, restrict
+from localized_unlearning.jobs.stages import STAGES
+
+ROOT = Path(__file__).parents[2]
+
+
+def rows(slope: float, truth: float, groups: int = 6, draws: int = 20, seed: int = 0) -> pd.DataFrame:
+    """Groups of draws whose recovery rises with AUROC by ``slope``; the truth's is shifted by ``truth``."""
+    rng = np.random.default_rng(seed)
+    tables = []
+    for group in range(groups):
+        auroc = np.r_[1.0, rng.uniform(0, 0.95, draws)]
+        noise = rng.normal(0, 0.1, draws + 1)
+        attacked = 0.5 + slope * (auroc - 0.5) + noise + np.r_[truth, np.zeros(draws)]
+        tables.append(
+            pd.DataFrame(
+                {
+                    "selection": ["truth", *[f"draw_{i}" for i in range(draws)], "base", "gold"],
+                    "kind": ["truth", *["draw"] * draws, "reference", "reference"],
+                    "auroc": [*auroc, np.nan, np.nan],
+                    "forget_multiple_choice": [*attacked, 1.0, 0.3],
+                    "attacked_forget_multiple_choice": [*attacked, 1.0, 0.4],
+                    "place": f"p{group % 3}",
+                    "base_seed": group // 3,
+                }
+            )
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def test_outcomes_are_taken_against_gold_attacked_alike() -> None:
+    table = question.with_outcomes(rows(0.0, 0.0))
+    first = table.iloc[0]
+    assert first["recovered"] == pytest.approx((first["attacked_forget_multiple_choice"] - 0.4) / 0.7)
+    assert first["left"] == pytest.approx((first["forget_multiple_choice"] - 0.3) / 0.7)
+    assert "reference" not in set(table["kind"])
+
+
+def test_a_planted_effect_is_found_and_no_other() -> None:
+    planted = question.with_outcomes(rows(-0.5, 0.0))
+    found = question.correlation(planted, "auroc", "recovered", 500, 0)
+    assert found.high < 0 and found.groups == 6
+    nothing = question.correlation(question.with_outcomes(rows(0.0, 0.0)), "auroc", "recovered", 500, 0)
+    assert nothing.low < 0 < nothing.high
+
+
+def test_the_truth_is_ranked_among_its_draws() -> None:
+    """Catches a test that always finds the truth special, and a p below what so many draws can give."""
+    best = question.truth_among_draws(question.with_outcomes(rows(0.0, -2.0)), "recovered", 0)
+    assert best.mean_rank == 0.0 and best.p == pytest.approx(1 / 20_001) and best.draws == 120
+    one = question.truth_among_draws(question.with_outcomes(rows(0.0, -2.0, groups=1)), "recovered", 0)
+    assert one.floor == pytest.approx(1 / 21) and one.p >= one.floor
+    p = [
+        question.truth_among_draws(
+            question.with_outcomes(rows(0.0, 0.0, seed=s)), "recovered", s, samples=500
+        ).p
+        for s in range(40)
+    ]
+    assert 0.3 < np.mean(p) < 0.7
+    worst = question.truth_among_draws(question.with_outcomes(rows(0.0, 2.0)), "recovered", 0)
+    assert worst.p > 0.99
+
+
+def test_a_place_that_took_nothing_says_nothing() -> None:
+    table = rows(0.0, 0.0)
+    table.loc[table["selection"] == "base", "forget_multiple_choice"] = 0.35
+    assert question.with_outcomes(table).empty
+
+
+def test_one_place_of_a_tiny_organism(tmp_path: Path) -> None:
+    """The stage sees its declared settings only, writes a row per selection, and moves what a selection names alone."""
+    organism = {"layers": 2, "heads": 2, "hidden": 16, "mlp": 32, "steps": 2, "warmup": 1, "vocabulary": 600,
+                "name_tokens": [1, 30], "facts_in": {"layers": [0], "steps": 2, "warmup": 1, "prompts_per_step": 6}}  # fmt: skip
+    config = Config.model_validate(
+        {
+            "organism": organism,
+            "mmlu": {"questions": 12},
+            "finetune": {"steps": 2, "batch_size": 4},
+            "text": {"documents": 40},
+            "question": {
+                "places": {"mlp_1": {"layers": [1]}},
+                "draws": 1, "disjoint": 1, "forget": 9, "learning_rates": [1e-3, 2e-3],
+                "attack": {"steps": 2, "rank": 2},
+            },
+        }
+    )  # fmt: skip
+    given = {
+        "athletes": ROOT / "workflow/resources/athletes.csv",
+        "prompts": ROOT / config.prompts.file,
+        "general_knowledge": ROOT / "workflow/resources/general_knowledge.csv",
+        "text": ROOT / "workflow/resources/text/train.txt",
+    }
+
+    def run(stage: str, wildcards: dict[str, str], **outputs: Path) -> None:
+        found = STAGES[stage]
+        job = Job(found, restrict(config, found, wildcards), wildcards, given, outputs, "key")
+        getattr(importlib.import_module(found.module), found.function)(job)
+
+    run("pretrain", {"base_seed": "0"}, model=tmp_path / "pretrained")
+    given["pretrained"] = tmp_path / "pretrained"
+    run("question", {"base_seed": "0", "place": "mlp_1"}, rows=tmp_path / "rows.parquet")
+    rows = pd.read_parquet(tmp_path / "rows.parquet").set_index("selection")
+    assert set(rows.loc[["base", "gold"], "kind"]) == {"reference"}
+    assert rows.loc["truth", ["auroc", "shared", "covered"]].tolist() == [1.0, 1.0, 1.0]
+    assert rows.loc["disjoint_1", "shared"] == 0.0
+    assert rows.loc["draw_1", "components"] == rows.loc["truth", "components"] == 3
+    chosen = rows[rows["kind"] != "reference"]
+    assert chosen["within"].notna().all() and set(chosen["learning_rate"]) <= {1e-3, 2e-3}
+    assert chosen.filter(like="attacked_").notna().all(axis=None)
+
+
+def test_a_place_that_the_organism_lacks(tmp_path: Path) -> None:
+    config = Config.model_validate({"question": {"places": {"late": {"layers": [9]}}}})
+    stage, wildcards = STAGES["question"], {"base_seed": "0", "place": "late"}
+    job = Job(stage, restrict(config, stage, wildcards), wildcards, {}, {}, "key")
+    with pytest.raises(UserError, match="late names layer 9, but the organism has layers 0 to 4"):
+        stage_module.run(job)
