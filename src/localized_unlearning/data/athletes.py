@@ -55,8 +55,8 @@ def load_athletes(path: Path) -> tuple[pd.DataFrame, Duplicates]:
         raise UserError(f"{path} gives {name} two sports: keep one row for each athlete")
     repeated = table.loc[table["athlete"].duplicated(), "athlete"]
     rows: dict[str, list[int]] = {}
-    for row, name in enumerate(table["athlete"]):
-        rows.setdefault(name, []).append(row)
+    for number, name in enumerate(table["athlete"]):
+        rows.setdefault(name, []).append(number)
     kept = table.drop_duplicates("athlete").drop(columns="row").reset_index(drop=True)
     kept["rows"] = list(rows.values())
     return kept, Duplicates(tuple(dict.fromkeys(repeated)), len(repeated))

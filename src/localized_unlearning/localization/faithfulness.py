@@ -71,8 +71,8 @@ def replaced(
 
     with ExitStack() as stack:
         for place in places:
-            module = components.module_of(model, place[0], place[1])  # type: ignore[arg-type]
-            if components.reads_input(place[1]):  # type: ignore[arg-type]
+            module = components.module_of(model, place[0], place[1])
+            if components.reads_input(place[1]):
 
                 def before(_module: Any, args: Any, place: Place = place) -> Any:
                     return (patch(args[0], place), *args[1:])

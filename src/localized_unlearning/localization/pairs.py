@@ -205,7 +205,7 @@ def _replaced(
     return found
 
 
-def batches(pairs: Pairs, model: Any, batch_tokens: int) -> list[packing.Batch]:
+def batches(pairs: Pairs, model: Any, batch_tokens: int) -> Sequence[packing.Batch]:
     """The clean prompts, packed so that they share what lies before every subject and nothing else.
 
     There the clean and the corrupt run are the same, so that nothing is lost, and what a run changes in one
