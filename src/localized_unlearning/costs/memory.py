@@ -16,10 +16,16 @@ class Memory(Passes):
     """What each kind of pass holds at its peak."""
 
     def saved(self, tokens: float, lowest: int, trained: float, row: float = 0) -> float:
-        """Bytes of activations kept for the backward pass of ``tokens`` tokens, above the lowest trained layer."""
+        """Bytes of activations kept for the backward pass of ``tokens`` tokens, above the lowest trained layer.
+
+        Attention is a fused kernel's: queries, keys, values and results. Under a mask, as packed prompts have one, transformers
+        repeats keys and values of grouped-query attention for each head, and a GPU's kernels keep the mask in the weights'
+        type, once for all heads of a layer.
+        """
         s, b, layers = self.shape, self.width, self.shape.layers - lowest
         norms = 4 * s.norms * s.hidden  # each keeps its input in float32
-        attention: float = 2 * (s.heads + s.kv_heads) * s.head_dim * b
+        attention: float = 4 * s.heads * s.head_dim * b
+        attention += (row or self.row) * b if self.on_gpu else 0
         attention += 8 * s.heads * (row or self.row) if s.softcapped else 0
         mlp = (3 if s.gated else 1) * s.mlp * b
         share = min(1.0, 1.4 * trained * s.layers / (s.body * layers))  # several matrices read one input
