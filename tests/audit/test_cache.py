@@ -298,3 +298,75 @@ def test_a_large_input_is_read_once_and_again_when_it_changed(
         stream.write(b"x")
     os.utime(model / "weights", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert digests.digest_tree(model) == hashing.digest_tree(model)
+
+
+def test_an_entry_that_lost_its_record_is_replaced(lab: Lab, store: Path, computed: list[str]) -> None:
+    """Catches an entry that is neither restored nor made anew, for ever."""
+    entry = entry_of(store, records.read(lab.seed(0) / "model.record.json"))
+    (entry / "record.json").unlink()
+    lab.train(0)
+    lab.train(0)
+    assert computed == ["train"] and (entry / "record.json").is_file()
+
+
+@pytest.mark.parametrize("harm", ["fifo", "deep", "nul", "surrogate"])
+def test_a_hostile_entry_fails_no_job(lab: Lab, store: Path, computed: list[str], harm: str) -> None:
+    entry = entry_of(store, records.read(lab.seed(0) / "model.record.json"))
+    weights, place = entry / "outputs/model/weights", entry / "record.json"
+    if harm == "fifo":
+        weights.unlink()
+        os.mkfifo(weights)
+    else:
+        data = json.loads(place.read_text())
+        data["outputs"][0]["files"][0]["name"] = {"nul": "a\0b", "surrogate": "\ud800"}.get(harm, "weights")
+        place.chmod(0o644)
+        place.write_text("[" * 100_000 if harm == "deep" else json.dumps(data))
+    lab.train(0)
+    assert computed == ["train"] and lab.status() == {}
+
+
+def test_a_store_of_several_people(lab: Lab, tmp_path: Path, computed: list[str]) -> None:
+    """What one keeps under umask 077, another reads; and both may add to a folder that the first made."""
+    store = tmp_path / "shared"
+    store.mkdir()
+    store.chmod(0o2775)
+    lab.configure(cache={"dir": str(store)})
+    before = os.umask(0o077)
+    try:
+        lab.build()
+    finally:
+        os.umask(before)
+    for path in store.rglob("*"):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode & 0o7775 == 0o2775 if path.is_dir() else mode == 0o444, path
+
+
+@pytest.mark.skipif(
+    shutil.which("ssh-keygen") is None, reason="ssh-keygen (OpenSSH 8.2 or newer) is not installed"
+)
+def test_only_entries_that_a_listed_key_signed_are_taken(
+    lab: Lab, tmp_path: Path, computed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A planted entry, whose bytes and record agree, is not taken where entries must be signed."""
+    key, store = tmp_path / "key", tmp_path / "store"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(key)], check=True)
+    signers = tmp_path / "signers"
+    signers.write_text(f"ann@lab {key.with_suffix('.pub').read_text()}")
+    lab.configure(cache={"dir": str(store)})
+    lab.build()
+    assert len(computed) == 6
+    lab.configure(cache={"dir": str(store), "signers": str(signers)})
+    lab.resolve()
+    lab.train(0)
+    assert len(computed) == 7 and "it is not signed" in capsys.readouterr().err
+    shutil.rmtree(store)
+    lab.configure(cache={"dir": str(store), "signers": str(signers), "key": str(key)})
+    lab.resolve()
+    lab.train(0)
+    lab.train(0)
+    assert len(computed) == 8
+    other = tmp_path / "other"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(other)], check=True)
+    signers.write_text(f"bob@lab {other.with_suffix('.pub').read_text()}")
+    lab.train(0)
+    assert len(computed) == 9 and "not signed by a key that signers trusts" in capsys.readouterr().err

@@ -139,3 +139,38 @@ def test_numbers_inside_lists_have_the_tolerance_too(tmp_path: Path) -> None:
     )
     words = [write(tmp_path / f"{n}.parquet", w=[["x", n], ["y"], []]) for n in "ef"]
     assert compare_tables(*words, 1e-6).differ == 1
+
+
+def test_nothing_to_compare_is_no_agreement(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    assert main.main(["audit", "diff", str(tmp_path / "empty"), str(lab.results)]) == 2
+    assert "holds no record of a job" in capsys.readouterr().err
+
+
+def test_seeds_on_one_side_and_bytes_as_they_are(
+    lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job without seeds beside one with, and an output edited since it was recorded."""
+    assert main.main(["audit", "diff", str(lab.seed(0) / "model"), str(lab.table)]) == 1
+    assert "seeds" in capsys.readouterr().out
+    shutil.copytree(lab.results, tmp_path / "before")
+    (lab.seed(0) / "model" / "weights").write_text("edited")
+    assert main.main(["audit", "diff", str(tmp_path / "before"), str(lab.results)]) == 0
+    assert "1 other outputs differ, such as sports/seed0/model: model" in capsys.readouterr().out
+
+
+def test_other_threads_are_named(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(lab.results, tmp_path / "before")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    lab.train(0)
+    assert (
+        main.main(
+            ["audit", "diff", str(tmp_path / "before" / "sports/seed0/model"), str(lab.seed(0) / "model")]
+        )
+        == 0
+    )
+    assert "compute      variables.MKL_CBWR: - | COMPATIBLE" in capsys.readouterr().out

@@ -309,10 +309,11 @@ def test_verify_prints_one_line_when_clean_and_exits_0(lab: Lab, capsys: pytest.
 def test_verify_lists_findings_and_exits_1(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
     lab.table.write_text("better\n")
     assert main.main(["audit", "verify", "results"]) == 1
-    head, line, _, last = capsys.readouterr().out.splitlines()
+    head, line, _, last, mend = capsys.readouterr().out.splitlines()
     assert head.split() == ["integrity", "currency", "path", "why"]
     assert line.split()[:3] == ["modified", "ok", "results/organism/tables/table_1.csv"]
     assert last.startswith("8 artefacts of 5 jobs. Integrity: 7 ok, 1 modified.")
+    assert mend.startswith("To mend: snakemake --cores 1 results/organism/tables/table_1.csv --forcerun")
 
 
 def test_verify_sums_up_many_stale_artefacts(
@@ -329,7 +330,7 @@ def test_verify_sums_up_many_stale_artefacts(
         "Note: config.yaml differs from results/organism/config.yaml, by which run organism"
     )
     assert main.main(["audit", "verify", "--all"]) == 1
-    assert len(capsys.readouterr().out.splitlines()) == 1 + 9 + 3
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 9 + 4
 
 
 def test_verify_as_json(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
@@ -370,3 +371,24 @@ def test_explain_and_adopt_on_the_command_line(lab: Lab, capsys: pytest.CaptureF
     assert REASON in capsys.readouterr().out
     assert main.main(["audit", "forget", str(lab.table)]) == 0
     assert main.main(["audit", "explain", str(lab.table)]) == 1
+
+
+def test_the_line_that_mends_names_what_snakemake_cannot_see(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An edited intermediate: the job that made it is forced, and the target is what was asked about."""
+    (lab.seed(0) / "model" / "weights").write_text("better")
+    assert main.main(["audit", "explain", str(lab.table)]) == 1
+    seed = "results/organism/sports/seed0"
+    line = f"snakemake --cores 1 results/organism/tables/table_1.csv --forcerun {seed}/model {seed}/rows.csv"
+    assert f"Mend   {line}" in capsys.readouterr().out
+    assert main.main(["audit", "verify"]) == 1
+    assert "To mend: snakemake --cores 1 " in capsys.readouterr().out
+    (lab.root / "config.yaml").write_text("run: another\n")
+    assert main.main(["audit", "explain", str(lab.table)]) == 1
+    assert " --configfile results/organism/config.yaml --forcerun " in capsys.readouterr().out
+    lab.train(0)
+    lab.evaluate(0)
+    capsys.readouterr()
+    assert main.main(["audit", "verify"]) == 0
+    assert "mend" not in capsys.readouterr().out

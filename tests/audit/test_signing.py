@@ -161,3 +161,73 @@ def test_the_verdict_as_json(lab: Lab, key: Path, signers: Path, capsys: pytest.
     assert main.main(["audit", "verify", "--signature", str(signers), "--json"]) == 0
     (signature,) = json.loads(capsys.readouterr().out)["signatures"]
     assert signature["run"] == "organism" and signature["good"] is True
+
+
+def forge(lab: Lab, name: str, **change: object) -> None:
+    """A record like the table's with changes, refit, and the table overwritten."""
+    place = lab.results / "tables/table_1.csv.record.json"
+    record = records.read(place).model_copy(update=change)
+    records.write(record.model_copy(update={"key": records.key_in(record)}), place.with_name(name))
+
+
+@pytest.mark.parametrize("how", ["decoy", "invented", "page", "another run"])
+def test_records_outside_what_they_say_of_themselves_are_no_way_around(
+    lab: Lab, key: Path, signers: Path, how: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The statement goes by place: a record without a folder, or of another run, is in it all the same."""
+    sign(key)
+    if how == "page":
+        (lab.results / "report.html").write_text("better")
+        assert verdict(signers, capsys)[0] == 1
+        return
+    if how == "decoy":
+        forge(lab, "zz.csv.record.json", folder=None)
+    elif how == "invented":
+        shutil.copy(lab.table, lab.table.with_name("table_9.csv"))
+        output = records.read(lab.results / "tables/table_1.csv.record.json").outputs[0]
+        forge(
+            lab,
+            "table_9.csv.record.json",
+            folder=None,
+            outputs=(output.model_copy(update={"path": "table_9.csv"}),),
+        )
+    else:
+        forge(lab, "zz.csv.record.json", folder="results/another/tables")
+    status, line = verdict(signers, capsys)
+    assert status == 1 and "1 records new (first results/organism/tables/" in line
+
+
+def test_a_signature_that_checked_nothing_is_not_clean(
+    lab: Lab, key: Path, signers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sign(key)
+    (tmp_path / "empty").mkdir()
+    assert verdict(signers, capsys, str(tmp_path / "empty")) == (
+        1,
+        "there is no run here: no signature was checked.",
+    )
+    apart = tmp_path / "apart"
+    shutil.copytree(lab.table.parent, apart)
+    status, line = verdict(signers, capsys, str(apart))
+    assert status == 1 and line.startswith("no signature speaks of 1 records that lie in no run")
+
+
+def test_a_key_that_is_listed_twice(
+    lab: Lab, key: Path, signers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """git's own line for a key, restricted to git, before ours: the other line counts."""
+    public = key.with_suffix(".pub").read_text()
+    signers.write_text(f'ann@git namespaces="git" {public}ann@lab {public}')
+    sign(key)
+    assert verdict(signers, capsys) == (0, "run organism is as ann@lab signed it: 7 records.")
+    signers.write_text(f'ann@git namespaces="git" {public}')
+    status, line = verdict(signers, capsys)
+    assert status == 1 and "not for this purpose" in line
+
+
+def test_a_damaged_statement_is_a_finding(
+    lab: Lab, key: Path, signers: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sign(key)
+    (lab.results / "signed.json").write_text("[" * 100_000)
+    assert verdict(signers, capsys)[0] == 1

@@ -28,3 +28,21 @@ def test_fetch_stage(tmp_path: Path) -> None:
     assert not target.exists()
     execute(run[0], config(origin, sha256_of(origin)), *run[1:])
     assert target.read_bytes() == origin.read_bytes()
+
+
+def test_a_local_copy_is_recorded_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Catches a record that lets a hub's commit vouch for bytes that came from this machine."""
+    copy = tmp_path / "copy.csv"
+    copy.write_text("athlete,sport\n")
+    source = {
+        "kind": "hub", "repo_id": "some/data", "filename": "f.csv", "revision": "a" * 40, "repo_type": "dataset",
+        "local": str(copy),
+    }  # fmt: skip
+    found = Config.model_validate({"athletes": {"source": source}})
+    target = tmp_path / "out" / "athletes.source"
+    record = execute(STAGES["fetch"], found, {"source": "athletes.source"}, {}, {"file": target}, tmp_path)
+    assert record is not None and not STAGES["fetch"].cached
+    assert record.facts["origin"] == {
+        "from": "a local copy", "name": "copy.csv", "checked": "nothing", "sha256": sha256_of(copy),
+    }  # fmt: skip
+    assert "nobody vouches for its bytes" in capsys.readouterr().err

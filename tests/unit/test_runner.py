@@ -314,3 +314,129 @@ def test_a_record_says_how_much_memory_its_job_held(root: Path) -> None:
     subprocess.run([sys.executable, "-c", DRIVER], cwd=root, check=True, timeout=60)
     found = json.loads((root / "results/r/out.txt.record.json").read_text())["memory"]
     assert found["process"] == pytest.approx(0.3, abs=0.03)
+
+
+def change_while(root: Path, monkeypatch: pytest.MonkeyPatch, edit: Any) -> None:
+    """Let ``edit`` happen while the stage runs."""
+    real = runner._compute
+
+    def compute(*given: Any) -> Any:
+        found = real(*given)
+        edit()
+        return found
+
+    monkeypatch.setattr(runner, "_compute", compute)
+
+
+@pytest.mark.parametrize("name", ["toystages/helper.py", "toystages/stage.py", "data.txt"])
+def test_a_job_whose_code_or_input_changed_publishes_nothing(
+    name: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches a record that names code or data other than those that were used."""
+    status = (root / name).stat()
+
+    def edit() -> None:
+        text = (root / name).read_text()
+        (root / name).write_text(text.replace("2", "3").replace("half", "HALF").replace("data", "DATA"))
+        os.utime(root / name, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    with monkeypatch.context() as patch:
+        change_while(root, patch, edit)
+        with pytest.raises(UserError, match=f"{name} changed while stage toy ran"):
+            execute(root)
+    assert left(root) == set()
+    execute(root)
+    assert left(root) == PUBLISHED
+
+
+def test_code_edited_while_inputs_are_read_and_undone_later(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches the case that digests before and after agree although edited code was imported in between."""
+    path = root / "toystages/stage.py"
+    text, digest = path.read_text(), runner.digests.digest_tree
+
+    def edited(given: Path) -> Any:
+        path.write_text(text.replace("FACTOR}", "FACTOR} edited"))
+        return digest(given)
+
+    monkeypatch.setattr(runner.digests, "digest_tree", edited)
+    with pytest.raises(UserError, match=r"toystages/stage\.py changed while stage toy ran"):
+        execute(root)
+    assert left(root) == set()
+
+
+def test_an_input_that_is_only_looked_at_is_no_change(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_while(root, monkeypatch, (root / "data.txt").read_text)
+    execute(root)
+    assert left(root) == PUBLISHED
+
+
+def test_an_input_among_the_results_needs_a_record(root: Path) -> None:
+    """Catches a model whose record was deleted, edited and trained on as if it were a source."""
+    stray = root / "results/r/stray.txt"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("data")
+    outputs = {"out": root / "results/r/out.txt", "folder": root / "results/r/tree"}
+    with pytest.raises(UserError, match="no record says what made it"):
+        runner.execute(TOY, Config(), {}, {"data": stray}, outputs, root)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_outputs_have_the_mode_that_the_umask_gives(umask: int, root: Path) -> None:
+    """Catches what a writer's own mode would be: safetensors writes 0600, so that no colleague reads a model."""
+    source = STAGE_MODULE.replace(
+        'write_text("part")', 'write_text("part"); (job.outputs["folder"] / "part").chmod(0o600)'
+    )
+    (root / "toystages/stage.py").write_text(source)
+    before = os.umask(umask)
+    try:
+        execute(root)
+    finally:
+        os.umask(before)
+    modes = {name: (root / "results/r" / name).stat().st_mode & 0o777 for name in ("tree", *PUBLISHED)}
+    assert modes == {name: (0o777 if name == "tree" else 0o666) & ~umask for name in modes}
+
+
+def test_sources_that_cannot_be_kept_lose_no_work(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "results/main").mkdir(parents=True)
+    (root / "results" / Config().run).mkdir(exist_ok=True)
+    (root / "results" / Config().run / ".sources").write_text("in the way")
+    execute(root)
+    assert left(root) == PUBLISHED and "sources behind this job are not kept" in capsys.readouterr().err
+
+
+def test_a_record_names_those_it_replaces(root: Path) -> None:
+    first = execute(root)
+    second = execute(root)
+    (root / "results/r/out.txt.record.json").unlink()
+    third = execute(root)
+    assert (first.replaces, second.replaces) == ((), (first.id,))
+    assert set(third.replaces) == {first.id, second.id}
+
+
+def test_a_record_says_how_its_job_computed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches what moves the last digits of a result and is neither in the key nor in the record."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    one = execute(root)
+    assert one.compute["threads"] == (3 if "torch" not in sys.modules else one.compute["threads"])
+    assert one.compute["variables"] == {"MKL_CBWR": "COMPATIBLE", "OMP_NUM_THREADS": "3"} | {
+        name: value
+        for name, value in one.compute["variables"].items()
+        if name not in ("MKL_CBWR", "OMP_NUM_THREADS")
+    }
+    assert {"device", "shards", "batch_tokens", "deterministic"} <= one.compute.keys()
+    monkeypatch.delenv("MKL_CBWR")
+    assert execute(root).key == one.key
+
+
+def test_results_that_may_not_be_written_are_one_sentence(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied", "results/r")
+
+    monkeypatch.setattr(runner.locks, "_create", refuse)
+    with pytest.raises(UserError, match=r"may not read or write results/r \(Permission denied\)"):
+        execute(root)

@@ -417,3 +417,89 @@ def test_pypi_failures(pip: FakePip, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was expected, so nothing was kept"):
         fetch(pypi_source("one==1.0", content=b"other"), tmp_path / "m")
     assert left_in(tmp_path) == []
+
+
+# --- secrets, sizes, hashes
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://ann:secret@host/f", "a user or password"),
+        ("https://token@host/f", "a user or password"),
+        ("https://host/f?sig=secret", "a query"),
+        ("https://host/f?download=1", "a query"),
+        ("https://host/f?a=$A&b=2", "a query"),
+        ("https://host/f?$A&secret", "a query"),
+    ],
+)
+def test_an_address_with_a_secret_is_refused_without_repeating_it(url: str, said: str) -> None:
+    """Catches a token that would stand in every record, the resolved config, logs and the crate."""
+    with pytest.raises(ValidationError) as refused:
+        Source(kind="url", url=url, sha256=digest(CONTENT))
+    sentence = refused.value.errors()[0]["msg"]
+    assert said in sentence and "secret" not in sentence and "token@" not in sentence
+
+
+def test_a_query_comes_from_the_environment(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = url_source(server).model_copy(update={"url": f"{url_source(server).url}?sig=$SIGNATURE"})
+    monkeypatch.delenv("SIGNATURE", raising=False)
+    with pytest.raises(UserError, match="names a variable that is not set"):
+        fetch(source, tmp_path / "file")
+    monkeypatch.setenv("SIGNATURE", "secret")
+    assert fetch(source, tmp_path / "file").read_bytes() == CONTENT
+    server.status = 403
+    with pytest.raises(UserError) as refused:
+        fetch(source, tmp_path / "other")
+    assert "secret" not in str(refused.value) and "secret" not in source.model_dump_json()
+
+
+@pytest.mark.parametrize("length", ["many", "-5", "9" * 30])
+def test_a_wrong_content_length_is_one_sentence(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: str
+) -> None:
+    """Catches a ValueError, and a disk that fills before it is noticed."""
+    real = Handler.send_header
+    monkeypatch.setattr(
+        Handler, "send_header",
+        lambda self, name, value: real(self, name, length if name == "Content-Length" else value),
+    )  # fmt: skip
+    with pytest.raises(UserError, match=r"is no number|would fill the disk"):
+        fetch(url_source(server), tmp_path / "file")
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_wheel_that_unpacks_to_gigabytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    class Bomb(FakePip):
+        def wheel(self, pin: str, folder: Path) -> Path:
+            path = folder / (pin.replace("==", "-") + "-py3-none-any.whl")
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("m.part0", b"0" * 50_000_000)
+            return path
+
+    monkeypatch.setattr("localized_unlearning.data.fetching.subprocess.run", Bomb({"bomb==1.0": {}}))
+    with pytest.raises(UserError, match="unpacks to over 200 times its size"):
+        fetch(pypi_source("bomb==1.0"), tmp_path / "m")
+    assert not (tmp_path / "m").exists() and not (tmp_path / "m.part").exists()
+
+
+def test_an_edit_of_a_hub_file_does_not_reach_the_cache(cache: Path, tmp_path: Path) -> None:
+    """Catches hard links: an edit in place would change the cache of every project."""
+    target = fetch(FOLDER, tmp_path / "mmlu")
+    with (target / "all/dev.parquet").open("r+b") as stream:
+        stream.write(b"!!!")
+    assert (cache / "all/dev.parquet").read_bytes() == b"all/dev.parquet"
+
+
+def test_a_small_hub_file_is_held_to_its_git_hash(cache: Path, tmp_path: Path) -> None:
+    blob = (cache / "all/dev.parquet").resolve()
+    data = blob.read_bytes()
+    right = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    (cache / "all/dev.parquet").unlink()
+    (cache / "all/dev.parquet").symlink_to(blob.rename(blob.with_name(right)))
+    fetch(FOLDER, tmp_path / "one")
+    blob.with_name(right).write_bytes(b"other")
+    with pytest.raises(UserError, match=r"dev\.parquet is damaged in the Hugging Face cache"):
+        fetch(FOLDER, tmp_path / "two")

@@ -1,4 +1,4 @@
-"""``localized-unlearning audit``: verify, explain, trace, diff, export, sign, adopt, forget.
+"""``localized-unlearning audit``: verify, explain, trace, diff, export, sign, adopt, forget, take-over.
 
 Exit status: 0 when all is clean, 1 when there are findings, 2 when the audit could not do its work.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.audit import adopt as adopt_module
-from localized_unlearning.audit import crate, signing
+from localized_unlearning.audit import crate, mending, signing
 from localized_unlearning.audit import diff as diff_module
 from localized_unlearning.audit import explain as explain_module
 from localized_unlearning.audit import trace as trace_module
@@ -118,6 +118,7 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--url", help="where files that are not copied can be had")
     parser.add_argument("--licence", help="of the results, as an address (default: MIT)")
+    parser.add_argument("--author", help="who ran the workflow and publishes the results")
     parser = add("sign", sign, "sign a run's records with an SSH key")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's name")
     parser.add_argument(
@@ -126,6 +127,11 @@ def add_commands(commands: Any) -> None:
     parser = add("adopt", adopt, "take a file into the record as it is, visibly, with a reason")
     parser.add_argument("path", type=Path, help="an output")
     parser.add_argument("--reason", required=True, help="why it can be trusted")
+    parser = add(
+        "take-over", take_over, "results copied here: verify them, then tell Snakemake not to make them again"
+    )
+    parser.add_argument("paths", nargs="*", type=Path, help="files or folders (default: results and figures)")
+    judged(parser)
     parser = add("forget", forget, "undo an adoption")
     parser.add_argument("path", type=Path, help="an output")
 
@@ -189,6 +195,8 @@ def verify(arguments: argparse.Namespace) -> int:
         print(summary(found))
         for signature in signatures:
             print(f"Signature: {signature.text}.")
+        for line in mending.lines(audit, found):
+            print(f"To mend: {line}")
         for note in audit.notes:
             print(f"Note: {note}.")
     return CLEAN if clean else FINDINGS
@@ -297,6 +305,9 @@ def explain(arguments: argparse.Namespace) -> int:
     if not found:
         raise UserError(f"{arguments.path} holds no artefact: name an output file or folder")
     lines = [explain_module.explain(audit, f) for f in found if len(found) == 1 or not f.clean]
+    mended = mending.lines(audit, found)
+    if mended:
+        lines.append(["Mend   " + line for line in mended])
     print("\n\n".join("\n".join(part) for part in lines) or f"all {len(found)} artefacts here are clean")
     return CLEAN if all(f.clean for f in found) else FINDINGS
 
@@ -362,7 +373,7 @@ def export(arguments: argparse.Namespace) -> int:
     audit = _audit(arguments, arguments.paths or _default_paths(arguments.root))
     up_to = None if arguments.files_up_to is None else int(arguments.files_up_to * 1e6)
     licence = arguments.licence or crate.LICENCE
-    done = crate.export(audit, absolute(arguments.out), up_to, arguments.url, licence)
+    done = crate.export(audit, absolute(arguments.out), up_to, arguments.url, licence, arguments.author)
     print(f"{arguments.out}: {done.jobs} jobs, {done.copied} files, {done.referred} more by reference")
     return CLEAN
 
@@ -383,6 +394,13 @@ def adopt(arguments: argparse.Namespace) -> int:
 
     place = adopt_module.adopt(absolute(arguments.path), arguments.reason, arguments.root)
     print(f"{arguments.path} is adopted; {shown(place)} says so, and so will all that is made from it")
+    return CLEAN
+
+
+def take_over(arguments: argparse.Namespace) -> int:
+    """Let Snakemake take over what was copied here."""
+    runs = mending.take_over(_audit(arguments, arguments.paths or _default_paths(arguments.root)))
+    print(f"{', '.join(runs)}: intact and current; snakemake will not make it again")
     return CLEAN
 
 

@@ -12,7 +12,9 @@ be had. Only files that are what their records say are exported.
 from __future__ import annotations
 
 import base64
+import io
 import mimetypes
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +25,7 @@ from localized_unlearning.audit.index import Entry
 from localized_unlearning.audit.runs import SIGNED
 from localized_unlearning.audit.words import shown
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import hashing, pages, records
+from localized_unlearning.provenance import cache, hashing, locks, pages, records
 from localized_unlearning.workflow.layout import Layout
 
 if TYPE_CHECKING:
@@ -54,6 +56,16 @@ ENCODINGS = {
 }  # fmt: skip
 
 
+README = """# A run of localized-unlearning
+
+Run {runs}: {jobs} jobs, their results, data and records, and the workflow that they are of, as a Workflow Run RO-Crate.
+
+`ro-crate-metadata.json` says what made each file. Files lie where their records name them, a record beside each job's
+outputs. With the workflow's package installed, `localized-unlearning audit verify` here compares every file with its
+record.
+"""
+
+
 class Summary(NamedTuple):
     """What an export holds: jobs, files copied into the crate, files it only refers to."""
 
@@ -63,7 +75,12 @@ class Summary(NamedTuple):
 
 
 def export(
-    audit: Audit, out: Path, files_up_to: int | None = None, url: str | None = None, licence: str = LICENCE
+    audit: Audit,
+    out: Path,
+    files_up_to: int | None = None,
+    url: str | None = None,
+    licence: str = LICENCE,
+    author: str | None = None,
 ) -> Summary:
     """Write what was asked for, and everything behind it, as a crate.
 
@@ -74,6 +91,7 @@ def export(
             workflow's own files always come along.
         url: where files that are not copied can be had, under the names that they have in the crate.
         licence: the licence of the results, as an address.
+        author: who ran the workflow and publishes the results; without it, the project's contributors.
 
     Raises:
         UserError: when ``out`` exists, the workflow is not here, there is no job, or a file is not what its
@@ -92,12 +110,14 @@ def export(
         raise UserError("no record of a job here: there is nothing to export")
     _refuse_modified(audit, entries)
     builder = _Builder(ROCrate(version="1.1"), audit, files_up_to, url)
-    builder.build(entries, licence)
+    builder.build(entries, licence, author)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix == ".zip":
-        builder.crate.write_zip(out)
-    else:
-        builder.crate.write(out)
+    part = locks.temporary(out)
+    try:
+        (builder.crate.write_zip if out.suffix == ".zip" else builder.crate.write)(part)
+        os.replace(part, out)
+    finally:
+        cache.remove(part)
     return Summary(sum(map(_is_job, entries)), builder.copied, builder.referred)
 
 
@@ -145,7 +165,7 @@ class _Builder:
         self._placed: dict[tuple[str, str], Entity] = {}
         self._examples: dict[str, dict[str, Entity]] = {}
 
-    def build(self, entries: Sequence[Entry], licence: str) -> None:
+    def build(self, entries: Sequence[Entry], licence: str, author: str | None) -> None:
         """Everything: the workflow, the jobs in their order, and the run that they were."""
         jobs = [entry for entry in entries if _is_job(entry)]
         runs = sorted({(e.record.folder or "").split("/")[1] for e in jobs if "/" in (e.record.folder or "")})
@@ -162,6 +182,10 @@ class _Builder:
             self._add(uri, "CreativeWork", name=name, version=uri.rsplit("/", 1)[-1])
             for uri, name in PROFILES.items()
         ]
+        kind = "Person" if author else "Organization"
+        self.agent = self._add("#author", kind, name=author or "localized-unlearning contributors")
+        root["author"] = root["publisher"] = self.agent
+        self._readme(root, runs, len(jobs))
         workflow = self._workflow()
         for entry in entries:
             self._records_and_outputs(entry)
@@ -183,6 +207,13 @@ class _Builder:
         if found is None:
             found = self.crate.add(ContextEntity(self.crate, identifier, {"@type": kind, **properties}))
         return found
+
+    def _readme(self, root: Entity, runs: Sequence[str], jobs: int) -> None:
+        text = README.format(runs=", ".join(runs) or "without a name", jobs=jobs)
+        readme = self.crate.add_file(io.StringIO(text), "README.md")
+        readme["about"] = root
+        data = text.encode()
+        self._describe(readme, "README.md", hashing.FileDigest(len(data), hashing.text(text)))
 
     # --- the workflow
 
@@ -262,6 +293,7 @@ class _Builder:
             endTime=record.computed.ended,
             actionStatus={"@id": COMPLETED},
             instrument=tool,
+            agent=self.agent,
         )
         for i, place in self.audit.index.inputs(entry):
             given = self._input(i, place)
@@ -278,12 +310,15 @@ class _Builder:
             _append(action, "result", made)
         made_on = record.computed
         around = {**made_on.versions, **made_on.host, **made_on.commit, "lock": record.lock}
+        around |= {f"compute.{name}": value for name, value in made_on.compute.items()}
+        around["origin"] = record.facts.get("origin")
         for name, value in around.items():
             if value is not None:
                 _append(action, "environment", self._value(name, value))
         _append(self.crate.root_dataset, "mentions", action)
         control = self._add(f"#control/{record.id}", "ControlAction", name=f"orchestrate {title}")
         control["instrument"], control["object"], control["actionStatus"] = step, action, {"@id": COMPLETED}
+        control["agent"] = self.agent
         return action
 
     def _value(self, name: str, value: Any) -> Entity:
@@ -315,6 +350,7 @@ class _Builder:
             endTime=max(e.record.computed.ended for e in jobs),
             actionStatus={"@id": COMPLETED},
             instrument=workflow,
+            agent=self.agent,
         )
         for way, role, entities in (("input", "object", data), ("output", "result", last)):
             for entity in entities:
@@ -325,7 +361,7 @@ class _Builder:
         if version := _snakemake():
             engine["softwareVersion"] = version
         organize = self._add("#orchestration", "OrganizeAction", name="orchestration by Snakemake")
-        organize["instrument"], organize["result"] = engine, run
+        organize["instrument"], organize["result"], organize["agent"] = engine, run, self.agent
         organize["object"] = [self.crate.dereference(f"#control/{e.record.id}") for e in jobs]
 
     # --- files

@@ -18,6 +18,7 @@ from localized_unlearning.audit.findings import Audit
 from localized_unlearning.audit.index import Entry
 from localized_unlearning.audit.words import changes, flat, say, short, shown
 from localized_unlearning.errors import UserError
+from localized_unlearning.files import canonical_json
 from localized_unlearning.provenance import hashing, pages, records
 
 if TYPE_CHECKING:
@@ -207,8 +208,15 @@ def record_differences(one: records.Record, other: records.Record) -> list[Diffe
         "output": ({o.name: o.sha256 for o in one.outputs}, {o.name: o.sha256 for o in other.outputs}),
     }
     return [
-        Difference(what, name, old, new) for what, (a, b) in parts.items() for name, old, new in changes(a, b)
+        Difference(what, name, _one(old), _one(new))
+        for what, (a, b) in parts.items()
+        for name, old, new in changes(a, b)
     ]
+
+
+def _one(value: Any) -> Any:
+    """A value that can be counted: a list or mapping as text."""
+    return canonical_json(value) if isinstance(value, list | dict) else value
 
 
 def _machine(record: records.Record) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def to_rerun(audit: Audit, entry: Entry) -> list[Entry]:
     found: dict[Path, Entry] = {}
 
     def visit(node: Entry) -> None:
-        sound = audit.currency(node).status in ("ok", "unknown") and _is_whole(audit, node)
+        sound = audit.currency(node).status in ("ok", "unknown") and is_whole(audit, node)
         if node.place in found or sound or node.record.adopted:
             return
         for producer in audit.index.producers(node):
@@ -61,7 +61,8 @@ def to_rerun(audit: Audit, entry: Entry) -> list[Entry]:
     return list(found.values())
 
 
-def _is_whole(audit: Audit, entry: Entry) -> bool:
+def is_whole(audit: Audit, entry: Entry) -> bool:
+    """Whether every output of a job is what its record says."""
     return all(
         audit.integrity.of(entry, output)[0] in ("ok", "incomplete") for output in entry.record.outputs
     )

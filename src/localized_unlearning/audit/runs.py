@@ -117,6 +117,11 @@ class Configs:
             self._loaded[key] = self._load(name, run)
         return self._loaded[key]
 
+    def is_default(self, name: str) -> bool:
+        """Whether ``config.yaml`` of the workflow's folder is this run's."""
+        default = self.root / "config.yaml"
+        return default.is_file() and reading.read_yaml(default).get("run", Config().run) == name
+
     def _load(self, name: str, run: Run | None) -> Config | None:
         if self.given:
             return reading.load(self.given)
@@ -129,7 +134,7 @@ class Configs:
     def _resolved(self, name: str, run: Run | None) -> Config | None:
         default = self.root / "config.yaml"
         layers = [run.results / RESOLVED] if run else []
-        if default.is_file() and reading.read_yaml(default).get("run", Config().run) == name:
+        if self.is_default(name):
             layers.append(default)
         layers = [path for path in layers if path.is_file()]
         loaded = reading.load(layers) if layers else None

@@ -51,7 +51,7 @@ def verify(text: str, seal: Path, signers: Path, namespace: str) -> Verdict:
     if named.returncode or not principals:
         return Verdict("", f"it was not signed by a key that {signers.name} trusts")
     common = ("-n", namespace, "-s", str(seal))
-    for signer in principals:
+    for signer in dict.fromkeys([*principals, *_listed(signers)]):  # only the first line of a key was named
         if not _ssh_keygen("verify", *common, "-I", signer, "-f", str(signers), text=text).returncode:
             return Verdict(signer, "")
     if not _ssh_keygen("check-novalidate", *common, text=text).returncode:
@@ -61,6 +61,12 @@ def verify(text: str, seal: Path, signers: Path, namespace: str) -> Verdict:
             "this time: see its options namespaces, valid-after and valid-before",
         )
     return Verdict("", "the signature is not one over these contents, or was made for another purpose")
+
+
+def _listed(signers: Path) -> list[str]:
+    """The first name in each line of an allowed-signers file."""
+    lines = signers.read_text(encoding="utf-8", errors="replace").splitlines()
+    return [line.split()[0].strip('"').split(",")[0] for line in lines if line.strip() and line[0] != "#"]
 
 
 def _ssh_keygen(action: str, *options: str, text: str) -> subprocess.CompletedProcess[str]:
