@@ -31,16 +31,16 @@ from localized_unlearning.unlearning import steps as steps_module
 OBJECTIVES = ("erase", "inject", "gradient_ascent", "npo", "simnpo", "undial", "rmu")
 LIMITS = {"npo": 1.1, "simnpo": 1.1, "undial": 1.1, "rmu": 1.5, "integrated_gradients, 5 points": 6.0}
 """How many times erase's step, or attribution patching, each may take."""
-TOKENS = 4096
+TOKENS, SIZE = 4096, 32
 
 
 def random_model() -> Any:
-    """A model in Gemma 3 270M's shape, of fewer layers and a vocabulary of 32,768, of random weights."""
+    """A model in Gemma 3 270M's shape, of fewer layers and a vocabulary of 16,384, of random weights."""
     import transformers
 
     torch.manual_seed(0)
     config = transformers.Gemma3TextConfig(
-        vocab_size=32_768, hidden_size=640, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=4,
+        vocab_size=16_384, hidden_size=640, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=1, head_dim=256,
     )  # fmt: skip
     return transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
@@ -56,15 +56,15 @@ def prompts(count: int, rng: random.Random, vocabulary: int) -> list[list[int]]:
 def steps_of(model: Any, name: str) -> Callable[[], float]:
     """A function that takes the next step of an objective's gradient; seconds."""
     rng, size = random.Random(1), model.config.get_text_config().vocab_size
-    forget, retain = prompts(64, rng, size), prompts(64, rng, size)
+    forget, retain = prompts(SIZE, rng, size), prompts(SIZE, rng, size)
     items = [(p, rng.randrange(10, 14)) for p in (*forget, *retain)]
-    text = torch.tensor([[rng.randrange(size) for _ in range(49)] for _ in range(64)])
-    data = steps_module.Data(items[:64], items[64:], text)
+    text = torch.tensor([[rng.randrange(size) for _ in range(49)] for _ in range(SIZE)])
+    data = steps_module.Data(items[:SIZE], items[SIZE:], text)
     path = extensions.file_of(name, extensions.OBJECTIVES)
     assert path is not None
     given = {"layer": len(components.layers_of(model)) // 4} if name == "rmu" else {}
     found = methods.load(name, path, given)
-    sizes, weights = steps_module.Sizes(64, 64, 64, TOKENS), steps_module.Weights(1.0, 1.0, 1.0)
+    sizes, weights = steps_module.Sizes(SIZE, SIZE, SIZE, TOKENS), steps_module.Weights(1.0, 1.0, 1.0)
     running: Iterator[Any] = steps_module.gradients(model, data, sizes, weights, found, 0)
 
     def step() -> float:
@@ -80,7 +80,9 @@ def scores_of(model: Any) -> dict[str, Callable[[], float]]:
     rng, size = random.Random(2), model.config.get_text_config().vocab_size
     clean = prompts(24, rng, size)
     corrupt = [[*p[:20], *(rng.randrange(10, size) for _ in range(3)), *p[23:]] for p in clean]
-    pairs = Pairs(clean, corrupt, [(20, 23)] * 24, [i % 4 for i in range(24)], [10, 11, 12, 13])
+    pairs = Pairs(
+        clean, corrupt, [(20, 23)] * len(clean), [i % 4 for i in range(len(clean))], [10, 11, 12, 13]
+    )
     found = components.list_components(model.config, Components())
     path = extensions.file_of("integrated_gradients", extensions.SCORES)
     assert path is not None
