@@ -75,17 +75,19 @@ def select_weights(job: Job) -> None:
         count = json.loads(job.inputs["manual"].read_text(encoding="utf-8"))["parameters"]
     room = sum(components.selected(model.get_parameter(n), mask) for n, mask in masks.items())
     chosen = weights.highest(scores, min(count, room))
-    held = [c for c in allowed if holds(model, c, chosen)]
+    shares = {c: share_of(model, c, chosen) for c in allowed}
+    held = [c for c in allowed if shares[c]]
     selection = described(
         name, localization, held, len(every), sum(int(m.sum()) for m in chosen.values()), model
     )
+    selection["share_by_component"] = {str(c): shares[c] for c in held}
     job.facts.update(seeds={"localization": settings.seed}, device=device)
     job.outputs["selection"].write_text(json.dumps(selection, indent=1) + "\n", encoding="utf-8")
     weights.save_masks(job.outputs["weights"], chosen, deltas.base_digest(job))
 
 
-def holds(model: Any, component: components.Component, chosen: Mapping[str, Any]) -> bool:
-    """Whether a component holds a chosen weight."""
+def share_of(model: Any, component: components.Component, chosen: Mapping[str, Any]) -> float:
+    """Share of a component's weights that is chosen."""
     ((name, part),) = components.trainable(model, [component]).items()
     mask = chosen[name]
-    return bool(mask.any() if part is None else (mask & part).any())
+    return float((mask if part is None else mask & part).sum()) / components.size_of(component, model)

@@ -33,7 +33,8 @@ def base_of(path: Path) -> int:
 def run(job: Job) -> None:
     """Stage: how well each localization finds the matrices that hold the injected facts.
 
-    A localization with scores is graded by their absolute values, another one by what it selects.
+    A localization with scores is graded by their absolute values, one of single weights by the share of each matrix that
+    it takes, another one by what it selects.
 
     Raises:
         UserError: when no facts were injected.
@@ -61,8 +62,8 @@ def run(job: Job) -> None:
         localization = job.config.localizations[name]
         assert localization is not None
         own = scored.get((localization.scores or "", base))
-        chosen = set(selection["components"])
-        values[(name, base)] = own or {c: float(c in chosen) for c in components}
+        chosen = selection.get("share_by_component") or dict.fromkeys(selection["components"], 1.0)
+        values[(name, base)] = own or {c: float(chosen.get(c, 0.0)) for c in components}
     grades = localizers.grade(values, truth, localizers.name_of_place(facts_in))
     labels = {name: found.label for name, found in job.config.localizations.items() if found}
     title = f"Localizers against the truth: facts in {grades['place'].iloc[0]} ({job.config.run})"
