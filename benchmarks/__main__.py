@@ -77,7 +77,8 @@ def measure(name: str, variant: str, args: argparse.Namespace) -> dict[str, Any]
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name}, {variant}, failed:\n{done.stderr[-3000:]}")
-    return json.loads((out.with_name(out.name + ".json")).read_text())
+    figures: dict[str, Any] = json.loads((out.with_name(out.name + ".json")).read_text())
+    return figures
 
 
 def row(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -137,7 +138,7 @@ def delta_share(folder: Path) -> tuple[float, float]:
     def share(config: Any, layers: Any) -> float:
         model = loading.skeleton(config)
         sizes = [components.size_of(Component(i, kind), model) for i in layers for kind in ("up", "down")]
-        return sum(sizes) / sum(p.numel() for p in model.parameters())
+        return float(sum(sizes) / sum(p.numel() for p in model.parameters()))
 
     own = transformers.AutoConfig.from_pretrained(folder)
     return share(own, MANUAL), share(transformers.GemmaConfig(), range(2, 8))
@@ -241,7 +242,7 @@ def write(path: Path, text: str) -> None:
 def commit_name() -> str:
     """The checkout's commit, and whether it has changes."""
     state = environment.commit()
-    return state.get("commit", "unknown")[:12] + (" with changes" if state.get("dirty") else "")
+    return str(state.get("commit", "unknown"))[:12] + (" with changes" if state.get("dirty") else "")
 
 
 def settings() -> argparse.Namespace:
@@ -270,10 +271,11 @@ def main() -> None:
     load = os.getloadavg()[0]
     rates = machine_rates(args.threads)
     rows = [row(name, args) for name in args.cases]
-    rates = tuple(map(max, rates, machine_rates(args.threads)))
+    again = machine_rates(args.threads)
+    rates = (max(rates[0], again[0]), max(rates[1], again[1]))
     for r in rows:
         r["floor_seconds"] = r["ours"]["flop"] / rates[0] if "flop" in r["ours"] else None
-    found = {
+    found: dict[str, Any] = {
         "about": {
             "command": "make bench", "date": f"{datetime.now(UTC):%Y-%m-%d}", "machine": cpu_name(), "load": load,
             "commit": commit_name(), "threads": args.threads, "dtype": args.dtype, "device": args.device,

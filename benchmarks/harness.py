@@ -72,7 +72,7 @@ def prepare(
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    class Captured(HFLM):
+    class Captured(HFLM):  # type: ignore[misc]
         """Keeps the requests of each task instead of answering them."""
 
         def __init__(self, **settings: Any) -> None:
@@ -93,7 +93,8 @@ def prepare(
 
     def score(some: list[Any], size: int) -> list[Any]:
         lm.batch_size_per_gpu = size
-        return HFLM.loglikelihood(lm, some, disable_tqdm=True)
+        answers: list[Any] = HFLM.loglikelihood(lm, some, disable_tqdm=True)
+        return answers
 
     sizes = (1, 4, 16) if shots == 0 else (1, 4)
     trial = requests[: 4 * max(sizes)] if shots == 0 else requests[:16]

@@ -38,7 +38,8 @@ from localized_unlearning.models import activations, components, loading
 from localized_unlearning.models.components import Component
 from localized_unlearning.models.vocabulary import log_odds
 from localized_unlearning.provenance import environment
-from localized_unlearning.unlearning import finetune, losses, steps
+from localized_unlearning.unlearning import finetune, losses, method, steps
+from localized_unlearning.unlearning.objectives.erase import erase
 
 PAGE = Path("docs/evidence.md")
 START, END = "<!-- parity: written by benchmarks/parity.py -->", "<!-- end of parity -->"
@@ -74,7 +75,7 @@ class Result(NamedTuple):
     ours: str
     theirs: str
     compared: str
-    count: int
+    numbers: int
     difference: float
     largest: float
 
@@ -250,7 +251,9 @@ def training(subject: Subject) -> Iterator[Result]:
     weights = steps.Weights(0.2, 1.0, 1.0)
     with restored_afterwards(subject.model):
         names = components.trainable(subject.model, chosen)
-        history = finetune.train(subject.model, data, names, settings, weights, "erase", 0)
+        history = finetune.train(
+            subject.model, data, names, settings, weights, method.of(erase, {}, "erase"), 0
+        )
         after = {name: subject.model.get_parameter(name).detach().clone() for name in names}
     with restored_afterwards(subject.model):
         plain = plain_loop(subject.model, data, list(names), settings, weights)
@@ -336,7 +339,7 @@ def table_of(found: list[Result]) -> list[str]:
         "|---|---|---|---:|---:|---:|",
     ]
     return lines + [
-        f"| {r.ours} | {r.theirs} | {r.compared} | {r.count:,} | {r.difference:.1e} | {r.largest:.3g} |"
+        f"| {r.ours} | {r.theirs} | {r.compared} | {r.numbers:,} | {r.difference:.1e} | {r.largest:.3g} |"
         for r in found
     ]
 

@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks.__main__ import PAGE, commit_name, cpu_name, row, settings, write
 
@@ -52,7 +53,7 @@ def main() -> None:
     write(PAGE, page.split(BEGIN)[0] + BEGIN + "\n" + text + "\n" + END + page.split(END)[1])
 
 
-def table(rows: dict[int, dict], depth: int, args: argparse.Namespace) -> str:
+def table(rows: dict[int, dict[str, Any]], depth: int, args: argparse.Namespace) -> str:
     """The Markdown between the markers."""
     few, many = DEPTHS
     found = {

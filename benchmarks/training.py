@@ -226,7 +226,7 @@ def mask_theirs(bench: Bench, last: bool = False) -> Work:
             masks.append(form.mask)
         optimizer = torch.optim.SGD(masks, lr=RATE, momentum=0.9)
         totals = plain_terms(bench, data, weights, last=last)
-        (Masking().lambda_mask * sum(mask.sum() for mask in masks)).backward()
+        (Masking().lambda_mask * torch.stack([mask.sum() for mask in masks]).sum()).backward()
         optimizer.step()
         with torch.no_grad():
             for mask in masks:

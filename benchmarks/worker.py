@@ -8,14 +8,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from localized_unlearning.memory import resident
 
 
-def measured(work, device: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def measured(work: Callable[[], Any], device: str) -> tuple[dict[str, np.ndarray], dict[str, float]]:
     """The outputs of ``work()`` with its seconds and its peak memory beyond what was there before, in GB."""
     import ctypes
     import gc
@@ -31,13 +33,13 @@ def measured(work, device: str) -> tuple[dict[str, np.ndarray], dict[str, float]
         before = torch.cuda.memory_allocated() / 1e9
     else:
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again from here
-        before = resident() / 1e9
+        before = (resident() or 0) / 1e9
     start, cpu = time.perf_counter(), time.process_time()
     outputs = work()
     if cuda:
         torch.cuda.synchronize()
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else resident("VmHWM") / 1e9
+    peak = torch.cuda.max_memory_allocated() / 1e9 if cuda else (resident("VmHWM") or 0) / 1e9
     return outputs, {"seconds": seconds, "cpu_seconds": cpu, "memory": peak - before, "peak": peak}
 
 
@@ -61,7 +63,8 @@ def main() -> None:
     bench.warm_up()
     work = getattr(CASES[args.case], args.variant)(bench)
     outputs, figures = measured(work, args.device)
-    np.savez(args.out.with_suffix(".npz"), **{k: np.asarray(v) for k, v in outputs.items()})
+    arrays: dict[str, Any] = {k: np.asarray(v) for k, v in outputs.items()}
+    np.savez(args.out.with_suffix(".npz"), **arrays)
     args.out.with_suffix(".json").write_text(json.dumps({**figures, **bench.notes}))
 
 

@@ -31,7 +31,7 @@ GEMMA_3 = {
     **GROUPED, "num_hidden_layers": 4, "head_dim": 8, "sliding_window": WINDOW, "query_pre_attn_scalar": 8,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }  # fmt: skip
-EXPERTS = {"moe_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2}
+EXPERTS: dict[str, Any] = {"moe_intermediate_size": 8, "num_experts": 4, "num_experts_per_tok": 2}
 VISION = {
     "image_size": 8, "patch_size": 4, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1,
     "num_attention_heads": 1,
@@ -52,10 +52,10 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "mistral": lambda: t.MistralConfig(**GROUPED, sliding_window=WINDOW, head_dim=8),
     "qwen2": lambda: t.Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=WINDOW, max_window_layers=1),
     "qwen3": lambda: t.Qwen3Config(**GROUPED, head_dim=8),
-    "gpt_neox": lambda: t.GPTNeoXConfig(**SIZES, rotary_pct=0.25),
+    "gpt_neox": lambda: t.GPTNeoXConfig(**{**SIZES, "rotary_pct": 0.25}),
     "gpt2": lambda: t.GPT2Config(**OLD),
     "gptj": lambda: t.GPTJConfig(**OLD, rotary_dim=4),
-    "phi": lambda: t.PhiConfig(**SIZES, partial_rotary_factor=0.5),
+    "phi": lambda: t.PhiConfig(**{**SIZES, "partial_rotary_factor": 0.5}),
     "phi3": lambda: t.Phi3Config(**GROUPED, sliding_window=WINDOW),
     "falcon": lambda: t.FalconConfig(**FALCON, multi_query=True),
     "falcon_heads": lambda: t.FalconConfig(**FALCON, multi_query=False),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -50,7 +50,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "mistral": lambda: transformers.MistralConfig(**SIZES, num_key_value_heads=2, sliding_window=WINDOW),
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, num_key_value_heads=2),
     "qwen3": lambda: transformers.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=8),
-    "neox": lambda: transformers.GPTNeoXConfig(**SIZES, rotary_pct=0.25),
+    "neox": lambda: transformers.GPTNeoXConfig(**{**SIZES, "rotary_pct": 0.25}),
 }
 ARCHITECTURES = tuple(CONFIGS)
 
@@ -75,7 +75,7 @@ def tiny(_originals: dict[str, Any]) -> Callable[[str], Any]:
 
 
 @pytest.fixture
-def float64(monkeypatch: pytest.MonkeyPatch) -> None:
+def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Everything in float64, also where the package and transformers go to float32 (logits, norms).
 
     A fast path can then be held to its slow definition within float64 rounding.

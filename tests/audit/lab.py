@@ -95,7 +95,9 @@ class Lab:
         for name in [name for name in sys.modules if name.startswith("toylab")]:
             del sys.modules[name]
         config = reading.load([self.results / "config.yaml"])
-        return runner.execute(STAGES[stage], config, wildcards, inputs, outputs, self.root)
+        record = runner.execute(STAGES[stage], config, wildcards, inputs, outputs, self.root)
+        assert record is not None
+        return record
 
     def configure(self, **settings: Any) -> None:
         """Edit config.yaml, as a person would."""

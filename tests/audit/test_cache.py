@@ -258,9 +258,9 @@ def test_restoring_imports_no_torch_even_with_warm_starts(tmp_path: Path) -> Non
         "known.parquet",
     ]
     athletes = pd.read_csv(ROOT / "workflow/resources/athletes.csv").drop_duplicates("athlete")
-    athletes.assign(rows=[[n] for n in range(len(athletes))], known=True).to_parquet(
-        tmp_path / "known.parquet"
-    )
+    athletes.assign(
+        rows=pd.Series([[n] for n in range(len(athletes))], index=athletes.index), known=True
+    ).to_parquet(tmp_path / "known.parquet")
     for how, folder in (("full", "one"), ("bare", "two")):
         answer = subprocess.run(
             [sys.executable, "-c", script, how, *job, "--out-split", f"results/r/{folder}/split.parquet"],

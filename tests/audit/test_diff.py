@@ -137,8 +137,8 @@ def test_numbers_inside_lists_have_the_tolerance_too(tmp_path: Path) -> None:
     assert (
         compare_tables(a, write(tmp_path / "d.parquet", logits=[[1.0], [0.0, None], [2.0]]), 1e-6).differ == 1
     )
-    words = [write(tmp_path / f"{n}.parquet", w=[["x", n], ["y"], []]) for n in "ef"]
-    assert compare_tables(*words, 1e-6).differ == 1
+    one, other = [write(tmp_path / f"{n}.parquet", w=[["x", n], ["y"], []]) for n in "ef"]
+    assert compare_tables(one, other, 1e-6).differ == 1
 
 
 def test_nothing_to_compare_is_no_agreement(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from collections.abc import Callable
@@ -167,24 +168,24 @@ def _no_tokenizer(folder: Path) -> None:
         file.unlink()
 
 
-BAD: dict[str, tuple[Callable[[Path], None], str]] = {
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated": (_truncate, "model.safetensors has .* bytes where its header says"),
     "garbage": (
-        lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 4000) and None,
+        lambda f: (f / "model.safetensors").write_bytes(b"\xff" * 4000),
         "model.safetensors has no safetensors header",
     ),
     "pointer": (
-        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid x\n") and None,
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid x\n"),
         "Git LFS pointer.*git lfs pull",
     ),
     "pickle": (_pickle, r"as pickles only \(pytorch_model.bin\).*save_pretrained"),
     "empty": (lambda f: (f / "model.safetensors").unlink(), "holds no .safetensors weights"),
     "adapter only": (_adapter_only, r"holds only an adapter \(adapter_config.json\): merge it"),
-    "adapter beside": (lambda f: (f / "adapter_config.json").write_text("{}") and None, "holds an adapter .*: merge it"),
+    "adapter beside": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter .*: merge it"),
     "lacking shard": (_lacking_shard, "lacks model-00002-of-00002.safetensors, which model.safetensors.index.json names"),
     **{
         method: (
-            lambda f, method=method: _config(f, quantization_config={"quant_method": method}),
+            functools.partial(_config, quantization_config={"quant_method": method}),
             f"is quantized .*method {method}",
         )
         for method in ("bitsandbytes", "gptq", "awq", "fp8", "mxfp4")
@@ -206,7 +207,7 @@ BAD: dict[str, tuple[Callable[[Path], None], str]] = {
     "unknown": (lambda f: _config(f, model_type="nothing"), "config.json of llama cannot be used"),
     "no adapter": (lambda f: _config(f, model_type="bloom"), "no component adapter for model type 'bloom' .there are"),
     "no config": (lambda f: (f / "config.json").unlink(), "has no config.json"),
-    "broken config": (lambda f: (f / "config.json").write_text("{") and None, "config.json is no JSON"),
+    "broken config": (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON"),
     "no tokenizer": (_no_tokenizer, "has no tokenizer .*put the model's tokenizer files there"),
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -473,10 +474,7 @@ def test_one_chance_failure_of_many_refutes_nothing(true_world: dict[str, pd.Dat
     """A comparison whose own p is just below .025 leans against, in a claim of ten; alone it fails."""
     c = verdicts.Comparison("sports", "erase", "forget", "manual", "x", margin=-0.1, interval=(-0.2, 0.0), p_for=1.0, p_against=0.02, outcome="leans against")  # fmt: skip
     assert verdicts._corrected([c], 0.95)[0].outcome == "fails"
-    assert (
-        verdicts._corrected([c] + [verdicts.replace(c, p_against=0.9)] * 9, 0.95)[0].outcome
-        == "leans against"
-    )
+    assert verdicts._corrected([c] + [replace(c, p_against=0.9)] * 9, 0.95)[0].outcome == "leans against"
 
 
 def test_a_curve_that_rises_has_its_estimate_inside_its_interval() -> None:

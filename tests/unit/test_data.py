@@ -222,7 +222,7 @@ def test_the_released_split_is_the_authors(released: pd.DataFrame) -> None:
     assert parts["Deonte Burton"]
     counts = found.groupby(["forget", "train"]).size()
     unique = {f: raw.loc[(raw["sport"] == "basketball") == f, "athlete"].nunique() for f in (True, False)}
-    assert {f: int(counts[f].sum()) for f in (True, False)} == unique
+    assert {f: int(counts.loc[f].sum()) for f in (True, False)} == unique
     assert counts[True, False] == 98 and counts[False, False] == 215
 
 

@@ -84,7 +84,7 @@ def test_the_report_reads_ratios_of_sums() -> None:
         return float((left[place] - corrupt).sum() / (clean - corrupt).sum())
 
     for place, (mode, share, _) in enumerate(cases):
-        row = points.loc[(mode, place < 2, share)]
+        row: Any = points.loc[(mode, place < 2, share)]  # type: ignore[index]
         assert row["mean"] == pytest.approx(wanted(place)) and row["low"] < row["mean"] < row["high"]
     cpr = points.loc["cpr"]["mean"].iloc[0]
     assert cpr == pytest.approx(0.4 * (wanted(2) + wanted(4)) / 2 + 0.5 * (wanted(4) + 1) / 2)

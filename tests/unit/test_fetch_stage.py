@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_fetch_stage(tmp_path: Path) -> None:
     origin = tmp_path / "athletes.csv"
     origin.write_text("athlete,sport\n")
     target = tmp_path / "out" / "athletes.source"
-    run = (STAGES["fetch"], {"source": "athletes.source"}, {}, {"file": target}, tmp_path)
+    run: tuple[Any, ...] = (STAGES["fetch"], {"source": "athletes.source"}, {}, {"file": target}, tmp_path)
     with pytest.raises(UserError, match="athletes"):
         execute(run[0], config(origin, "0" * 64), *run[1:])
     assert not target.exists()

@@ -301,7 +301,7 @@ def test_an_edit_is_as_large_as_the_weights_that_are_zero() -> None:
 
 def test_a_head_is_bold_by_mcnemar_over_all_heads() -> None:
     """Four athletes lost and none won is .125, and bold only a difference that holds among all the heads."""
-    points = drawn("figure_15")[1].set_index(["layer", "head"])
+    points: Any = drawn("figure_15")[1].set_index(["layer", "head"])
     assert (points["change"] - (points["mean"] - points.loc[(-1, -1), "mean"])).abs().max() < 1e-12
     lost = points.loc[(1, 1)]
     assert (lost["only_with"], lost["only_without"]) == (6, 0) and lost["p"] == pytest.approx(2 * 0.5**6)

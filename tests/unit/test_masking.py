@@ -147,7 +147,7 @@ def test_clamped_weights_are_the_released_codes_steps(
             (1 - r).sum() for r in ratios.values()
         )
         gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
-        norm = torch.sqrt(sum((g**2).sum() for g in gradients.values()))
+        norm = torch.sqrt(torch.stack([(g**2).sum() for g in gradients.values()]).sum())
         for n, gradient in gradients.items():
             step = gradient * min(1.0, 0.7 / float(norm)) + 0.01 * weights[n].sign()
             step = (step if trainable[n] is None else step * trainable[n]) + 0.01 * weights[n]

@@ -28,7 +28,8 @@ class Fake(preflight.World):
         return value
 
     def hub(self, source: Source) -> str | None:
-        return self.answer(f"hub {source.repo_id}", self.answer("hub", None))
+        found: str | None = self.answer(f"hub {source.repo_id}", self.answer("hub", None))
+        return found
 
     def cached(self, source: Source) -> bool:
         return bool(self.answer("cached", False))

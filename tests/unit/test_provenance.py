@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -52,7 +54,7 @@ def test_a_folder_is_hashed_by_relative_name(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package ``toy`` of a few modules."""
     folder = tmp_path / "toy"
     (folder / "sub").mkdir(parents=True)
@@ -202,7 +204,7 @@ values = st.recursive(
 )
 settings = st.dictionaries(names, values, max_size=4)
 
-BASE = {
+BASE: dict[str, Any] = {
     "stage": "finetune",
     "function": "m:run",
     "settings": {"lambda_forget": 0.2, "lambda_retain": 1.0, "none": None},
@@ -244,7 +246,7 @@ def test_other_settings_give_another_key(one: dict[str, object], other: dict[str
         {"inputs": [("a", "1"), ("b", "2")]},
     ],
 )
-def test_each_ingredient_changes_the_key(change: dict[str, object]) -> None:
+def test_each_ingredient_changes_the_key(change: dict[str, Any]) -> None:
     assert records.key_of(**{**BASE, **change}) != records.key_of(**BASE)
 
 

@@ -90,9 +90,10 @@ def execute(
     root: Path, stage: Stage = TOY, config: Config | None = None, wildcards: Any = None
 ) -> records.Record:
     outputs = {"out": root / "results/r/out.txt", "folder": root / "results/r/tree"}
-    return runner.execute(
-        stage, config or Config(), wildcards or {}, {"data": root / "data.txt"}, outputs, root
-    )
+    given = {"data": root / "data.txt"}
+    record = runner.execute(stage, config or Config(), wildcards or {}, given, outputs, root)
+    assert record is not None
+    return record
 
 
 def left(root: Path) -> set[str]:
@@ -300,6 +301,7 @@ def test_an_input_changed_behind_its_record_is_refused(root: Path) -> None:
     made = root / "results/r/out.txt"
     target = {"out": root / "results/s/out.txt", "folder": root / "results/s/tree"}
     record = runner.execute(TOY, Config(), {}, {"data": made}, target, root)
+    assert record is not None
     assert record.inputs[0].record == records.record_id(records.read(root / "results/r/out.txt.record.json"))
     made.write_text("edited by hand")
     with pytest.raises(UserError, match="was changed after stage toy made it"):

@@ -42,7 +42,7 @@ VALUES = {"0.attn.q": 9.0, "3.mlp.up": -8.0, "1.attn.o": 7.0, "2.mlp.down": 6.0,
 
 def test_kinds_are_a_filter_for_every_localization() -> None:
     """Catches kinds that only the manual localization heeds, and a filter that makes the budget smaller."""
-    mlp = {"kinds": ["up", "down"]}
+    mlp: dict[str, Any] = {"kinds": ["up", "down"]}
     # 3 of 24 components with and without the filter
     assert chosen(scores(VALUES), kind="scores", scores="s", fraction=0.125) == [
         "0.attn.q", "1.attn.o", "3.mlp.up"
@@ -70,7 +70,7 @@ def test_blocks_are_the_signed_sum_of_what_was_scored_in_them() -> None:
         {**{f"0.attn.{kind}": 4.0 for kind in "qkvo"}, "1.mlp.up": 5.0, "1.mlp.down": -3.0, "2.mlp.up": -3.0},
         units,
     )
-    block = {"kind": "scores", "scores": "s", "unit": "block"}
+    block: dict[str, Any] = {"kind": "scores", "scores": "s", "unit": "block"}
     # blocks: 0.attn 4 (one unit), 1.mlp 2, 2.mlp -3; 1 or 2 of 8
     assert chosen(table, fraction=0.125, **block) == [f"0.attn.{kind}" for kind in "qkvo"]
     assert chosen(table, fraction=0.25, **block)[4:] == ["2.mlp.up", "2.mlp.down"]

@@ -122,8 +122,8 @@ def finetuning(
         histories.append(history.assign(**finetune.moved(model, base, trainable)))
         trained.append({n: sharding.whole(p, sharding.held(p)) for n, p in parameters.items()})
     # a norm of bfloat16 gradients is a bfloat16, whose last bit may differ
-    pd.testing.assert_frame_equal(*histories, rtol=rtol or 2**-7)
-    same(*trained, rtol=rtol)
+    pd.testing.assert_frame_equal(histories[0], histories[1], rtol=rtol or 2**-7)
+    same(trained[0], trained[1], rtol=rtol)
     before = next_tokens(untouched)
     fresh = sharding.sharded(lambda: copy.deepcopy(untouched), "cpu")
     with deltas.applied(fresh, trained[0]):
@@ -142,8 +142,8 @@ def masks(whole: Any, parts: Any, form: Any) -> None:
         d, history = masking.train(model, some_data(), trainable, settings, steps_module.Weights(1, 1, 1), 0)
         histories.append(history)
         trained.append({n: sharding.whole(model.get_parameter(n), value) for n, value in d.items()})
-    pd.testing.assert_frame_equal(*histories, rtol=1e-6)  # d is float32
-    same(*trained, rtol=1e-5)
+    pd.testing.assert_frame_equal(histories[0], histories[1], rtol=1e-6)  # d is float32
+    same(trained[0], trained[1], rtol=1e-5)
     assert torch.equal(next_tokens(whole), next_tokens(parts))  # the base's weights are back
 
 
@@ -219,7 +219,7 @@ class Runs:
         }
         wildcards = {name: named[name] for name in found.wildcards}
         outputs = {name: self.folder / stage / f"{name}.file" for name in found.outputs}
-        given = {i.name: None for i in found.inputs}
+        given: dict[str, Any] = {i.name: None for i in found.inputs}
         given |= {"base_model": self.base.folder, "prompts": BOOK, "text": TEXT, **inputs}
         record = runner.execute(found, self.config, wildcards, given, outputs, self.folder)
         assert record is not None

@@ -33,7 +33,7 @@ SPLIT = pd.DataFrame(
 def rows(rng: np.random.Generator, localization: str, objective: str, seed: int) -> dict[str, pd.DataFrame]:
     """Answers of one model to the test part."""
     asked = SPLIT[SPLIT["test"]]
-    about = {"task": "t", "objective": objective, "localization": localization, "seed": seed}
+    about: dict[str, Any] = {"task": "t", "objective": objective, "localization": localization, "seed": seed}
     facts = []
     for prompt in ("training", "question"):
         logits = {f"logit_{c}": rng.normal(size=len(asked)) for c in CHOICES}
@@ -60,7 +60,9 @@ def test_edits_are_counted_against_the_injected_answer(target: Any) -> None:
             "measures": {"accuracy": "probability"},
         }
     )
-    data = studies.tidy(config.studies["s"], frames, {"t": SPLIT}, config)
+    study = config.studies["s"]
+    assert study is not None
+    data = studies.tidy(study, frames, {"t": SPLIT}, config)
     found = data.set_index(["localization", "column"])["mean"]
     train = SPLIT[SPLIT["train"]].reset_index(drop=True)
 

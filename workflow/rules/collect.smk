@@ -110,6 +110,7 @@ rule claims:
 
 
 rule study:
+    """Write a table of one's own: any objectives on any forget sets."""
     input:
         unpack(plan.inputs("study")),
     output:
@@ -130,6 +131,7 @@ rule study:
 
 
 rule faithfulness_report:
+    """Write and draw the faithfulness of all localizations."""
     input:
         unpack(plan.inputs("faithfulness_report")),
     output:
@@ -170,6 +172,7 @@ for name in plan.config.studies:
 
 
 rule studies:
+    """Write the tables that the config names as studies."""
     input:
         plan.studies(),
     localrule: True

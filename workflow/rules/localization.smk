@@ -66,6 +66,7 @@ rule select_for_mask:
 
 
 rule select_weights:
+    """Choose the single weights that a localization trains."""
     input:
         unpack(plan.inputs("select_weights")),
     output:
@@ -87,6 +88,7 @@ rule select_weights:
 
 
 rule faithfulness:
+    """Keep or ablate what a localization chooses, and read what is left of the answers."""
     input:
         unpack(plan.inputs("faithfulness")),
     output:

@@ -36,7 +36,7 @@ def sentence(path: Path) -> str:
         if not line.startswith("#") or text.startswith("  "):
             break
         words += text.split()
-    return re.split(r"(?<!al)[.:] | \(|\.$", " ".join(words))[0]
+    return re.split(r"(?<!al)[.:] (?!\()| \(|\.$", " ".join(words))[0]
 
 
 def presets(arguments: argparse.Namespace) -> int:
@@ -45,7 +45,7 @@ def presets(arguments: argparse.Namespace) -> int:
         print(find(arguments.name))
         return 0
     for path in sorted(FOLDER.glob("*.yaml")):
-        print(f"{path.stem:<24}{sentence(path)}")
+        print(f"{path.stem:<30}{sentence(path)}")
     if not list(FOLDER.glob("*.yaml")):
         raise UserError(f"there is no folder {FOLDER} here")
     print("\nmake all PRESET=NAME runs one; localized-unlearning preflight --config config.yaml")

@@ -14,6 +14,9 @@ WILDCARDS = {
     "scores": "a name under `scores`",
     "seed": "the training seed, a whole number",
     "base_seed": "the base model's seed of pretraining, a whole number",
+    "attack": "how the facts are brought back: a name under `attacks`",
+    "place": "where facts are injected: a name under the question's places",
+    "study": "a table of one's own: a name under `studies`",
     "table": "a table's number",
     "figure": "a figure's number",
 }

@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import math
+import os
 import re
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,16 @@ STATISTICS = {
     "supplement.md": "Every prompt, all three accuracies, and the letters of multiple choice",
 }
 """Files beside a table, and what the page calls them."""
+
+
+QUESTIONS = {
+    "forgotten": ("Is it forgotten, and at what price?", "Forgotten?", "table"),
+    "relearned": ("Can it be brought back? Relearning", "Relearning", "relearning"),
+    "hidden": ("Is it still inside? Probes", "Probes", "probes"),
+    "masks": ("How few weights are enough? Masks", "Masks", "edits price"),
+    "lookup": ("Where was it? The base model", "Base model", "heads layers"),
+}
+"""The parts of the page, in order: what each asks, its name in the contents, and the kinds of items that answer."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +87,27 @@ class Item:
         return self.path.is_file()
 
     @property
+    def question(self) -> str:
+        """The part of the page that it belongs to."""
+        kind = "table" if self.is_table else FIGURES[self.name].kind
+        return next((name for name, (_, _, kinds) in QUESTIONS.items() if kind in kinds.split()), "masks")
+
+    @property
+    def links(self) -> list[dict[str, str]]:
+        """The files beside it, as seen from the page: ``title`` and ``path``."""
+        start = self.path.parents[1] if self.is_table else Path(Layout(self.path.parent.name).results)
+        files = [
+            (suffix.upper(), self.path.with_suffix(f".{suffix}")) for suffix in ("pdf", "csv", "tex", "md")
+        ]
+        if self.record and (place := records.find(self.path)):
+            files.append(("record", place))
+        return [
+            {"title": title, "path": Path(os.path.relpath(path, start)).as_posix()}
+            for title, path in files
+            if path.is_file()
+        ]
+
+    @property
     def commit(self) -> str:
         """The commit that made it."""
         return commit_of(self.record.computed.commit) if self.record else ""
@@ -108,15 +141,69 @@ def blocks(markdown: str) -> Iterator[dict[str, Any]]:
             continue
         if lines[0].startswith("|"):
             head, _, *rows = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
-            yield {"head": head, "rows": [[cell(c) for c in row] for row in rows]}
+            yield {"head": head, "rows": marked(head, [[cell(c) for c in row] for row in rows])}
         else:
             yield {"text": " ".join(lines)}
 
 
-def cell(text: str) -> dict[str, str]:
+def cell(text: str) -> dict[str, Any]:
     """A cell's number and, apart from it, what stands in brackets behind it."""
     found = re.fullmatch(r"([\d.,+-]+) ([\[(].*)", text)
-    return {"text": found[1], "interval": found[2]} if found else {"text": text, "interval": ""}
+    shown = {"text": found[1], "interval": found[2]} if found else {"text": text, "interval": ""}
+    return {**shown, "best": "", "title": ""}
+
+
+def marked(head: Sequence[str], rows: list[list[dict[str, Any]]]) -> list[list[dict[str, Any]]]:
+    """Rows in which each number says how far it is from the base model's, and which are best.
+
+    ``best`` is ``best`` for the best trained model of a column with an arrow, and ``near`` for those whose interval holds
+    that value. A column in which the base model is at chance (†), or in which all are equal, has no best.
+    """
+    base = next((row for row in rows if row[0]["text"].startswith("Base model")), None)
+    trained = [row for row in rows if row is not base]
+    for column, title in enumerate(head):
+        if not re.search("[↓↑]", title):
+            continue
+        numbers = {id(row): value for row in trained if (value := _number(row, column)) is not None}
+        start = _number(base, column) if base else None
+        best = (min if "↓" in title else max)(numbers.values(), default=0.0)
+        ranked = "†" not in title and len(set(numbers.values())) > 1
+        for row in trained:
+            value = numbers.get(id(row))
+            if value is None:
+                continue
+            if start is not None:
+                row[column]["title"] = f"{value - start:+.3f} against the base model"
+            low, high = _ends(row[column]["interval"])
+            if ranked:
+                row[column]["best"] = "best" if value == best else "near" if low <= best <= high else ""
+    return rows
+
+
+def _number(row: Sequence[Mapping[str, Any]], column: int) -> float | None:
+    text = row[column]["text"] if column < len(row) else ""
+    return float(text) if re.fullmatch(r"[+-]?\d*\.\d+|\d+", text) else None
+
+
+def _ends(interval: str) -> tuple[float, float]:
+    """The ends of ``[.061, .257] ...``; of nothing, an interval that holds nothing."""
+    found = re.match(r"\[([-+.\d]+), ([-+.\d]+)\]", interval)
+    return (float(found[1]), float(found[2])) if found else (math.inf, -math.inf)
+
+
+HEADLINE = re.compile("^(Localization|Question forget|Question retain|MCQ forget|MMLU)")
+"""The columns that the page begins with: what fits a phone."""
+
+
+def headline(shown: Iterable[Item]) -> dict[str, Any] | None:
+    """The main columns of the first table that is made, as one of :func:`blocks`, without intervals."""
+    first = next((item for item in shown if item.is_table and item.made), None)
+    grid = next((block for block in first.blocks if "rows" in block), None) if first else None
+    if first is None or grid is None:
+        return None
+    kept = [index for index, title in enumerate(grid["head"]) if HEADLINE.match(title)]
+    rows = [[{**row[index], "interval": ""} for index in kept] for row in grid["rows"]]
+    return {"item": first, "head": [grid["head"][index] for index in kept], "rows": rows}
 
 
 def judged(path: Path) -> list[dict[str, Any]]:
@@ -253,6 +340,7 @@ def page(config: Config, templates: Path) -> str:
     results, figures = Path(Layout(config.run).results), Path(Layout(config.run).figures)
     found = recorded([results, figures])
     captions = read_captions(templates / CAPTIONS, config)
+    shown = items(config, captions)
     card = results / "model_card.md"
     jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates), autoescape=True, trim_blocks=True, lstrip_blocks=True,
@@ -260,7 +348,9 @@ def page(config: Config, templates: Path) -> str:
     )  # fmt: skip
     return jinja.get_template(TEMPLATE).render(
         run=config.run,
-        items=items(config, captions),
+        items=shown,
+        questions=QUESTIONS,
+        headline=headline(shown),
         reading=captions["reading"],
         about_tables=captions["tables"],
         claims=judged(results / "claims.json"),
