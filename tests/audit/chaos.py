@@ -140,30 +140,33 @@ def files_in(folder: Path) -> list[str]:
 def main() -> int:
     """Run to the number of kills, or to the end of the time; 0 when nothing was wrong or lost."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="a new folder")
+    parser.add_argument(
+        "folder", type=Path, help="a new folder, or one whose uninterrupted run is there from before"
+    )
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--minutes", type=float, default=30, help="stop killing after this time")
     parser.add_argument("--pace", type=float, default=1.0, help="seconds between two kills, on average")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
-    folder.mkdir()
-    workplace(folder, TINY)
+    reference = folder / "uninterrupted"
     chaos = Chaos(folder, arguments.seed)
     begun = time.monotonic()
-    if chaos.start().wait():
-        print((folder / "snakemake.log").read_text()[-2000:])
-        return 2
-    reference = folder / "uninterrupted"
-    reference.mkdir()
-    for top in TOPS:
-        shutil.copytree(folder / top, reference / top)
-    whole, rounds, lost = time.monotonic() - begun, 0, 0
+    if not reference.is_dir():
+        folder.mkdir()
+        workplace(folder, TINY)
+        if chaos.start().wait():
+            print((folder / "snakemake.log").read_text()[-2000:])
+            return 2
+        reference.mkdir()
+        for top in TOPS:
+            shutil.copytree(folder / top, reference / top)
+    rounds = lost = 0
     deadline = time.monotonic() + 60 * arguments.minutes
     while chaos.kills.total() < arguments.kills and time.monotonic() < deadline:
         rounds += 1
         for top in TOPS:
-            shutil.rmtree(folder / top)
+            shutil.rmtree(folder / top, ignore_errors=True)
         while True:
             run = chaos.start()
             while run.poll() is None:
@@ -185,8 +188,8 @@ def main() -> int:
         print(f"round {rounds}: {chaos.kills.total()} kills, {len(left)} temporaries left", flush=True)
     kinds = ", ".join(f"{count} of {what}" for what, count in chaos.kills.most_common())
     print(
-        f"{chaos.kills.total()} kills ({kinds}) in {rounds} rounds and {chaos.starts - 1} starts of Snakemake, "
-        f"{(time.monotonic() - begun) / 60:.0f} minutes (uninterrupted: {whole / 60:.1f}); on the way "
+        f"{chaos.kills.total()} kills ({kinds}) in {rounds} rounds and {chaos.starts} starts of Snakemake, "
+        f"{(time.monotonic() - begun) / 60:.0f} minutes; on the way "
         f"{chaos.swept} temporaries and {chaos.unrecorded} outputs without a record, all made again; "
         f"{len(chaos.wrong)} wrong, {lost} lost"
     )

@@ -23,7 +23,7 @@ from localized_unlearning.costs import devices, sizes, stages
 from localized_unlearning.costs.devices import Device
 from localized_unlearning.costs.sizes import GB
 from localized_unlearning.costs.stages import LIGHT
-from localized_unlearning.data.fetching import describe, hub_address, hub_refusal, sha256_of
+from localized_unlearning.data.fetching import address_of, describe, hub_address, hub_refusal, sha256_of
 from localized_unlearning.errors import UserError
 from localized_unlearning.models.room import remedy
 from localized_unlearning.workflow.plan import Plan, device_of, lines_of, open_plan
@@ -205,11 +205,15 @@ def _source(name: str, source: Source, fetched: Path, world: World) -> Iterator[
     elif source.kind == "hub":
         yield from _on_hub(source, f"{name} ({source.repo_id})", world)
     else:
-        urls = (
-            [source.url]
-            if source.url
-            else [f"https://pypi.org/pypi/{r.split('==')[0]}/json" for r in source.requirements]
-        )
+        try:
+            urls = (
+                [address_of(source)]
+                if source.url
+                else [f"https://pypi.org/pypi/{r.split('==')[0]}/json" for r in source.requirements]
+            )
+        except UserError as error:
+            yield Finding("missing", f"{name}: {error}", "set it in the environment")
+            return
         yield _reached(name, [str(url) for url in urls], world)
 
 
@@ -220,12 +224,14 @@ def _reached(name: str, urls: list[str], world: World) -> Finding:
         except Unreachable as error:
             return Finding(
                 "unchecked",
-                f"{name}: {url} does not answer ({error})",
+                f"{name}: {url.partition('?')[0]} does not answer ({error})",
                 "run preflight where there is a network",
             )
         if status >= 400:
             return Finding(
-                "missing", f"{name}: {url} answers {status}", "correct the address, or name a local copy"
+                "missing",
+                f"{name}: {url.partition('?')[0]} answers {status}",
+                "correct the address, or name a local copy",
             )
     return Finding("ok", f"{name} can be fetched")
 
