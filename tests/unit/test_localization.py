@@ -298,6 +298,11 @@ def test_the_mlps_input_as_a_site_is_the_residual_stream_for_the_mlp_alone(
     assert traced.values[0, 0] == pytest.approx(float(restored - noised), rel=1e-8, abs=1e-9)
 
 
+def test_the_mlps_input_is_no_site_of_units() -> None:
+    with pytest.raises(ValueError, match="set sites to matrices"):
+        Score(method="causal_tracing", mlp_input="residual")
+
+
 def test_scores_are_ratios_of_sums_unless_asked_otherwise() -> None:
     """One prompt whose difference is nearly 0 decides the mean of ratios, and next to nothing of the ratio of sums."""
     values = np.array([[1.0, 0.1], [1.2, -0.1], [0.0, 0.3]])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from localized_unlearning.config.base import (
     Fraction,
@@ -71,8 +71,14 @@ class Score(Section):
     mlp_input: Literal["matrix", "residual"] = Field(
         "matrix",
         description="Where the MLP's input matrices are scored. matrix: at their own output; residual: at the residual "
-        "stream that enters the MLP's norm, gate path included (the released code). Not for sites: units.",
+        "stream that enters the MLP's norm, gate path included (the released code). Causal tracing's units and blocks have no such site.",
     )
+
+    @model_validator(mode="after")
+    def _sites(self) -> Score:
+        if self.mlp_input == "residual" and self.method == "causal_tracing" and self.sites != "matrices":
+            raise ValueError("mlp_input residual is a site of single matrices: set sites to matrices")
+        return self
 
 
 class MaskLocalization(Section):
