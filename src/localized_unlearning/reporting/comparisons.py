@@ -88,6 +88,7 @@ def compared(
     shown = np.array(
         [
             subject in (row["first"], row["second"]) and row["measure"] in MAIN and says_something(row["measure"], base)
+            and not (row["measure"] == "text_kl" and BASE in (row["first"], row["second"]))  # never below 0: no test
             for _, row in table.iterrows()
         ]
     )  # fmt: skip
@@ -164,7 +165,8 @@ def comparison_panel(
 ) -> Panel:
     """One localization against each other, on the main columns; bold where the corrected p is below 1 - confidence."""
     subject = subject_of(labels)
-    columns = [m for m in MEASURES if m.name in MAIN]
+    present = set(table["measure"])
+    columns = [m for m in MEASURES if m.name in MAIN and m.name in present]
     lines = []
     for other in labels:
         if other == subject:
@@ -256,7 +258,7 @@ def run(job: Job) -> None:
     first, count = parts[0].iloc[0], int(parts[0]["p_holm_shown"].notna().sum())
     marks = {standing for found in base.values() for standing in found.values()}
     notes = [
-        f"Differences of {terms.ACCURACIES[config.measures.accuracy]} (of loss for the text), tested over "
+        f"Differences of {terms.ACCURACIES[config.measures.accuracy]} (of loss and divergence for the text), tested over "
         f"{covers(first['seeds'], 1, first['bases'])}: {tests_in_words(found)}. Questions of general knowledge are drawn within their "
         f"subjects, as in the tables. In brackets the p-value after Holm's correction over the {count} comparisons "
         f"shown; bold below {1 - level:.2g}. The CSV has every pair and every column, with the correction over all "
