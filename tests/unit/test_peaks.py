@@ -90,7 +90,7 @@ class Workshop:
         """A stage on a model that is loaded already, its function called by ``peak``."""
         found = STAGES[stage]
         given = {**self.inputs, "selection": self.selections.get(wildcards.get("localization", ""))}
-        given |= {name: self.folder / f"{name}.of" for name in ("delta", "mask")}
+        given |= {name: self.folder / f"{name}.of" for name in ("delta", "mask", "known")}
         given |= {"method": None}
         outputs = {name: self.folder / f"{name}.of" for name in found.outputs}
         job = Job(found, restrict(self.config, found, wildcards), wildcards, given, outputs, "key")
@@ -102,13 +102,16 @@ class Workshop:
 def workshop(tiny_base: TinyBase, tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """With a delta and a mask of everything in its folder."""
     made = Workshop(tiny_base, tmp_path_factory.mktemp("peaks"))
-    for stage in ("finetune", "mask"):
+    for stage in ("known_facts", "finetune", "mask"):
         made.run(stage, {**JOB, "localization": "nonlocalized"}, lambda function: function())
     return made
 
 
+LONG = ("layer_probes", "head_ablation")
 CASES = [
     ("known_facts", {}),
+    ("text", {**JOB, "localization": "nonlocalized"}),
+    ("multiple_choice", {**JOB, "localization": "nonlocalized"}),
     ("finetune", {**JOB, "localization": "nonlocalized"}),
     ("finetune", {**JOB, "localization": "manual"}),
     ("mask", {**JOB, "localization": "nonlocalized"}),
@@ -125,8 +128,8 @@ CASES = [
 
 @pytest.mark.parametrize(
     ("stage", "wildcards"),
-    CASES,
-    ids=[" ".join([s, *(w.get(n, "") for n in ("localization", "scores"))]) for s, w in CASES],
+    [*CASES, *(pytest.param(stage, {"base_seed": "0"}, marks=pytest.mark.slow) for stage in LONG)],
+    ids=[*(" ".join([s, *(w.get(n, "") for n in ("localization", "scores"))]) for s, w in CASES), *LONG],
 )
 def test_a_stage_holds_what_the_plan_says(
     stage: str, wildcards: dict[str, str], workshop: Workshop, monkeypatch: pytest.MonkeyPatch

@@ -126,9 +126,12 @@ def _mmlu(model: Model, w: Wildcards) -> Cost:
 def _text(model: Model, w: Wildcards) -> Cost:
     t = model.config.text
     count = t.windows * t.tokens
-    return _asked(
-        model, w, model.forward(count, t.tokens, 2 * count) * 2, t.windows
-    )  # the base model's beside
+    work = model.forward(count, t.tokens, 2 * count) * 2  # the base model's beside
+    cost = _asked(model, w, work, t.windows)
+    states = 2.0 * count * model.shape.hidden * model.width  # final hidden states of both, on the host
+    if model.on_gpu:
+        return replace(cost, host=cost.host + states)
+    return replace(cost, device={**cost.device, "hidden states": states})
 
 
 def _sweep(model: Model, w: Wildcards) -> Cost:
