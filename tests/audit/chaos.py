@@ -145,7 +145,7 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--minutes", type=float, default=30, help="stop killing after this time")
-    parser.add_argument("--pace", type=float, default=1.0, help="seconds between two kills, on average")
+    parser.add_argument("--pace", type=float, default=1.0, help="about the seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
@@ -170,7 +170,7 @@ def main() -> int:
         while True:
             run = chaos.start()
             while run.poll() is None:
-                time.sleep(chaos.draw.expovariate(1 / arguments.pace))
+                time.sleep(chaos.draw.choice((0.2, 1, 3)) * chaos.draw.expovariate(1 / arguments.pace))
                 if (
                     run.poll() is None
                     and chaos.kills.total() < arguments.kills

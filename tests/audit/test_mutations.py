@@ -18,6 +18,7 @@ from localized_unlearning.audit import findings
 from localized_unlearning.cli import main
 from localized_unlearning.jobs.job import Input, Stage
 from localized_unlearning.provenance import digests, hashing, locks, pages, records
+from localized_unlearning.report import page
 
 TRAINED = {
     f"sports/seed{seed}/{name}": "ok/stale"
@@ -533,6 +534,12 @@ def test_a_report_is_an_artefact_like_others(lab: Lab) -> None:
     lab.resolve()
     lab.run("table", {"table": "table_1"}, {"rows": lab.rows()}, {"csv": lab.table})
     assert lab.status()["report.html"] == "ok/stale"  # it shows the old table
+
+
+def test_the_report_marks_what_was_modified(lab: Lab) -> None:
+    assert page._fault(lab.audit(), lab.table) == ""
+    lab.table.write_text("better")
+    assert page._fault(lab.audit(), lab.table).startswith("it is modified: bytes: recorded")
 
 
 # --- records, whatever their times

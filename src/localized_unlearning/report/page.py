@@ -62,6 +62,7 @@ class Item:
         lack: what the config lacks to make it, if anything.
         record: the record of the job that made it, if there is one.
         behind: a picture of the stages behind it, as SVG; empty without a record.
+        fault: why the file is not to be trusted, if its record says so or there is none.
     """
 
     name: str
@@ -70,6 +71,7 @@ class Item:
     lack: str | None
     record: records.Record | None
     behind: str = ""
+    fault: str = ""
 
     @property
     def title(self) -> str:
@@ -321,8 +323,19 @@ def items(config: Config, captions: Mapping[str, str]) -> list[Item]:
         record = records.read(place) if place else None
         graph = picture.graph(audit, absolute(path)) if record else None
         behind = picture.svg(graph) if graph else ""
-        found.append(Item(name, captions[name], path, lacking(config, name), record, behind))
+        fault = _fault(audit, absolute(path)) if path.is_file() else ""
+        found.append(Item(name, captions[name], path, lacking(config, name), record, behind, fault))
     return found
+
+
+def _fault(audit: Audit, path: Path) -> str:
+    """Why a file is not what a job made, in words; empty when it is."""
+    entry = audit.index.by_output.get(path)
+    if entry is None:
+        return ""  # the page says that there is no record
+    output = next(o for o in entry.record.outputs if entry.folder / o.path == path)
+    integrity, reasons = audit.integrity.of(entry, output)
+    return "" if integrity == "ok" else f"it is {integrity}: {reasons[0]}"
 
 
 def page(config: Config, templates: Path) -> str:
