@@ -8,7 +8,11 @@ from snakemake.utils import min_version
 from localized_unlearning.config.reading import overlays
 from localized_unlearning.errors import UserError
 from localized_unlearning.workflow import targets
-from localized_unlearning.workflow.snakefile import Rules, unsupported
+from localized_unlearning.workflow.snakefile import (
+    Rules,
+    config_files,
+    unsupported,
+)
 
 min_version("9.27")
 
@@ -21,7 +25,7 @@ configfile: "config.yaml"
 
 try:
     targets.check(sys.argv[1:])
-    files = ["config.yaml", *map(str, workflow.config_settings.configfiles)]
+    files = config_files(workflow.config_settings.configfiles)
     plan = Rules([*overlays(map(Path, files)), ("--config", workflow.config_settings.config)])
 except UserError as error:
     raise WorkflowError(str(error)) from None

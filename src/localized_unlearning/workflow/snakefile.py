@@ -5,6 +5,7 @@ Light on purpose: importing it loads neither torch nor pandas.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -25,7 +26,7 @@ from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.provenance import code, environment, pages
 from localized_unlearning.workflow.graph import Graph
-from localized_unlearning.workflow.layout import FOLDERS, PLACES, JobId
+from localized_unlearning.workflow.layout import FOLDERS, PLACES, JobId, Layout, run_of
 from localized_unlearning.workflow.places import Places
 
 Wildcards = Mapping[str, str]
@@ -37,6 +38,25 @@ def _attempt(words: Sequence[str]) -> int:
     (``workflow.attempt`` is 1 as long as the Snakefile is being read.)
     """
     return int(words[words.index("--attempt") + 1]) if "--attempt" in words else 1
+
+
+def config_files(given: Iterable[Any]) -> list[str]:
+    """``config.yaml`` and the overlays that were given, in their order.
+
+    A run's resolved config stands alone: it holds every setting, and what its overlays had dropped from
+    ``config.yaml`` would come back below it.
+
+    >>> config_files(["a.yaml"]), config_files(["results/tiny/config.yaml", "b.yaml"])
+    (['config.yaml', 'a.yaml'], ['results/tiny/config.yaml', 'b.yaml'])
+    """
+    files = ["config.yaml", *map(str, given)]
+    resolved = [number for number, name in enumerate(files) if _is_resolved(name)]
+    return files[resolved[-1] :] if resolved else files
+
+
+def _is_resolved(name: str) -> bool:
+    run = run_of(os.path.relpath(name))
+    return run is not None and os.path.relpath(name) == Layout(run).resolved
 
 
 def unsupported(workflow: Any) -> str | None:
