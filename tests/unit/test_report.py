@@ -16,6 +16,7 @@ from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.report import page as page_module
+from localized_unlearning.reporting.captions import CAPTIONS, read_captions
 from localized_unlearning.workflow.snakefile import Rules
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "workflow" / "report"
@@ -69,7 +70,7 @@ def test_the_page_needs_nothing_from_outside(tmp_path: Path, monkeypatch: pytest
 
 
 def test_every_item_has_a_caption_of_its_own() -> None:
-    captions = page_module.read_captions(TEMPLATES / page_module.CAPTIONS, Config())
+    captions = read_captions(TEMPLATES / CAPTIONS.name, Config())
     items = [captions[name] for name in (*TABLES, *FIGURES)]
     assert len(set(items)) == 20 and all(text.endswith(".") and "{" not in text for text in items)
     assert "all basketball athletes" in captions["figure_5"] and "athletes" in captions["figure_9"]

@@ -77,13 +77,6 @@ def covers(seeds: int, sets: int, bases: int = 1) -> str:
     return " and ".join(parts) if len(parts) < 3 else f"forget sets, {runs} and test items"
 
 
-def runs(seeds: int, bases: int = 1) -> str:
-    """How many models stand behind a number, in words: ``one training seed``, ``3 base models``."""
-    if bases > 1:
-        return f"{bases} base models"
-    return "one training seed" if seeds == 1 else f"{seeds} training seeds"
-
-
 def wilson(right: np.ndarray, confidence: float) -> Estimate:
     """Share of true items ``[item]`` with its Wilson interval."""
     from scipy.stats import binomtest

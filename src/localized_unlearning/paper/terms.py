@@ -189,3 +189,10 @@ def panel(name: str, prompt: Prompt) -> Measure:
 def sentence(text: str) -> str:
     """With a capital letter, as an axis or a row begins."""
     return text[:1].upper() + text[1:]
+
+
+def runs(seeds: int, bases: int = 1) -> str:
+    """How many models stand behind a number, in words: ``one training seed``, ``3 base models``."""
+    if bases > 1:
+        return f"{bases} base models"
+    return "one training seed" if seeds == 1 else f"{seeds} training seeds"

@@ -22,16 +22,16 @@ import yaml
 from localized_unlearning.audit import picture
 from localized_unlearning.audit.findings import Audit
 from localized_unlearning.audit.words import absolute
-from localized_unlearning.config.reading import load, read_yaml
+from localized_unlearning.config.reading import load
 from localized_unlearning.config.run import Config
-from localized_unlearning.data.tasks import in_words
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.progress import clock
 from localized_unlearning.provenance import pages, records
+from localized_unlearning.reporting.captions import CAPTIONS, read_captions
 from localized_unlearning.workflow.layout import Layout
 
-TEMPLATE, CAPTIONS = "report.html.jinja", "captions.yaml"
+TEMPLATE = "report.html.jinja"
 
 STATISTICS = {
     "comparisons.md": "Paired comparisons",
@@ -275,40 +275,6 @@ def runtimes(found: list[records.Record]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def forgotten(config: Config) -> dict[str, str]:
-    """What each of the paper's tasks forgets, in words."""
-    words = {"sports": "all athletes of one sport", "athletes": "named athletes"}
-    for name in words:
-        task = config.tasks.get(name)
-        if task is not None:
-            words[name] = in_words(task.forget)
-    return words
-
-
-def read_captions(path: Path, config: Config) -> dict[str, str]:
-    """The captions of a run: of every item, and of ``reading`` and ``tables`` as a whole."""
-    import jinja2
-
-    texts = read_yaml(path)
-    values = {
-        **forgotten(config),
-        "level": f"{100 * config.statistics.confidence:g} %",
-        "organism": config.model.kind == "organism",
-        "several": len(config.seeds) > 1,
-    }
-
-    def filled(text: str) -> str:
-        return " ".join(jinja2.Template(text, undefined=jinja2.StrictUndefined).render(values).split())
-
-    return {
-        "reading": filled(texts["reading"]),
-        "tables": filled(texts["tables"]),
-        "claims": filled(texts["claims"]),
-        **{name: filled(texts["items"][name]) for name in TABLES},
-        **{name: filled(f"{texts['items'][name]} {texts['kinds'][f.kind]}") for name, f in FIGURES.items()},
-    }
-
-
 def items(config: Config, captions: Mapping[str, str]) -> list[Item]:
     """Every table and figure of the paper, made or not."""
     tables, figures = Path(Layout(config.run).results, "tables"), Path(Layout(config.run).figures)
@@ -352,7 +318,7 @@ def page(config: Config, templates: Path) -> str:
 
     results, figures = Path(Layout(config.run).results), Path(Layout(config.run).figures)
     found = recorded([results, figures])
-    captions = read_captions(templates / CAPTIONS, config)
+    captions = read_captions(templates / CAPTIONS.name, config)
     shown = items(config, captions)
     card = results / "model_card.md"
     jinja = jinja2.Environment(
@@ -404,7 +370,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = load(arguments.config)
     out = Path(Layout(config.run).report)
     text = page(config, Path("workflow/report"))
-    shown = [item.path for item in items(config, read_captions(Path("workflow/report") / CAPTIONS, config))]
+    shown = [item.path for item in items(config, read_captions(CAPTIONS, config))]
     pages.publish(out, text, pages.REPORT, Path(), {}, [path for path in shown if path.is_file()])
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0

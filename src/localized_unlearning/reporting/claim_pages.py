@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from localized_unlearning.analysis.claims.verdicts import Comparison, Finding
-from localized_unlearning.analysis.statistics import runs
 from localized_unlearning.paper import terms
 
 VERDICTS = ("supported", "contradicted", "undecided", "not testable")
@@ -159,7 +158,7 @@ def scope(findings: Sequence[Finding], bases: int) -> tuple[str, str]:
             "seed moves accuracies by more than the intervals here, which cover test items alone."
         )
     if seeds > 1:
-        many = runs(seeds, bases if bases > 1 else 1)
+        many = terms.runs(seeds, bases if bases > 1 else 1)
         return f"these localizations ({many})", (
             f"At least {many} stand behind each comparison of localizations, and the intervals cover them."
         )

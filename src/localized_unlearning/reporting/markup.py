@@ -41,23 +41,26 @@ def markdown(title: str, panels: Sequence[Panel], notes: Sequence[str]) -> str:
     for panel in panels:
         rule = ["---"] + ["---:"] * (len(panel.headings) - 1)
         parts += [panel.caption] if panel.caption else []
-        parts.append("\n".join("| " + " | ".join(row) + " |" for row in (panel.headings, rule, *panel.lines)))
+        rows = [[cell.replace("|", "\\|") for cell in row] for row in (panel.headings, rule, *panel.lines)]
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in rows))
     parts.append("\n".join(f"{note}  " for note in notes))
     return "\n\n".join(parts) + "\n"
 
 
+def clean(text: str) -> str:
+    """Text as LaTeX takes it."""
+    for old, new in (
+        ("\\", r"\textbackslash "), ("{", r"\{"), ("}", r"\}"), ("%", r"\%"), ("&", r"\&"), ("_", r"\_"), ("#", r"\#"),
+        ("$", r"\$"), ("~", r"\textasciitilde{}"), ("^", r"\textasciicircum{}"),
+        ("↓", r"$\downarrow$"), ("↑", r"$\uparrow$"), ("†", r"\dag"), ("‡", r"\ddag"), ("§", r"\S"),
+        ("λ", r"$\lambda$"), ("`", ""), ("**", ""),
+    ):  # fmt: skip
+        text = text.replace(old, new)
+    return text
+
+
 def latex(title: str, panels: Sequence[Panel], notes: Sequence[str]) -> str:
     """A LaTeX table (booktabs, graphicx) with title, panels and footnotes."""
-
-    def clean(text: str) -> str:
-        for old, new in (
-            ("%", r"\%"), ("&", r"\&"), ("_", r"\_"),
-            ("↓", r"$\downarrow$"), ("↑", r"$\uparrow$"), ("†", r"\dag"), ("‡", r"\ddag"), ("§", r"\S"),
-            ("λ", r"$\lambda$"),
-        ):  # fmt: skip
-            text = text.replace(old, new)
-        return text
-
     body: list[str] = []
     for panel in panels:
         body += [rf"\par\smallskip {clean(panel.caption)}\par"] if panel.caption else []

@@ -12,10 +12,10 @@ import pandas as pd
 
 from localized_unlearning.analysis.measures import read_frames
 from localized_unlearning.analysis.standing import recall
-from localized_unlearning.analysis.statistics import ACCURACIES, candidates, estimate, runs
+from localized_unlearning.analysis.statistics import ACCURACIES, candidates, estimate
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.data.answers import LETTERS
-from localized_unlearning.paper.terms import MARKS, SPORT_CHANCE
+from localized_unlearning.paper.terms import MARKS, SPORT_CHANCE, runs
 from localized_unlearning.reporting.markup import Panel, markdown, number
 from localized_unlearning.reporting.tables import BASE
 

@@ -15,7 +15,7 @@ import pandas as pd
 
 from localized_unlearning.analysis.measures import estimates, items, read_frames
 from localized_unlearning.analysis.standing import standings
-from localized_unlearning.analysis.statistics import ACCURACIES, covers, runs
+from localized_unlearning.analysis.statistics import ACCURACIES, covers
 from localized_unlearning.config.evaluation import Measures
 from localized_unlearning.config.run import Config
 from localized_unlearning.data.tasks import in_words
@@ -216,7 +216,7 @@ def reading(data: pd.DataFrame, task: str, config: Config) -> str:
     if seeds > 1:
         how = (
             f"over {covers(seeds, 1, bases)} (hierarchical bootstrap, Wilson at the effective number of items), "
-            f"{runs(seeds, bases)}"
+            f"{terms.runs(seeds, bases)}"
         )
     else:
         how = "over test items (Wilson; bootstrap for text), one training seed"

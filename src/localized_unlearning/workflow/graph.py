@@ -397,6 +397,7 @@ class Graph(Wanted):
         overlay = self.config.figures.overlay.get(w["figure"])
         return {
             "data": self.data(w["figure"]),
+            "captions": "workflow/report/captions.yaml",
             "overlay": None if overlay is None else os.path.expandvars(os.path.expanduser(overlay)),
         }
 

@@ -105,7 +105,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
         "markdown": "tables/{table}.md",
         "latex": "tables/{table}.tex",
     },
-    "figure": {"csv": "{figure}.csv", "pdf": "{figure}.pdf", "png": "{figure}.png"},
+    "figure": {kind: f"{{figure}}.{kind}" for kind in ("csv", "pdf", "png", "md", "tex")},
 }  # fmt: skip
 """Each stage's outputs: templates below the run's results folder, or for ``figure`` below its figures folder."""
 

@@ -13,6 +13,7 @@ import pandas as pd
 
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES
+from localized_unlearning.reporting import captions
 from localized_unlearning.reporting.figures import layers, rows, series, style
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def read_overlay(path: Path, name: str) -> pd.DataFrame:
 
 
 def run(job: Job) -> None:
-    """Stage: a figure as PDF and PNG, and the CSV it was drawn from."""
+    """Stage: a figure as PDF and PNG, the CSV it was drawn from, and its caption as Markdown and LaTeX."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -108,3 +109,6 @@ def run(job: Job) -> None:
     overlay = read_overlay(job.inputs["overlay"], name) if job.inputs.get("overlay") else None
     points.to_csv(job.outputs["csv"], index=False)
     style.save(draw(name, points, labels, overlay), job.outputs["pdf"], job.outputs["png"], job.key)
+    texts = captions.read_captions(job.inputs["captions"], config)
+    job.outputs["md"].write_text(captions.as_markdown(name, texts), encoding="utf-8")
+    job.outputs["tex"].write_text(captions.as_latex(name, texts), encoding="utf-8")
