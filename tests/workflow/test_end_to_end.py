@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -71,6 +72,25 @@ def test_the_run_verifies_itself_at_its_end(finished: Path) -> None:
     finally:
         path.write_bytes(kept)
     assert done.returncode != 0 and "split.parquet" in done.stdout
+
+
+def test_results_copied_into_a_fresh_clone_are_taken_over(finished: Path, tmp_path: Path) -> None:
+    """A reviewer's one command: what verifies is not made again, and what does not is not taken over."""
+    clone = workplace(tmp_path / "clone") if (tmp_path / "clone").mkdir() is None else tmp_path
+    for top in (
+        "figures",
+        "results",
+    ):  # in an order that makes results look newer than what was made from them
+        shutil.copytree(finished / top, clone / top, copy_function=shutil.copyfile)
+    assert planned(clone, "table_1") != {}
+    command = [sys.executable, "-m", "localized_unlearning.cli.main", "audit", "take-over"]
+    done = subprocess.run(command, cwd=clone, env=environment(clone), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert planned(clone, "table_1") == {}
+    table = clone / "results/tiny/tables/table_1.csv"
+    table.write_text("better")
+    done = subprocess.run(command, cwd=clone, env=environment(clone), capture_output=True, text=True)
+    assert done.returncode == 2 and "table_1.csv is modified" in done.stderr
 
 
 def test_the_report_holds_everything(finished: Path) -> None:
@@ -364,22 +384,3 @@ def test_other_threads_and_batches_are_equivalent(finished: Path) -> None:
         assert done.stdout, done.stderr
         numbers = [line for line in done.stdout.splitlines() if line.strip().startswith("numbers")]
         assert all("equal within 0.0001" in line for line in numbers), done.stdout
-
-
-def test_results_copied_into_a_fresh_clone_are_taken_over(finished: Path, tmp_path: Path) -> None:
-    """A reviewer's one command: what verifies is not made again, and what does not is not taken over."""
-    clone = workplace(tmp_path / "clone") if (tmp_path / "clone").mkdir() is None else tmp_path
-    for top in (
-        "figures",
-        "results",
-    ):  # in an order that makes results look newer than what was made from them
-        shutil.copytree(finished / top, clone / top, copy_function=shutil.copyfile)
-    assert planned(clone, "table_1") != {}
-    command = [sys.executable, "-m", "localized_unlearning.cli.main", "audit", "take-over"]
-    done = subprocess.run(command, cwd=clone, env=environment(clone), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert planned(clone, "table_1") == {}
-    table = clone / "results/tiny/tables/table_1.csv"
-    table.write_text("better")
-    done = subprocess.run(command, cwd=clone, env=environment(clone), capture_output=True, text=True)
-    assert done.returncode == 2 and "table_1.csv is modified" in done.stderr
