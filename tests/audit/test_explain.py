@@ -380,7 +380,7 @@ def test_the_line_that_mends_names_what_snakemake_cannot_see(
     (lab.seed(0) / "model" / "weights").write_text("better")
     assert main.main(["audit", "explain", str(lab.table)]) == 1
     seed = "results/organism/sports/seed0"
-    line = f"snakemake --cores 1 results/organism/tables/table_1.csv --forcerun {seed}/model {seed}/rows.csv"
+    line = f"snakemake --cores 1 results/organism/tables/table_1.csv --forcerun {seed}/model"
     assert f"Mend   {line}" in capsys.readouterr().out
     assert main.main(["audit", "verify"]) == 1
     assert "To mend: snakemake --cores 1 " in capsys.readouterr().out

@@ -41,15 +41,24 @@ def lines(audit: Audit, findings: Iterable[Finding]) -> list[str]:
 
 
 def _line(audit: Audit, jobs: dict[Path, Entry]) -> str:
-    first = [job for job in jobs.values() if not is_whole(audit, job) or _has_own_cause(audit, job)]
+    first = [job for job in jobs.values() if not is_whole(audit, job) or _has_own_cause(audit, job, jobs)]
     read = {producer.place for job in jobs.values() for producer in audit.index.producers(job)}
     last = [job for place, job in jobs.items() if place not in read]
     words = ["snakemake", "--cores", "1", *_names(audit, last, rules=False), *_configfile(audit, last[0])]
     return shlex.join([*words, "--forcerun", *_names(audit, first, rules=True)])
 
 
-def _has_own_cause(audit: Audit, job: Entry) -> bool:
-    return any(cause.kind != "upstream" for cause in audit.currency(job).causes)
+def _has_own_cause(audit: Audit, job: Entry, jobs: dict[Path, Entry]) -> bool:
+    """Whether a job has a reason to run besides inputs that others of these jobs make again."""
+    return any(
+        cause.kind != "upstream" and not (cause.path and _maker(audit, cause.path) in jobs)
+        for cause in audit.currency(job).causes
+    )
+
+
+def _maker(audit: Audit, path: Path) -> Path | None:
+    producer = audit.index.producer(path)
+    return producer.place if producer else None
 
 
 def _names(audit: Audit, jobs: Sequence[Entry], rules: bool) -> list[str]:
