@@ -158,12 +158,6 @@ def test_a_job_seen_twice_is_shown_once(lab: Lab) -> None:
     assert len(lines) == 6 and lines[-1].endswith("(see above)")
 
 
-def test_the_picture_names_each_file_once(lab: Lab) -> None:
-    text = trace.mermaid(trace.tree(lab.audit(lab.table), lab.table))
-    assert text.startswith("flowchart LR\n")
-    assert text.count('"workflow/data.txt<br/>data"') == 1 and text.count("-->") == 8
-
-
 def test_a_stray_copy_is_found_by_content_or_key(
     lab: Lab, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localized_unlearning import files
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.provenance import code, environment, hashing, records
@@ -189,7 +190,7 @@ def test_no_machine_or_user_name_is_kept() -> None:
     import getpass
     import platform
 
-    text = records.canonical(environment.host())
+    text = files.canonical_json(environment.host())
     assert platform.node() not in text and str(Path.home()) not in text
     assert "user" not in environment.host() and getpass.getuser() not in environment.host().values()
 
@@ -226,7 +227,7 @@ def test_the_key_does_not_depend_on_the_order_of_settings(found: dict[str, objec
 @given(settings, settings)
 def test_other_settings_give_another_key(one: dict[str, object], other: dict[str, object]) -> None:
     same_key = records.key_of(**{**BASE, "settings": one}) == records.key_of(**{**BASE, "settings": other})
-    assert same_key == (records.canonical(one) == records.canonical(other))
+    assert same_key == (files.canonical_json(one) == files.canonical_json(other))
 
 
 @pytest.mark.parametrize(

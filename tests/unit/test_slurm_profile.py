@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
+from localized_unlearning import files
 from localized_unlearning.cli import main
 from localized_unlearning.config import reading
 from localized_unlearning.errors import UserError
@@ -98,7 +99,7 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output that Slurm job 7 is writing on another machine; Slurm cannot be asked."""
     output = tmp_path / "out"
     with monkeypatch.context() as there:
-        there.setattr(locks, "host", lambda: "another")
+        there.setattr(files, "host", lambda: "another")
         there.setattr(locks, "_asked_restart", lambda job: "0")
         there.setenv("SLURM_JOB_ID", "7")
         there.setenv("SLURMD_NODENAME", "gpu3")

@@ -99,7 +99,6 @@ def add_commands(commands: Any) -> None:
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
-    form.add_argument("--mermaid", action="store_true", help="print a Mermaid flow chart")
     judged(parser)
     parser = add(
         "diff", diff, "do two outputs, records or results folders agree in their numbers, and what differs"
@@ -337,8 +336,6 @@ def trace(arguments: argparse.Namespace) -> int:
         node["rows"] = cell.rows
     if arguments.json:
         print(json.dumps(node, indent=1))
-    elif arguments.mermaid:
-        print(trace_module.mermaid(node), end="")
     else:
         for row in cell.rows if cell else ():
             print(", ".join(f"{name} {value}" for name, value in row.items() if value))

@@ -19,13 +19,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from localized_unlearning import __version__
+from localized_unlearning import __version__, files
 from localized_unlearning.audit.findings import Audit
 from localized_unlearning.audit.index import Entry
 from localized_unlearning.audit.runs import SIGNED
 from localized_unlearning.audit.words import shown
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import cache, hashing, locks, pages, records
+from localized_unlearning.provenance import cache, hashing, pages, records
 from localized_unlearning.workflow.layout import Layout
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def export(
     builder = _Builder(ROCrate(version="1.1"), audit, files_up_to, url)
     builder.build(entries, licence, author)
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = locks.temporary(out)
+    part = files.temporary(out)
     try:
         (builder.crate.write_zip if out.suffix == ".zip" else builder.crate.write)(part)
         os.replace(part, out)
@@ -213,7 +213,7 @@ class _Builder:
         readme = self.crate.add_file(io.StringIO(text), "README.md")
         readme["about"] = root
         data = text.encode()
-        self._describe(readme, "README.md", hashing.FileDigest(len(data), hashing.text(text)))
+        _describe(readme, "README.md", hashing.FileDigest(len(data), hashing.text(text)))
 
     # --- the workflow
 
@@ -225,7 +225,7 @@ class _Builder:
         )
         workflow["name"] = "localized-unlearning"
         workflow["version"] = __version__
-        self._describe(workflow, "Snakefile", hashing.digest(snakefile))
+        _describe(workflow, "Snakefile", hashing.digest(snakefile))
         self.copied += 1
         for pattern in WORKFLOW_FILES:
             for path in sorted(self.audit.root.glob(pattern)):
@@ -322,8 +322,8 @@ class _Builder:
         return action
 
     def _value(self, name: str, value: Any) -> Entity:
-        plain = value if isinstance(value, str | int | float) else records.canonical(value)
-        digest = hashing.text(records.canonical([name, value]))[:16]
+        plain = value if isinstance(value, str | int | float) else files.canonical_json(value)
+        digest = hashing.text(files.canonical_json([name, value]))[:16]
         return self._add(f"#value/{name}/{digest}", "PropertyValue", name=name, value=plain)
 
     def _input(self, i: records.Input, path: Path | None) -> Entity:
@@ -395,17 +395,9 @@ class _Builder:
             address = f"{self.url.rstrip('/')}/{name}" if self.url and path else _named_by(digest.sha256)
             entity = self.crate.dereference(address) or self.crate.add_file(address, properties=properties)
             self.referred += 1
-        self._describe(entity, name, digest)
+        _describe(entity, name, digest)
         self._placed[identity] = entity
         return entity
-
-    def _describe(self, entity: Entity, name: str, digest: hashing.FileDigest) -> None:
-        entity["name"] = name
-        entity["sha256"], entity["contentSize"] = digest.sha256, str(digest.size)
-        suffix = Path(name).suffix
-        entity["encodingFormat"] = (
-            ENCODINGS.get(suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
-        )
 
     def _inside(self, parts: Iterable[Entity]) -> bool:
         return all(":" not in part.id for part in parts)
@@ -443,3 +435,12 @@ def _snakemake() -> str | None:
         return metadata.version("snakemake")
     except metadata.PackageNotFoundError:
         return None
+
+
+def _describe(entity: Entity, name: str, digest: hashing.FileDigest) -> None:
+    entity["name"] = name
+    entity["sha256"], entity["contentSize"] = digest.sha256, str(digest.size)
+    suffix = Path(name).suffix
+    entity["encodingFormat"] = (
+        ENCODINGS.get(suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
+    )

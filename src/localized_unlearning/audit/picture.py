@@ -57,7 +57,7 @@ def graph(audit: Audit, path: Path) -> Graph | None:
 def svg(found: Graph) -> str:
     """A :func:`graph` as SVG that takes its colours from the page around it.
 
-    A reading that a longer way through other stages implies is left out, for the eye's sake.
+    A reading that a longer way through other stages implies is left out.
     """
     layers = _layers(found)
     columns: dict[int, list[str]] = {}

@@ -10,18 +10,18 @@ for what the records say; docs/provenance.md says what that proves and what it c
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localized_unlearning import files
 from localized_unlearning.audit.findings import Audit
 from localized_unlearning.audit.runs import SIGNED, Run
 from localized_unlearning.audit.words import plain, shown
 from localized_unlearning.errors import UserError
 from localized_unlearning.files import canonical_json
-from localized_unlearning.provenance import hashing, locks, records, ssh
+from localized_unlearning.provenance import hashing, records, ssh
 
 SCHEMA_VERSION = 2
 NAMESPACE = "run@localized-unlearning"  # a signature for another purpose is not one over a run
@@ -85,8 +85,8 @@ def sign(audit: Audit, run: Run, key: Path) -> dict[str, Any]:
         raise UserError(f"run {run.name} has no record: there is nothing to sign")
     text = json.dumps(found, indent=1) + "\n"
     seal = ssh.sign(text, key, NAMESPACE)
-    _write(place(run), text)
-    _write(place(run).with_name(f"{SIGNED}.sig"), seal)
+    files.write_text(place(run), text)
+    files.write_text(place(run).with_name(f"{SIGNED}.sig"), seal)
     return found
 
 
@@ -146,12 +146,3 @@ def _differences(signed: Mapping[str, str], now: Mapping[str, str]) -> str:
     first = next((names[0] for names in counts.values() if names), "")
     words = [f"{len(names)} records {what}" for what, names in counts.items() if names]
     return f"{', '.join(words)} (first {plain(first)})" if words else ""
-
-
-def _write(path: Path, text: str) -> None:
-    part = locks.temporary(path)
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

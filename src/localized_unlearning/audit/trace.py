@@ -206,23 +206,3 @@ def tree_lines(node: Mapping[str, Any], indent: str = "", link: str = "") -> Ite
     inputs = node.get("inputs", [])
     for number, inner in enumerate(inputs):
         yield from tree_lines(inner, below, "└─ " if number == len(inputs) - 1 else "├─ ")
-
-
-def mermaid(node: Mapping[str, Any]) -> str:
-    """A :func:`tree` as a Mermaid flow chart, each file once."""
-    names: dict[str, str] = {}
-    lines: dict[str, None] = {}
-
-    def visit(inner: Mapping[str, Any]) -> str:
-        path = inner["path"]
-        if path not in names:
-            names[path] = f"n{len(names)}"
-            label = f"{path}<br/>{inner.get('stage', 'data')}".replace('"', "'")
-            shape = f'["{label}"]' if "stage" in inner else f'[("{label}")]'
-            lines[f"  {names[path]}{shape}{':::adopted' if 'adopted' in inner else ''}"] = None
-        for source in inner.get("inputs", []):
-            lines[f"  {visit(source)} --> {names[path]}"] = None
-        return names[path]
-
-    visit(node)
-    return "\n".join(["flowchart LR", *lines, "  classDef adopted stroke-dasharray: 5"]) + "\n"

@@ -26,6 +26,16 @@ class Input:
     optional: bool = False
 
 
+def many(name: str) -> Input:
+    """A list of files."""
+    return Input(name, many=True)
+
+
+def optional(name: str) -> Input:
+    """A file that may be absent."""
+    return Input(name, optional=True)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One kind of job.

@@ -14,7 +14,8 @@ readable and never recorded as a setting, because results do not depend on it be
 from __future__ import annotations
 
 from localized_unlearning.config.model import Organism
-from localized_unlearning.jobs.job import Input, Stage
+from localized_unlearning.jobs.collecting import COLLECTING
+from localized_unlearning.jobs.job import Input, Stage, optional
 
 BASE = Input("base_model")
 CARD = Input("card")  # a gate: the base model must have met its requirements
@@ -34,16 +35,6 @@ PRETRAINING = (
     "mmlu.seed",
 )
 """What pretraining depends on, wherever facts are injected afterwards."""
-
-
-def many(name: str) -> Input:
-    """A list of files."""
-    return Input(name, many=True)
-
-
-def optional(name: str) -> Input:
-    """A file that may be absent."""
-    return Input(name, optional=True)
 
 
 DATA = (
@@ -447,6 +438,7 @@ INTERPRETABILITY = (
     ),
 )
 
+<<<<<<< HEAD
 ROWS = tuple(many(name) for name in ("facts", "multiple_choice", "mmlu", "text"))
 SELECTIONS = many("selections")
 
@@ -548,6 +540,8 @@ COLLECTING = (
     ),
 )
 
+=======
+>>>>>>> b5a9693 (One home for writing whole or not at all, canonical JSON and temporary names; one drawing of a trace; the stage table in two files)
 STAGES: dict[str, Stage] = {
     stage.name: stage
     for stages in (

@@ -129,7 +129,7 @@ class Cache:
         entry = self.place(record.key)
         if self.read_only or os.path.exists(entry):
             return
-        part = locks.temporary(entry.with_name(records.record_id(record)[:16]))
+        part = files.temporary(entry.with_name(records.record_id(record)[:16]))
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             entry.parent.mkdir(exist_ok=True)

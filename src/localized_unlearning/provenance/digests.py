@@ -13,9 +13,9 @@ import os
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
+from localized_unlearning import files
 from localized_unlearning.provenance import hashing
 from localized_unlearning.provenance.hashing import FileDigest
 
@@ -82,14 +82,11 @@ def save(path: Path | None, known: Mapping[str, tuple[list[int], str]]) -> None:
     """Keep digests, the newest up to a limit; a cache that cannot be written is no fault."""
     if path is None:
         return
-    part = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(dict(list(known.items())[-LIMIT:])), encoding="utf-8")
-        os.replace(part, path)
+        files.write_text(path, json.dumps(dict(list(known.items())[-LIMIT:])))
     except OSError:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        return
 
 
 def recall(known: Known, path: Path) -> FileDigest | None:

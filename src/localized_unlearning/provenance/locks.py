@@ -11,10 +11,8 @@ when it comes to publish (:func:`still_mine`) and publishes nothing.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import os
-import platform
 import re
 import shutil
 import subprocess
@@ -26,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from localized_unlearning import files
 from localized_unlearning.errors import UserError
 
 BEAT = 20.0
@@ -43,15 +42,6 @@ def path_for(output: Path) -> Path:
     return output.with_name(f".{output.name}.lock")
 
 
-def temporary(path: Path) -> Path:
-    """A name beside ``path`` for what this process writes before it is renamed.
-
-    It keeps the suffix, since writers choose their format by it, and holds the machine's mark too: containers
-    and nodes that share a folder may have processes of one number.
-    """
-    return path.with_name(f".tmp-{host()}-{os.getpid()}-{path.name}")
-
-
 def is_temporary_of(name: str, path: Path) -> bool:
     """Whether ``name`` is what :func:`temporary` calls ``path`` in this or another process."""
     return re.fullmatch(rf"\.tmp-[0-9a-f]{{16}}-\d+-{re.escape(path.name)}", name) is not None
@@ -60,7 +50,7 @@ def is_temporary_of(name: str, path: Path) -> bool:
 def is_abandoned(name: str) -> bool:
     """Whether a :func:`temporary` file is of a process of this machine that has ended."""
     found = re.match(r"\.tmp-([0-9a-f]{16})-(\d+)-", name)
-    return found is not None and found[1] == host() and not _alive(int(found[2]), None)
+    return found is not None and found[1] == files.host() and not _alive(int(found[2]), None)
 
 
 @contextmanager
@@ -110,7 +100,7 @@ def _beat(lock: Path, done: threading.Event) -> None:
 
 def _silence(lock: Path) -> float:
     """Seconds since a lock was touched, by the clock that stamps files there: nodes' clocks differ."""
-    probe = lock.with_name(f"{lock.name}.now-{host()}-{os.getpid()}")
+    probe = lock.with_name(f"{lock.name}.now-{files.host()}-{os.getpid()}")
     try:
         probe.touch()
         return probe.stat().st_mtime - lock.stat().st_mtime
@@ -123,7 +113,7 @@ def _silence(lock: Path) -> float:
 def _create(lock: Path) -> bool:
     """Make the lock with its content in one step; False when another holds it."""
     text = json.dumps(_myself())
-    part = temporary(lock)
+    part = files.temporary(lock)
     try:
         part.write_text(text, encoding="utf-8")
         try:
@@ -149,7 +139,7 @@ def _create_exclusively(lock: Path, text: str) -> bool:
 
 def _myself() -> dict[str, Any]:
     mine = {
-        "host": host(),
+        "host": files.host(),
         "pid": os.getpid(),
         "begun": _begun(os.getpid()),
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
@@ -182,15 +172,6 @@ def _asked_restart(job: str) -> str | None:
     return found[1] if found else None
 
 
-def host() -> str:
-    """Where a process number means the same process: this machine since it started, and this container."""
-    parts = [platform.node()]
-    with suppress(OSError):
-        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        parts.append(os.readlink("/proc/self/ns/pid"))
-    return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:16]
-
-
 def _begun(pid: int) -> str | None:
     """When a process began, in the kernel's ticks; tells a process from a later one with its number."""
     try:
@@ -219,7 +200,7 @@ def is_gone(holder: Mapping[str, Any] | None, lock: Path) -> bool:
         return False
     if "pid" not in holder:
         return True
-    if holder.get("host") == host():
+    if holder.get("host") == files.host():
         return not _alive(int(holder["pid"]), holder.get("begun"))
     job = holder.get("slurm_job")
     if job is not None and job == os.environ.get("SLURM_JOB_ID"):
@@ -261,7 +242,7 @@ def _slurm_lists(job: str) -> bool | None:
 
 def _take_over(lock: Path, holder: Mapping[str, Any] | None) -> None:
     """Move a dead job's lock away; should it meanwhile have become another job's, put that back."""
-    aside = lock.with_name(f"{lock.name}.gone-{host()}-{os.getpid()}")
+    aside = lock.with_name(f"{lock.name}.gone-{files.host()}-{os.getpid()}")
     try:
         os.replace(lock, aside)
     except FileNotFoundError:
@@ -284,7 +265,7 @@ def _name(holder: Mapping[str, Any] | None) -> str:
     if "slurm_job" in holder:
         node = f" on node {holder['slurm_node']}" if "slurm_node" in holder else ""
         return f"Slurm job {holder['slurm_job']}{node} (process {holder['pid']})"
-    return f"process {holder['pid']}" + ("" if holder.get("host") == host() else " on another machine")
+    return f"process {holder['pid']}" + ("" if holder.get("host") == files.host() else " on another machine")
 
 
 def _cancel(holder: Mapping[str, Any] | None) -> str:

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localized_unlearning.provenance import code, environment, hashing, locks, records
+from localized_unlearning import files
+from localized_unlearning.provenance import code, environment, hashing, records
 
 CONFIG, REPORT = "configure", "report"
 """What their records call the stage; no rule of the workflow is of that name."""
@@ -42,12 +43,7 @@ def publish(
     ]
     record = record.model_copy(update={"replaces": tuple(dict.fromkeys(replaces))})
     record = record.model_copy(update={"id": records.record_id(record)})
-    part = locks.temporary(path)
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    files.write_text(path, text)
     records.remember(record, name, journal)
     return records.write(record, place)
 

@@ -23,8 +23,9 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
+from localized_unlearning import files
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import hashing, locks
+from localized_unlearning.provenance import hashing
 
 SCHEMA_VERSION = 2
 
@@ -176,11 +177,6 @@ class Record(_Part):
         return self.restored or self
 
 
-def canonical(value: Any) -> str:
-    """Canonical JSON: sorted keys, no spaces, ASCII."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-
-
 def key_of(
     stage: str,
     function: str | None,
@@ -207,7 +203,7 @@ def key_of(
         stage, function, dict(settings), dict(wildcards), code_digest, lock, dict(deviations),
         [list(i) for i in inputs],
     ]  # fmt: skip
-    return hashlib.sha256(canonical(parts).encode()).hexdigest()
+    return hashlib.sha256(files.canonical_json(parts).encode()).hexdigest()
 
 
 def key_in(record: Record) -> str:
@@ -221,7 +217,7 @@ def key_in(record: Record) -> str:
 
 def record_id(record: Record) -> str:
     """SHA-256 of the whole record, without its own id."""
-    return hashlib.sha256(canonical(_plain(record)).encode()).hexdigest()
+    return hashlib.sha256(files.canonical_json(_plain(record)).encode()).hexdigest()
 
 
 def _plain(record: Record) -> dict[str, Any]:
@@ -247,17 +243,9 @@ def adoption_path(output: Path) -> Path:
 
 def write(record: Record, path: Path) -> Record:
     """Write a record atomically and durably; returns it with its id."""
-    part = locks.temporary(path)
     named = record.model_copy(update={"id": record_id(record)})
     text = json.dumps(_plain(record) | {"id": named.id}, sort_keys=True, indent=1, ensure_ascii=True)
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    files.write_text(path, text + "\n", durable=True)
     return named
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localized_unlearning import files
 from localized_unlearning.analysis.claims import evidence, published, verdicts
 from localized_unlearning.analysis.claims.frames import frames_of
 from localized_unlearning.analysis.claims.schema import Claim, read
@@ -91,8 +91,6 @@ def write_ledger(arguments: argparse.Namespace) -> int:
     if folder is not None and not folder.is_dir():
         raise UserError(f"{folder} does not exist: name the folder of the published numbers or leave it out")
     text = ledger(read(arguments.claims), folder)
-    part = arguments.out.with_name(f".{arguments.out.name}.tmp-{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, arguments.out)
+    files.write_text(arguments.out, text)
     print(arguments.out)
     return 0

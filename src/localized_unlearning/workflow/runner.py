@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localized_unlearning import computing
+from localized_unlearning import computing, files
 from localized_unlearning import memory as memory_module
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
@@ -136,7 +136,7 @@ def _locked(
 ) -> records.Record | None:
     """The job itself, while it holds the lock of its outputs."""
     first = next(iter(outputs.values()))
-    temporary = {name: locks.temporary(path) for name, path in outputs.items()}
+    temporary = {name: files.temporary(path) for name, path in outputs.items()}
     layout = Layout(config.run)
     is_figure = (_relative(first, root) or "").startswith(f"{layout.figures}/")
     run = root / (layout.figures if is_figure else layout.results)
@@ -459,7 +459,7 @@ def _keep_sources(modules: Mapping[str, str], store: Path) -> None:
         for module, digest in modules.items():
             target = store / f"{digest}.py"
             if not target.exists() and (text := code.source_of(module)) is not None:
-                part = locks.temporary(target)
+                part = files.temporary(target)
                 part.write_bytes(text)
                 os.replace(part, target)
     except OSError as error:
