@@ -13,7 +13,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all preflight docs test test-quick check bench test-gemma-7b test-slurm slurm-profile slurm-cancel setup format lock clean-env
+.PHONY: help all preset preflight docs test test-quick check bench test-gemma-7b test-slurm slurm-profile slurm-cancel setup format lock clean-env
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -54,18 +54,19 @@ clean-env:
 
 # ---- the workflow
 
-# The preset's path; an unknown name ends here, with the names that there are.
-PRESET_FILE = $(if $(PRESET),$(shell localized-unlearning presets $(PRESET)))
-OVERLAY = $(if $(PRESET),--configfile $(PRESET_FILE))
-LAYERS = $(if $(PRESET),--config $(PRESET_FILE))
+OVERLAY = $(if $(PRESET),--configfile workflow/presets/$(PRESET).yaml)
+LAYERS = $(if $(PRESET),--config workflow/presets/$(PRESET).yaml)
 
-all: setup
+# An unknown preset ends here, with the names that there are.
+preset: setup
 	@$(if $(PRESET),localized-unlearning presets $(PRESET) > /dev/null)
+
+all: preset
 	@snakemake --profile profiles/local all $(ARGS) $(OVERLAY) 2>&1
 	@$(if $(filter -n --dry-run --configfile%,$(ARGS)),true,localized-unlearning report --config config.yaml $(LAYERS) && localized-unlearning summary --config config.yaml $(LAYERS))
 
 # What a run takes and what it lacks, before it is started: make preflight PRESET=gemma-7b
-preflight: setup
+preflight: preset
 	@localized-unlearning preflight --config config.yaml $(LAYERS)
 
 # ---- benchmark: ours beside what a user would otherwise run; writes docs/performance.md at the end, or nothing

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,18 +15,23 @@ from urllib.parse import unquote, urlsplit
 ROOT = Path(__file__).resolve().parents[1]
 
 
+OUTSIDE = re.compile(r"\]\(\.\./((?:examples|workflow|src|envs|tests)/[^)#]+)\)")
+"""A link of a page in docs/ to a file outside of it, as a code host follows it."""
+
+
 def on_files(files: Any, config: Any) -> Any:
-    """Examples lie outside docs/; pages link to them as on a code host, so they are copied beside the pages."""
+    """What pages link to outside docs/ is copied beside them."""
     from mkdocs.structure.files import File
 
-    for path in sorted((ROOT / "examples").glob("*.py")):
-        files.append(File.generated(config, f"examples/{path.name}", abs_src_path=str(path)))
+    pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+    for name in sorted({name for text in pages for name in OUTSIDE.findall(text)}):
+        files.append(File.generated(config, f"source/{name}", abs_src_path=str(ROOT / name)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Links out of docs/ made links to the copies."""
-    return markdown.replace("](../examples/", "](examples/")
+    return OUTSIDE.sub(r"](source/\1)", markdown)
 
 
 class Page(HTMLParser):

@@ -359,7 +359,8 @@ def compare(first: Design, second: Design, settings: Statistics, share: bool) ->
     unanimous answers are not taken for certainty (Agresti and Min 2005); their interval rests on the same items.
 
     Args:
-        first, second: answers by forget set, in the same order.
+        first: answers by forget set.
+        second: those compared with, of the same sets in the same order.
         settings: level, bootstrap samples and their seed.
         share: whether every score is 0 or 1.
 
