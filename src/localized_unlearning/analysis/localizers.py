@@ -36,7 +36,7 @@ def graded(scores: Mapping[str, float], truth: Collection[str]) -> dict[str, flo
     """
     names = list(scores)
     value = np.array([abs(scores[name]) for name in names])
-    true = np.array([name in set(truth) for name in names])
+    true = np.array([name in set(truth) for name in names], dtype=bool)
     k = int(true.sum())
     ranked = np.sort(value)[::-1]
     limit = ranked[k - 1] if k else np.inf

@@ -55,9 +55,11 @@ def run(job: Job) -> None:
         table = pd.read_parquet(path)
         components = list(table["component"])
         scored[(path.stem, base_of(path))] = dict(zip(components, table["score"].abs(), strict=True))
+    selections = [json.loads(path.read_text(encoding="utf-8")) for path in job.inputs["selections"]]
+    if not components:  # no localization has scores: what any of them selects
+        components = sorted({c for selection in selections for c in selection["components"]})
     values: dict[tuple[str, int], Mapping[str, float]] = {}
-    for path in job.inputs["selections"]:
-        selection = json.loads(path.read_text(encoding="utf-8"))
+    for path, selection in zip(job.inputs["selections"], selections, strict=True):
         name, base = selection["localization"], base_of(path)
         localization = job.config.localizations[name]
         assert localization is not None
