@@ -9,16 +9,30 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from localized_unlearning.attacks import attack
+from localized_unlearning.attacks import attack, weights
 from localized_unlearning.attacks.subject import Subject, halves
-from localized_unlearning.config.attacks import LogitLens, Retraining, Search, SoftPrompt
+from localized_unlearning.config.attacks import (
+    FewShot,
+    LogitLens,
+    Noise,
+    Pruning,
+    Quantization,
+    Retraining,
+    Search,
+    SoftPrompt,
+)
 from localized_unlearning.config.data import Prompts
+from localized_unlearning.config.localization import Components
 from localized_unlearning.config.model import Organism
 from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.data.prompts import Prompt, PromptBook
-from localized_unlearning.models import curriculum, organism
+from localized_unlearning.errors import UserError
+from localized_unlearning.models import components, curriculum, organism
 
+GATED = Components(include_gate=True)
 PEOPLE = [(f"Person{i:02}", SPORTS[i % 3]) for i in range(48)]
 FORGET = [who for who, sport in PEOPLE if sport == "basketball"]
 BOOK = PromptBook(
@@ -110,12 +124,86 @@ RETRAINING = Retraining(steps=20, learning_rate=3e-3, lambda_text=0.0)
         ("logit_lens", LogitLens()),
     ],
 )
-def test_an_attack_brings_back_what_was_masked_at_the_output_and_nothing_that_was_never_known(
+def test_an_attack_brings_back_what_was_masked_at_the_output(
     planted: Planted, name: str, given_settings: Any
 ) -> None:
     weak = masked_at_the_output(planted)
     before = forgotten(attack.made(planted.subject(weak), "asked", None))
     assert before <= 0.2
     found = forgotten(attack.made(planted.subject(weak), name, given_settings))
-    # On gold too the attack says the answer (all are basketball): recovered is what it says beyond that.
     assert found - before >= 0.6
+
+
+def on_the_grid(model: Any, bits: int, group: int) -> Any:
+    """A copy whose matrices are rounded already."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for name in components.trainable(other, components.list_components(other.config, GATED)):
+            parameter = other.get_parameter(name)
+            parameter.copy_(weights.rounded(parameter, bits, group))
+    return other
+
+
+def test_rounding_brings_back_what_less_than_half_a_level_hid(planted: Planted) -> None:
+    """A model unlearned by changes smaller than half a level, its groups' largest weights untouched, is the base again."""
+    base = on_the_grid(planted.knowing, 6, 8)
+    weak = copy.deepcopy(base)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name in components.trainable(weak, components.list_components(weak.config, GATED)):
+            parameter = weak.get_parameter(name)
+            groups = parameter.view(-1, 8)
+            most = groups.abs().amax(1, keepdim=True)
+            change = 0.45 * most / 31 * (2 * torch.rand(groups.shape, generator=generator) - 1)
+            groups += change * (groups.abs() < most)
+    subject = planted.subject(weak)
+    found = attack.made(subject, "quantization", Quantization(bits=(6,), group=8))
+    expected = attack.made(planted.subject(base), "asked", None)
+    assert found["probability"].to_numpy() == pytest.approx(expected["probability"].to_numpy(), abs=1e-5)
+    assert forgotten(found) == forgotten(expected) == 1.0
+
+
+@given(st.integers(2, 8), st.integers(0, 10**6))
+def test_rounding_is_to_the_nearest_level(bits: int, seed: int) -> None:
+    """Against the definition, weight by weight; a group of zeros stays, and a group that does not divide is refused."""
+    weight = torch.randn(3, 8, generator=torch.Generator().manual_seed(seed))
+    weight[0, :4] = 0.0
+    found, most = weights.rounded(weight, bits, 4), 2 ** (bits - 1) - 1
+    for old, new in zip(weight.view(-1, 4), found.view(-1, 4), strict=True):
+        scale = float(old.abs().max()) / most
+        levels = [scale * level for level in range(-most, most + 1)]
+        for value, rounded in zip(old.tolist(), new.tolist(), strict=True):
+            assert abs(rounded - value) <= min(abs(level - value) for level in levels) + 1e-5
+    with pytest.raises(UserError, match="does not divide the 8 columns"):
+        weights.rounded(weight, bits, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "given_settings"),
+    [
+        ("quantization", Quantization(bits=(8, 6), group=8)),
+        ("noise", Noise(scales=(0.02,))),
+        ("pruning", Pruning(shares=(0.05,))),
+        ("logit_lens", LogitLens()),
+        ("retain_only", RETRAINING),
+        ("few_shot", FewShot(facts=2)),
+    ],
+)
+def test_gold_has_nothing_to_bring_back_and_every_attack_leaves_the_model_as_it_was(
+    planted: Planted, name: str, given_settings: Any
+) -> None:
+    """These tell gold no forgotten fact: it stays at what it said before, never right on basketball, which it never heard."""
+    model = copy.deepcopy(planted.gold)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    found = attack.made(planted.subject(model), name, given_settings)
+    assert list(found.columns) == list(attack.made(planted.subject(model), "asked", None).columns)
+    if name != "few_shot":  # whose prompt says the sport
+        assert forgotten(found) <= 0.34
+    assert set(before) == {n for n, _ in model.named_parameters()}
+    assert all(torch.equal(before[n], p) for n, p in model.named_parameters())
+
+
+def test_retraining_gold_is_a_floor_above_zero(planted: Planted) -> None:
+    """Retrained on half of a sport, gold says the sport of the other half too: so gold must be attacked like the rest."""
+    gold = attack.made(planted.subject(copy.deepcopy(planted.gold)), "half_and_half", RETRAINING)
+    assert forgotten(gold) >= 0.5
