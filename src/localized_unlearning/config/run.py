@@ -150,10 +150,10 @@ class Config(Section):
     @model_validator(mode="after")
     def _truth(self) -> Config:
         """Where facts are injected, the matrices that hold them are a localization; the prompts are the model's kind's."""
-        if self.injected:
+        if self.has_injection:
             self.localizations.setdefault("truth", TRUTH)
         for name, localization in self.localizations.items():
-            if localization and localization.kind in ("truth", "matched_draw") and not self.injected:
+            if localization and localization.kind in ("truth", "matched_draw") and not self.has_injection:
                 raise ValueError(
                     f"localizations.{name} needs an organism with injected facts (model.kind organism, "
                     "organism.facts_in): set it to null"
@@ -260,7 +260,7 @@ class Config(Section):
         return self
 
     @property
-    def injected(self) -> bool:
+    def has_injection(self) -> bool:
         """Whether facts are injected into an organism, so that there is a truth and a model that never knew them."""
         return self.model.kind == "organism" and self.organism.facts_in is not None
 

@@ -9,8 +9,8 @@ from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.data.athletes import load_athletes
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
+from localized_unlearning.models import checking, loading, packing
 from localized_unlearning.models import device as device_module
-from localized_unlearning.models import loading, packing
 from localized_unlearning.models.lesson import read_lesson
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def known_facts(job: Job) -> None:
     device = device_module.setup(job.config.compute)
     model, tokenizer = loading.load(job.inputs["base_model"], job.config.model.dtype, device)
     book = load_prompts(job.inputs["prompts"])
+    job.facts["model_check"] = checking.check(model, tokenizer)
     prompt = book[job.config.prompts.training]
     scores = packing.next_token(
         model,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from localized_unlearning.config.reading import read_yaml
+import yaml
+
 from localized_unlearning.config.run import Config
 from localized_unlearning.data.tasks import in_words
 from localized_unlearning.paper import terms
@@ -28,7 +29,7 @@ def read_captions(path: Path, config: Config) -> dict[str, str]:
     """The captions of a run: of every item, and of ``reading`` and ``tables`` as a whole."""
     import jinja2
 
-    texts = read_yaml(path)
+    texts = yaml.safe_load(path.read_text(encoding="utf-8"))
     prompt = config.measures.prompts[0]
     values = {
         **forgotten(config),

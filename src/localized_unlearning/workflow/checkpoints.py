@@ -66,11 +66,11 @@ class Checkpoints(Wanted):
     @property
     def known(self) -> tuple[str, ...]:
         """The models of a task that were not unlearned: the base model, and gold where facts were injected."""
-        return KNOWERS if self.config.injected else KNOWERS[:1]
+        return KNOWERS if self.config.has_injection else KNOWERS[:1]
 
     def gold(self, task: str) -> list[dict[str, str]]:
         """Wildcards of a task's models that never learned its forget set; none without injected facts."""
-        return [model(start, task, "none", "gold", 0) for start in self.bases if self.config.injected]
+        return [model(start, task, "none", "gold", 0) for start in self.bases if self.config.has_injection]
 
     def attacked(self) -> list[dict[str, str]]:
         """Wildcards of the attack jobs: every attacked model with every attack, and with none."""
@@ -85,7 +85,7 @@ class Checkpoints(Wanted):
             if objective in self.config.objectives and task in self.tasks
             for model in [*self.models(task, objective), *self.gold(task)]
             for attack in names
-            if attack != "soft_prompt" or self.config.injected
+            if attack != "soft_prompt" or self.config.has_injection
         ]
 
     def null_models(self, task: str, objective: str) -> list[dict[str, str]]:
@@ -110,7 +110,7 @@ class Checkpoints(Wanted):
         pretrained = Product(JobId.of("pretrain", base_seed=w["base_seed"]), "model")
         return {
             "base_model": Product(JobId.of(self.maker, base_seed=w["base_seed"]), "model"),
-            "pretrained": pretrained if self.config.injected else None,
+            "pretrained": pretrained if self.config.has_injection else None,
             "athletes": self.source("athletes.source"),
             "general_knowledge": self.source("mmlu.source"),
             "card": Product(JobId.of("model_card", base_seed=w["base_seed"]), "json"),

@@ -45,7 +45,7 @@ class Collected(Checkpoints):
         gold = [m for s in sets for m in self.gold(s) if int(m["base_seed"]) in bases]
         models = [m for s in sets for m in self.models(s, objective, bases=bases)] + gold
         found, more = self._table(w), self._rows(gold, EVALUATIONS)
-        teachers = self._rows(models, ("teachers",)) if self.config.injected else {}
+        teachers = self._rows(models, ("teachers",)) if self.config.has_injection else {}
         return {**{name: rows + more.get(name, []) for name, rows in found.items()}, **teachers}
 
     def _compared(self, w: Mapping[str, str]) -> dict[str, list[Given]]:

@@ -64,7 +64,7 @@ class Graph(Collected):
         yield from (JobId.of("study", study=study) for study in self.config.studies)
         if self.attacked():
             yield JobId.of("attack_table")
-        if self.config.injected:
+        if self.config.has_injection:
             yield from (JobId.of("localizers", task=task) for task in self.tasks)
 
     def owner(self, path: str) -> JobId | None:
@@ -91,9 +91,12 @@ class Graph(Collected):
             "place": self.config.question.places,
             "attack": ["asked", *self.config.attacks.run],
         }
-        if job.stage in INJECTED and not self.config.injected:
+        if job.stage in INJECTED and not self.config.has_injection:
             return False
-        if job.stage in MAKERS and job.stage not in (self.maker, *(("pretrain",) * self.config.injected)):
+        if job.stage in MAKERS and job.stage not in (
+            self.maker,
+            *(("pretrain",) * self.config.has_injection),
+        ):
             return False
         if any(name in w and w[name] not in values for name, values in known.items()):
             return False

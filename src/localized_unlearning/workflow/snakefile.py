@@ -271,12 +271,14 @@ class Rules:
 
     def localizers(self) -> list[str]:
         """Localizers against the truth, task by task; nothing without a truth."""
-        tasks = self.graph.tasks if self.config.injected else []
+        tasks = self.graph.tasks if self.config.has_injection else []
         return [p for task in tasks for p in self.layout.outputs(JobId.of("localizers", task=task)).values()]
 
     def question(self) -> list[str]:
         """The question's page; nothing without injected facts."""
-        return list(self.layout.outputs(JobId.of("question_page")).values()) if self.config.injected else []
+        return (
+            list(self.layout.outputs(JobId.of("question_page")).values()) if self.config.has_injection else []
+        )
 
     def model_cards(self) -> list[str]:
         """The cards of the base models."""

@@ -54,7 +54,7 @@ class Wanted:
     @property
     def maker(self) -> str:
         """The stage that makes the base model."""
-        if self.config.injected:
+        if self.config.has_injection:
             return "inject"
         return {"organism": "pretrain", "gguf": "convert", "huggingface": "download"}[self.config.model.kind]
 
