@@ -15,9 +15,9 @@ from localized_unlearning.attacks.subject import Subject, halves
 from localized_unlearning.config.attacks import LogitLens, Retraining, Search, SoftPrompt
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.model import Organism
-from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.data.prompts import Prompt, PromptBook
 from localized_unlearning.models import curriculum, organism
+from sports import SPORTS
 
 PEOPLE = [(f"Person{i:02}", SPORTS[i % 3]) for i in range(48)]
 FORGET = [who for who, sport in PEOPLE if sport == "basketball"]
