@@ -103,7 +103,7 @@ def same_answers(ours: Outputs, theirs: Outputs) -> tuple[bool, str]:
 
 def facts_ours(bench: Bench) -> Work:
     athletes, book = bench.athletes(96), load_prompts(PROMPTS)
-    prompts, choice = (book["training"], book["question"]), CHOICES, book["multiple_choice"]
+    prompts, choice = (book["training"], book["question"]), book["multiple_choice"]
     for name in ("training", "question", "multiple_choice"):
         bench.floor(bench.rendered(name, athletes))
 
