@@ -146,7 +146,7 @@ def model(plan: Plan, world: World) -> Iterator[Finding]:
         faults = list(folders.faults(local))
         if not faults:
             try:
-                loading.from_folder(local, "float32", weights=False)  # headers alone, by the loader itself
+                loading.from_folder(local, "float32", "meta")  # headers alone, by the loader itself
             except UserError as error:
                 faults = [str(error)]
         for fault in faults:
