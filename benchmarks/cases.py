@@ -30,6 +30,7 @@ from benchmarks.locating import (
     tracing_ours,
     tracing_theirs,
 )
+from benchmarks.sports import CHOICES, LETTERS, SPORTS, first_tokens
 from benchmarks.training import (
     manual,
     mask_careful,
@@ -47,7 +48,6 @@ from localized_unlearning.config.data import Mmlu
 from localized_unlearning.config.evaluation import Probing
 from localized_unlearning.data import mmlu
 from localized_unlearning.data import tokens as tokens_module
-from localized_unlearning.data.answers import CHOICES, LETTERS, SPORTS
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.evaluation.exam import Exam, sheet, take
 from localized_unlearning.evaluation.facts import ask_facts
@@ -108,7 +108,7 @@ def facts_ours(bench: Bench) -> Work:
         bench.floor(bench.rendered(name, athletes))
 
     def work() -> Outputs:
-        facts = ask_facts(bench.model, bench.tokenizer, athletes, prompts, BATCH_TOKENS)
+        facts = ask_facts(bench.model, bench.tokenizer, athletes, prompts, CHOICES, BATCH_TOKENS)
         letters = ask_multiple_choice(
             bench.model, bench.tokenizer, athletes, choice, ("fixed",), 0, BATCH_TOKENS
         )
@@ -134,7 +134,7 @@ def facts_by(bench: Bench, logits_after: Callable[[Bench, Sequence[Sequence[int]
         found = []
         for name in ("training", "question", "multiple_choice"):
             answers = LETTERS if name == "multiple_choice" else CHOICES
-            tokens = tokens_module.answer_tokens(bench.tokenizer, answers)
+            tokens = first_tokens(bench.tokenizer, answers)
             logits = logits_after(bench, bench.rendered(name, athletes))
             found.append(logits.log_softmax(1)[:, tokens].numpy())
         return {"logp": np.concatenate(found)}
@@ -151,7 +151,7 @@ def sweep_inputs(bench: Bench) -> tuple[Exam, torch.Tensor, dict[str, int], list
     sizes = {name: bench.model.get_parameter(name).numel() for name in names}
     ranked = torch.randperm(sum(sizes.values()), generator=torch.Generator().manual_seed(0))[:60_000]
     exam = Exam(
-        bench.athletes(10), (book["training"], book["question"]), book["multiple_choice"], ("fixed",), 0,
+        bench.athletes(10), (book["training"], book["question"]), CHOICES, book["multiple_choice"], ("fixed",), 0,
         questions, Mmlu(),
     )  # fmt: skip
     return exam, ranked, sizes, [5000 * i for i in range(13)]
@@ -184,7 +184,7 @@ def sweep_prompts(bench: Bench, exam: Exam) -> list[list[list[int]]]:
 def sweep_careful(bench: Bench) -> Work:
     """One load, of which each edit size sets more weights to zero; last logits after a cached beginning."""
     exam, ranked, sizes, points = sweep_inputs(bench)
-    sports, letters = (tokens_module.answer_tokens(bench.tokenizer, names) for names in (CHOICES, LETTERS))
+    sports, letters = (first_tokens(bench.tokenizer, names) for names in (CHOICES, LETTERS))
 
     def work() -> Outputs:
         bench.loaded = loading.load(bench.folder, bench.dtype, bench.device)
@@ -205,7 +205,7 @@ def sweep_careful(bench: Bench) -> Work:
 
 def sweep_theirs(bench: Bench) -> Work:
     exam, ranked, sizes, points = sweep_inputs(bench)
-    sports, letters = (tokens_module.answer_tokens(bench.tokenizer, names) for names in (CHOICES, LETTERS))
+    sports, letters = (first_tokens(bench.tokenizer, names) for names in (CHOICES, LETTERS))
 
     def work() -> Outputs:
         found = []
@@ -243,6 +243,7 @@ def probes_ours(bench: Bench) -> Work:
             sports[train],
             activations[:, ~train],
             sports[~train],
+            SPORTS,
             Probing(),
             bench.threads,
         )

@@ -16,6 +16,7 @@ from benchmarks.bench import (
     Work,
     bridged,
 )
+from benchmarks.sports import CHOICES
 from localized_unlearning.config.localization import Score
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.localization import attribution_patching, causal_tracing
@@ -27,7 +28,7 @@ from localized_unlearning.models.components import Component
 def pairs_of(bench: Bench, full: int) -> pairs_module.Pairs:
     athletes = bench.athletes(full)
     pairs = list(zip(athletes["athlete"], athletes["sport"], strict=True))
-    return pairs_module.make_pairs(pairs, load_prompts(PROMPTS)["training"].render, bench.tokenizer, 0)
+    return pairs_module.make_pairs(pairs, load_prompts(PROMPTS)["training"], CHOICES, bench.tokenizer, 0)
 
 
 def lens_metric(logits: torch.Tensor, answers: Sequence[int], choices: Sequence[int]) -> torch.Tensor:

@@ -22,13 +22,13 @@ import pandas as pd
 import torch
 
 from benchmarks import lens
+from benchmarks.sports import CHOICES, SPORTS, first_tokens
 from localized_unlearning.attacks import relearning
 from localized_unlearning.config.evaluation import Probing, Relearning
 from localized_unlearning.config.localization import Components, Score
 from localized_unlearning.config.unlearning import Finetune
 from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data import windows
-from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.interpretability import probes as probes_module
@@ -58,7 +58,7 @@ class Subject(NamedTuple):
         """Tokens of ``count`` training prompts, and their answers' tokens."""
         names, sports = zip(*self.athletes[:count], strict=True)
         prompt = load_prompts(Path("workflow/resources/prompts.yaml"))["training"]
-        tokens = dict(zip(SPORTS, tokens_module.answer_tokens(self.tokenizer, SPORTS), strict=True))
+        tokens = dict(zip(SPORTS, first_tokens(self.tokenizer, SPORTS), strict=True))
         return tokens_module.encode(self.tokenizer, [prompt.render(n) for n in names]), [
             tokens[s] for s in sports
         ]
@@ -66,7 +66,7 @@ class Subject(NamedTuple):
     def pairs(self, count: int) -> pairs_module.Pairs:
         """Clean and corrupt prompts."""
         prompt = load_prompts(Path("workflow/resources/prompts.yaml"))["training"]
-        return pairs_module.make_pairs(self.athletes[:count], prompt.render, self.tokenizer, 0)
+        return pairs_module.make_pairs(self.athletes[:count], prompt, CHOICES, self.tokenizer, 0)
 
 
 class Result(NamedTuple):
@@ -149,7 +149,9 @@ def probes(subject: Subject) -> Iterator[Result]:
     )
     sports = np.array([SPORTS.index(sport) for _, sport in subject.athletes[:count]])
     train, test = np.arange(count) % 4 != 0, np.arange(count) % 4 == 0
-    right = probes_module.all_right(ours[:, train], sports[train], ours[:, test], sports[test], Probing())
+    right = probes_module.all_right(
+        ours[:, train], sports[train], ours[:, test], sports[test], SPORTS, Probing()
+    )
     plain = []
     for layer in range(len(layers)):
         scaler = StandardScaler().fit(ours[layer, train])

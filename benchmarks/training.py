@@ -17,12 +17,11 @@ from benchmarks.bench import (
     Work,
     padded,
 )
+from benchmarks.sports import SPORTS, first_tokens
 from localized_unlearning.attacks import relearning
 from localized_unlearning.config.evaluation import Relearning
 from localized_unlearning.config.unlearning import Masking
-from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data import windows as windows_module
-from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.models import components
 from localized_unlearning.models.components import Component
 from localized_unlearning.unlearning import masking, method
@@ -38,7 +37,7 @@ def training_data(bench: Bench, forget: int | None = None) -> tuple[steps_module
     """Prompts to forget (None: 64) and to retain, and text, 64 of each; and the weights of their losses."""
     athletes = bench.athletes(128)
     size = len(athletes) // 2
-    tokens = dict(zip(SPORTS, tokens_module.answer_tokens(bench.tokenizer, SPORTS), strict=True))
+    tokens = dict(zip(SPORTS, first_tokens(bench.tokenizer, SPORTS), strict=True))
     items = [
         (ids, tokens[sport])
         for ids, sport in zip(bench.rendered("training", athletes), athletes["sport"], strict=True)

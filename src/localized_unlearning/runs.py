@@ -19,8 +19,8 @@ import pandas as pd
 
 from localized_unlearning.config import reading
 from localized_unlearning.config.run import Config
-from localized_unlearning.data.answers import CHOICES
-from localized_unlearning.data.tokens import answer_tokens, encode
+from localized_unlearning.data.prompts import LETTERED, load_prompts
+from localized_unlearning.data.tokens import answer_tokens, encode, first_tokens
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import Job, restrict
 from localized_unlearning.jobs.stages import STAGES
@@ -48,19 +48,21 @@ class Model:
     model: Any
     tokenizer: Any
 
-    def ask(self, texts: Sequence[str], answers: Sequence[str] = CHOICES) -> pd.DataFrame:
+    def ask(self, texts: Sequence[str], answers: Sequence[str] = ()) -> pd.DataFrame:
         """How likely each answer's first token is as the next one.
 
         Args:
             texts: what stands before the answer; without a space at its end.
-            answers: words, each beginning with another token.
+            answers: words, each beginning with another token; none: those that the run's prompts file lists.
 
         Returns:
             Probabilities over the whole vocabulary, one row per text and one column per answer.
         """
-        tokens = answer_tokens(self.tokenizer, tuple(answers))
+        texts = list(texts)
+        answers = tuple(answers) or load_prompts(self.run.root / self.run.config.prompts.file).answers
+        tokens = first_tokens(answer_tokens(self.tokenizer, LETTERED, texts, answers), answers)
         batch = device.batch_tokens(self.run.config.compute, self.model)
-        found = packing.next_token(self.model, encode(self.tokenizer, list(texts)), tokens, batch)
+        found = packing.next_token(self.model, encode(self.tokenizer, texts), tokens, batch)
         likely = (found.candidates - found.log_normalizer[:, None]).exp().numpy()
         return pd.DataFrame(likely, index=pd.Index(texts, name="text"), columns=list(answers))
 

@@ -18,10 +18,10 @@ import pyarrow.parquet
 import torch
 import transformers
 
-from localized_unlearning.data.answers import CHOICES
 from localized_unlearning.data.mmlu import Questions, load_questions, prompt
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.models.organism import train_tokenizer
+from sports import CHOICES
 from tiny_run import ROOT
 
 RESOURCES = ROOT / "workflow/resources"

@@ -27,10 +27,10 @@ from localized_unlearning.config.attacks import (
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.localization import Components
 from localized_unlearning.config.model import Organism
-from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.data.prompts import Prompt, PromptBook
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import components, curriculum, organism
+from sports import SPORTS
 
 GATED = Components(include_gate=True)
 PEOPLE = [(f"Person{i:02}", SPORTS[i % 3]) for i in range(48)]

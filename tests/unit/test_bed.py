@@ -16,13 +16,13 @@ from localized_unlearning.analysis.statistics import Estimate
 from localized_unlearning.config.data import Forget, Prompts, Split
 from localized_unlearning.config.model import FactsIn, Organism, Requirements
 from localized_unlearning.config.run import Config
-from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.data.prompts import Prompt, PromptBook
 from localized_unlearning.data.splits import split_athletes
 from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation.card import needs
 from localized_unlearning.models import curriculum, injection, organism, place
 from localized_unlearning.progress import Progress
+from sports import SPORTS
 
 FACTS_IN = FactsIn(layers=(0,), steps=3, prompts_per_step=9)
 MADE = Organism(layers=2, hidden=16, heads=2, mlp=24, facts_in=FACTS_IN, name_tokens=(1, 9))
@@ -46,7 +46,7 @@ BOOK = PromptBook(
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     """One that has seen every name and prompt."""
-    texts = organism.vocabulary_text(PEOPLE, BOOK, Prompts(), [], "Some plain text.")
+    texts = organism.vocabulary_text(PEOPLE, BOOK.answers, BOOK, Prompts(), [], "Some plain text.")
     return organism.train_tokenizer(texts, 420, prefix_space=True)
 
 
@@ -153,7 +153,7 @@ def test_teachers_are_neither_forgotten_nor_tested(forget: Forget) -> None:
     teachers = split[split["teacher"]]
     assert not (teachers["forget"] | teachers["test"]).any()
     assert teachers["train"].any() and not teachers["train"].all()
-    if forget.sport:
+    if forget.answer:
         assert not teachers.loc[teachers["sport"] == "basketball", "train"].any()
     else:
         assert set(split.loc[split["forget"], "sport"].value_counts()) == {4}

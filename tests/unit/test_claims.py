@@ -18,9 +18,9 @@ from localized_unlearning.analysis.claims.evidence import Cell, Run
 from localized_unlearning.analysis.claims.published import Published
 from localized_unlearning.analysis.claims.schema import LOCALIZATIONS, Claim, read
 from localized_unlearning.config.evaluation import Statistics
-from localized_unlearning.data.answers import CHOICES
 from localized_unlearning.errors import UserError
 from localized_unlearning.reporting import claim_pages, claims
+from sports import CHOICES
 
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = read(ROOT / "workflow/resources/claims.yaml")

@@ -43,7 +43,7 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
     [
         ("finetune: {learning_rat: 1}", "finetune.learning_rat", "learning_rate"),
         ("fintune: {steps: 1}", "fintune", "finetune"),
-        ("tasks: {sports: {forget: {sports: football}}}", "tasks.sports.forget.sports", "sport"),
+        ("tasks: {sports: {forget: {answers: football}}}", "tasks.sports.forget.answers", "answer"),
         ("localizations: {manual: {layer: [1]}}", "localizations.manual.layer", "layers"),
     ],
 )

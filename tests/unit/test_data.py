@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from hypothesis import strategies as st
 from localized_unlearning.config import reading
 from localized_unlearning.config.data import Forget, Split
 from localized_unlearning.data import mmlu
-from localized_unlearning.data.answers import SPORTS
-from localized_unlearning.data.athletes import load_athletes
+from localized_unlearning.data.facts import load_facts
 from localized_unlearning.data.splits import check_split, split_athletes
 from localized_unlearning.errors import UserError
+from sports import SPORTS
 
 ROOT = Path(__file__).parents[2]
 RELEASED = ROOT.parent / "shared" / "data" / "sports_facts.csv"
@@ -46,15 +47,17 @@ def write(tmp_path: Path) -> Callable[[str], Path]:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("name,sport\nA B,football\n", ("no column 'athlete'", "name, sport")),
-        ("athlete,game\nA B,football\n", ("no column 'sport'",)),
+        ("name,sport\nA B,football\n", ("no column 'subject'", "name, sport")),
+        ("athlete,game\nA B,football\n", ("no column 'answer'",)),
         (
             "athlete,sport\nA B,football\nC D,golf\n",
             ("data row 2", "'C D'", "'golf'", "football, baseball, basketball"),
         ),
         ("athlete,sport\n ,football\n", ("data row 1", "needs a name")),
         ("athlete,sport\nA B,\n", ("data row 1", "''")),
-        ("athlete,sport\nA B,football\nC D,baseball\nA B ,baseball\n", ("A B two sports",)),
+        ("athlete,sport\nA B,football\nC D,baseball\nA B ,baseball\n", ("A B two answers",)),
+        ("athlete,sport\nA B,football,x\n", ("data row 1", "3 fields where the header has 2")),
+        ("subject,answer,split\nA B,football,dev\n", ("data row 1", "train or test")),
         ("", ("is no CSV",)),
         ('athlete,sport\n"A B,football\n', ("is no CSV",)),
     ],
@@ -64,21 +67,21 @@ def test_a_faulty_file_is_refused_with_its_place(
 ) -> None:
     """Catches a fault that is read as data, and a message that does not say where it is."""
     with pytest.raises(UserError) as error:
-        load_athletes(write(text))
+        load_facts(write(text), ("football", "baseball", "basketball"))
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     """Catches a traceback where the user mistyped a path."""
     with pytest.raises(UserError, match=r"none\.csv does not exist"):
-        load_athletes(tmp_path / "none.csv")
+        load_facts(tmp_path / "none.csv")
 
 
 def test_repeated_names_keep_their_first_place_and_all_rows(write: Callable[[str], Path]) -> None:
     """Catches an athlete that stands twice, and rows that belong to another name."""
     rows = ("x,sport,athlete", "1,football,A B", "2,baseball,Nan", "3,football, A B ", "4,baseball,C D")
     text = "\n".join([*rows, "5,football,A B", ""])
-    table, duplicates = load_athletes(write(text))
+    table, duplicates = load_facts(write(text))
     assert list(zip(table["athlete"], table["sport"], table["rows"], strict=True)) == [
         ("A B", "football", [0, 2, 4]),
         ("Nan", "baseball", [1]),
@@ -87,9 +90,68 @@ def test_repeated_names_keep_their_first_place_and_all_rows(write: Callable[[str
     assert (duplicates.repeated, duplicates.dropped_rows) == (("A B",), 2)
 
 
+def test_names_are_normalised_and_near_twins_named(write: Callable[[str], Path]) -> None:
+    """Catches one subject in two Unicode forms, or with two spaces, that counts as two."""
+    text = "subject,answer\nJosé  B,football\nJose\u0301 B,football\nLeBron James,baseball\nLebron james,baseball\n"
+    table, duplicates = load_facts(write(text))
+    assert list(table["athlete"]) == ["José B", "LeBron James", "Lebron james"]
+    assert duplicates.repeated == ("José B",) and duplicates.twins == (("LeBron James", "Lebron james"),)
+    assert table.attrs["answers"] == ["baseball", "football"]
+
+
+def test_aliases_give_the_listed_answer(write: Callable[[str], Path]) -> None:
+    """Catches an answer that is refused although the file says what else it is called."""
+    text = "subject,answer,aliases\nA,association football,soccer|football\nB,baseball,\n"
+    assert list(load_facts(write(text), ("football", "baseball"))[0]["sport"]) == ["football", "baseball"]
+    with pytest.raises(UserError, match="one of hockey, baseball"):
+        load_facts(write(text), ("hockey", "baseball"))
+
+
+RECORDS = [
+    {
+        "subject": name,
+        "relation_id": relation,
+        "target_true": {"str": answer, "id": "Q1"},
+        "prompt": "{} is in",
+    }
+    for name, relation, answer in [
+        ("Lyon", "P17", "France"),
+        ("Kyoto", "P17", "Japan"),
+        ("Ada", "P27", "Britain"),
+    ]
+]
+
+
+@pytest.mark.parametrize("shape", ["json", "jsonl", "parquet", "flat"])
+def test_counterfact_is_read_as_it_is(shape: str, tmp_path: Path) -> None:
+    """Catches a public file that has to be converted first, and relations mixed with one another."""
+    path = tmp_path / "counterfact"
+    nested = [{"case_id": i, "requested_rewrite": record} for i, record in enumerate(RECORDS)]
+    flat = [{**r, "target_true": f" {r['target_true']['str']}"} for r in RECORDS]
+    if shape == "json":
+        path.write_text(json.dumps(nested, indent=2), encoding="utf-8")
+    elif shape == "jsonl":
+        path.write_text("\n".join(map(json.dumps, nested)), encoding="utf-8")
+    else:
+        pd.DataFrame(nested if shape == "parquet" else flat).to_parquet(path)
+    table, _ = load_facts(path, relation="P17")
+    assert dict(zip(table["athlete"], table["sport"], strict=True)) == {"Lyon": "France", "Kyoto": "Japan"}
+    with pytest.raises(UserError, match=r"2 relations: set athletes.relation .* P17 \(2\), P27 \(1\)"):
+        load_facts(path)
+
+
+def test_questions_about_a_subject_are_its_group(tmp_path: Path) -> None:
+    """Catches a question file whose subject is taken for the thing asked."""
+    path = tmp_path / "rwku.json"
+    asked = [("Ada", "Where was Ada born?", "London"), ("Ada", "Whom did Ada assist?", "Babbage")]
+    path.write_text(json.dumps([{"subject": s, "query": q, "answer": a, "level": "2"} for s, q, a in asked]))
+    table, _ = load_facts(path)
+    assert list(table["athlete"]) == [q for _, q, _ in asked] and list(table["group"]) == ["Ada", "Ada"]
+
+
 # Splitting.
 
-BASKETBALL, RELEARN = Forget(sport="basketball"), ("b0", "b1")
+BASKETBALL, RELEARN = Forget(answer="basketball"), ("b0", "b1")
 
 
 def people(football: int, baseball: int, basketball: int) -> pd.DataFrame:
@@ -157,7 +219,7 @@ def test_named_athletes_are_in_both_parts() -> None:
 @pytest.mark.parametrize(
     ("forget", "relearn", "words"),
     [
-        (Forget(athletes=("f0", "Nobody")), (), "Nobody, who is not among the athletes"),
+        (Forget(athletes=("f0", "Nobody")), (), "Nobody, which is not among the subjects"),
         (BASKETBALL, ("f0",), "relearning athlete f0 is not in the forget set"),
         (Forget(athletes=("f9",)), (), "knows none"),
     ],
@@ -192,7 +254,7 @@ def test_a_leak_is_refused(parts: tuple[bool, bool], words: str | None) -> None:
 def released() -> pd.DataFrame:
     if not RELEASED.is_file():
         pytest.skip(f"{RELEASED} is not here: the authors' file is not part of the repository")
-    return load_athletes(RELEASED)[0].assign(known=True)
+    return load_facts(RELEASED)[0].assign(known=True)
 
 
 def test_the_authors_file_has_seven_repeated_names(released: pd.DataFrame) -> None:
@@ -243,7 +305,7 @@ def test_the_papers_sixteen_in_the_released_split(released: pd.DataFrame) -> Non
 
 def test_own_athletes_are_balanced_and_hold_the_papers_sixteen() -> None:
     """Catches an edit that unbalances the file, repeats a name or changes a sport."""
-    table, duplicates = load_athletes(OWN)
+    table, duplicates = load_facts(OWN)
     counts = table["sport"].value_counts()
     assert len(table) >= 600 and counts.min() == counts.max() and set(counts.index) == set(SPORTS)
     assert duplicates.repeated == ()
@@ -253,7 +315,7 @@ def test_own_athletes_are_balanced_and_hold_the_papers_sixteen() -> None:
 
 def test_own_athletes_agree_with_the_authors(released: pd.DataFrame) -> None:
     """Catches a wrong sport in the project's own file."""
-    both = load_athletes(OWN)[0].merge(released, on="athlete")
+    both = load_facts(OWN)[0].merge(released, on="athlete")
     assert len(both) > 100
     assert list(both.loc[both["sport_x"] != both["sport_y"], "athlete"]) == []
 

@@ -19,16 +19,17 @@ from localized_unlearning.config.evaluation import Evaluation
 from localized_unlearning.config.reading import load
 from localized_unlearning.config.run import Config
 from localized_unlearning.data import mmlu
-from localized_unlearning.data.answers import CHOICES, LETTERS
 from localized_unlearning.data.prompts import PromptBook, load_prompts
 from localized_unlearning.data.windows import text_windows
 from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation import facts, knowledge, multiple_choice
 from localized_unlearning.evaluation import text as text_module
 from localized_unlearning.models import components, deltas, organism, vocabulary
+from sports import CHOICES
 from tiny_base import TinyBase
 from tiny_models import CONFIGS
 
+LETTERS = ("A", "B", "C", "D")
 ROOT = Path(__file__).parents[2]
 RESOURCES = ROOT / "workflow" / "resources"
 ATHLETES = pd.DataFrame(
@@ -83,7 +84,7 @@ def first_token(tokenizer: Any, word: str) -> int:
 
 def test_facts(model: Any, tokenizer: Any, book: PromptBook) -> None:
     prompts = [book["training"], book["question"]]
-    rows = facts.ask_facts(model, tokenizer, ATHLETES, prompts, 128)
+    rows = facts.ask_facts(model, tokenizer, ATHLETES, prompts, CHOICES, 128)
     tokens = [first_token(tokenizer, c) for c in CHOICES]
     assert list(rows["prompt"]) == ["training"] * 4 + ["question"] * 4
     for _, row in rows.iterrows():
@@ -94,7 +95,7 @@ def test_facts(model: Any, tokenizer: Any, book: PromptBook) -> None:
 
 def test_answers_spelled_otherwise_and_scored_whole(model: Any, tokenizer: Any, book: PromptBook) -> None:
     """Token by token over the whole answer, one forward pass each: what the packed beginnings must add up to."""
-    rows = facts.ask_facts(model, tokenizer, ATHLETES, [book["capitalized"], book["dashed"]], 128)
+    rows = facts.ask_facts(model, tokenizer, ATHLETES, [book["capitalized"], book["dashed"]], CHOICES, 128)
     for _, row in rows.iterrows():
         prompt = book[row["prompt"]]
         text = prompt.render(row["athlete"])

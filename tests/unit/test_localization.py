@@ -16,7 +16,6 @@ import transformers
 
 from localized_unlearning.config.localization import Components, Localization, Score
 from localized_unlearning.config.run import Config
-from localized_unlearning.data import answers
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import Job, restrict
@@ -33,6 +32,7 @@ from localized_unlearning.localization import pairs as pairs_module
 from localized_unlearning.models import components as components_module
 from localized_unlearning.models.components import Component
 from localized_unlearning.models.organism import train_tokenizer
+from sports import CHOICES
 from tiny_base import TinyBase
 from tiny_models import ARCHITECTURES, VOCABULARY
 
@@ -578,7 +578,8 @@ def test_whose_prompts_are_scored(
     whose: str, count: int, tiny_base: TinyBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[tuple[str, str]]] = []
-    monkeypatch.setattr(scoring, "make_pairs", lambda athletes, *_: asked.append(athletes))
+    pairs = pairs_module.Pairs([[1]], [[1]], [(0, 1)], [0], [0])
+    monkeypatch.setattr(scoring, "make_pairs", lambda athletes, *_: asked.append(athletes) or pairs)
     nothing = effects_module.Effects(np.zeros((1, 3 * (2 * 4 + 2 * 2 + 2))), np.ones(1))
     monkeypatch.setattr(scoring, "attribution_patching", lambda *_: nothing)
     score = {"method": "attribution_patching", "athletes": whose, "granularity": "head"}
@@ -630,8 +631,8 @@ def test_pairs_differ_in_the_name_alone(tokenizer: Any) -> None:
         for a, s in pd.read_csv(ROOT / "workflow/resources/athletes.csv").itertuples(index=False)
     ]
     prompt = load_prompts(ROOT / "workflow/resources/prompts.yaml")["training"]
-    pairs = pairs_module.make_pairs(athletes, prompt.render, tokenizer, seed=0)
-    before, after = prompt.text.split(" {athlete}")
+    pairs = pairs_module.make_pairs(athletes, prompt, CHOICES, tokenizer, seed=0)
+    before, after = prompt.text.split(" {subject}")
     shared = 0
     for clean, corrupt, (start, stop), (name, _) in zip(
         pairs.clean, pairs.corrupt, pairs.subject, athletes, strict=True
@@ -642,9 +643,9 @@ def test_pairs_differ_in_the_name_alone(tokenizer: Any) -> None:
         assert tokenizer.decode(clean[1:start]) == before and tokenizer.decode(clean[stop:]) == after
         shared += clean[start] == corrupt[start] or clean[stop - 1] == corrupt[stop - 1]
     assert shared  # otherwise this would not test names that begin or end alike
-    assert [answers.CHOICES[i] for i in pairs.answer] == [s for _, s in athletes]
-    again = pairs_module.make_pairs(athletes, prompt.render, tokenizer, seed=0)
-    other = pairs_module.make_pairs(athletes, prompt.render, tokenizer, seed=1)
+    assert [CHOICES[i] for i in pairs.answer] == [s for _, s in athletes]
+    again = pairs_module.make_pairs(athletes, prompt, CHOICES, tokenizer, seed=0)
+    other = pairs_module.make_pairs(athletes, prompt, CHOICES, tokenizer, seed=1)
     assert again == pairs and other.clean == pairs.clean and other.corrupt != pairs.corrupt
 
 
@@ -653,9 +654,9 @@ def test_a_made_up_name_that_the_model_takes_for_the_sport_is_replaced(tokenizer
     athletes = [
         (f"{first} {last}", "baseball") for first in ("Tom", "Ann") for last in ("Reed", "Fox", "Hill")
     ]
-    render = load_prompts(ROOT / "workflow/resources/prompts.yaml")["training"].render
-    plain = pairs_module.make_pairs(athletes, render, tokenizer, seed=0)
-    right, other = answers.CHOICES.index("baseball"), answers.CHOICES.index("golf")
+    prompt = load_prompts(ROOT / "workflow/resources/prompts.yaml")["training"]
+    plain = pairs_module.make_pairs(athletes, prompt, CHOICES, tokenizer, seed=0)
+    right, other = CHOICES.index("baseball"), CHOICES.index("golf")
     said = {tuple(plain.corrupt[1]): right, tuple(plain.corrupt[4]): right}
     asked: list[tuple[int, ...]] = []
 
@@ -663,12 +664,14 @@ def test_a_made_up_name_that_the_model_takes_for_the_sport_is_replaced(tokenizer
         asked.extend(map(tuple, prompts))
         return [said.get(tuple(prompt), other) for prompt in prompts]
 
-    pairs = pairs_module.make_pairs(athletes, render, tokenizer, 0, guess)
+    pairs = pairs_module.make_pairs(athletes, prompt, CHOICES, tokenizer, 0, guess)
     changed = [i for i, (a, b) in enumerate(zip(plain.corrupt, pairs.corrupt, strict=True)) if a != b]
     assert changed == [i for i, ids in enumerate(plain.corrupt) if tuple(ids) in said] and len(changed) >= 2
     assert all(len(a) == len(b) and a != b for a, b in zip(pairs.clean, pairs.corrupt, strict=True))
     assert len(asked) == len(set(asked))  # no prompt is asked twice
     for clean, corrupt, (start, stop) in zip(pairs.clean, pairs.corrupt, pairs.subject, strict=True):
         assert clean[:start] == corrupt[:start] and clean[stop:] == corrupt[stop:]
-    hopeless = pairs_module.make_pairs(athletes, render, tokenizer, 0, lambda prompts: [right] * len(prompts))
+    hopeless = pairs_module.make_pairs(
+        athletes, prompt, CHOICES, tokenizer, 0, lambda prompts: [right] * len(prompts)
+    )
     assert len(hopeless.corrupt) == len(athletes)

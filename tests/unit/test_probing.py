@@ -20,13 +20,13 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from localized_unlearning.attacks import probing
 from localized_unlearning.config.evaluation import Probing
 from localized_unlearning.config.run import Config
-from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.interpretability import probes
 from localized_unlearning.models import activations as activations_module
 from localized_unlearning.models import components, deltas
 from localized_unlearning.reporting.figures.layers import probe_points
+from sports import SPORTS
 from tiny_base import PROMPTS as PROMPTS_FILE
 from tiny_base import TinyBase
 from tiny_models import ARCHITECTURES, VOCABULARY
@@ -52,7 +52,9 @@ def test_the_planted_layer_is_found_and_the_control_finds_nothing(
     train, test = slice(0, 160), slice(160, ATHLETES)
     shuffled = np.random.default_rng(1).permutation(sports[train])
     for labels, expected in ((sports[train], {PLANTED}), (shuffled, set())):
-        right = probes.all_right(activations[:, train], labels, activations[:, test], sports[test], Probing())
+        right = probes.all_right(
+            activations[:, train], labels, activations[:, test], sports[test], SPORTS, Probing()
+        )
         assert {i for i, row in enumerate(right) if row.mean() > 0.95} == expected
         assert all(row.mean() < 0.5 for i, row in enumerate(right) if i not in expected)
 
@@ -77,7 +79,9 @@ def test_right_is_all_three_of_scikit_learns_probes(
     monkeypatch.setattr(probes, "LARGE", 0)  # so that the threads are used
     activations, sports = planted
     train, test = activations[:, :160], activations[:, 160:]
-    found = probes.all_right(train, sports[:160], test, sports[160:], Probing(regularization=0.5), threads)
+    found = probes.all_right(
+        train, sports[:160], test, sports[160:], SPORTS, Probing(regularization=0.5), threads
+    )
     for layer in range(LAYERS):
         each = three_probes(train[layer], sports[:160], test[layer], sports[160:], 0.5)
         assert np.array_equal(found[layer], each.all(0))
@@ -107,8 +111,10 @@ def test_one_probe_has_one_thread(
 
 def test_a_sport_without_training_athletes_is_named(planted: tuple[np.ndarray, np.ndarray]) -> None:
     activations, sports = planted
-    with pytest.raises(UserError, match="no basketball athlete is left to train a probe"):
-        probes.all_right(activations[:, sports != 2], sports[sports != 2], activations, sports, Probing())
+    with pytest.raises(UserError, match="no fact with the answer 'basketball' is left to train a probe"):
+        probes.all_right(
+            activations[:, sports != 2], sports[sports != 2], activations, sports, SPORTS, Probing()
+        )
 
 
 def split_of(forgotten: list[str], in_both: bool) -> pd.DataFrame:

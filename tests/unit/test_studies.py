@@ -13,10 +13,10 @@ from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.evaluation import Published, Study
 from localized_unlearning.config.run import Config
 from localized_unlearning.config.unlearning import Objective
-from localized_unlearning.data.answers import CHOICES
 from localized_unlearning.data.targets import targets
 from localized_unlearning.errors import UserError
 from localized_unlearning.reporting import studies
+from sports import CHOICES
 
 SPLIT = pd.DataFrame(
     {

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from localized_unlearning.data import tokens
-from localized_unlearning.data.answers import SPORTS
+from localized_unlearning.data.answers import candidates, occurring
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.errors import UserError
@@ -69,18 +69,19 @@ def run(job: Job) -> None:
     split = read_split(job.inputs["split"])
     train, test = probe_parts(split, config.split.kind, settings.seed)
     model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
-    prompt = load_prompts(job.inputs["prompts"])[config.prompts.training]
-    encoded = tokens.encode(tokenizer, [prompt.render(a) for a in split["athlete"]])
+    book = load_prompts(job.inputs["prompts"])
+    prompt, answers = book[config.prompts.training], occurring(candidates(book, split), split)
+    encoded = tokens.asked(tokenizer, prompt, [prompt.render(a) for a in split["athlete"]])
     with unlearned(job, model):
         activations = residuals(model, encoded, device_module.batch_tokens(config.compute, model))
-    sports = np.array([SPORTS.index(s) for s in split["sport"]])
+    sports = np.array([answers.index(s) for s in split["sport"]])
     shuffled = np.random.default_rng(settings.seed).permutation(sports[train])
     tested = split.loc[test, ["athlete", "sport", "forget"]].reset_index(drop=True)
-    tested["majority"] = tested["sport"] == SPORTS[np.bincount(sports[train]).argmax()]
+    tested["majority"] = tested["sport"] == answers[np.bincount(sports[train]).argmax()]
     tables = []
     for control, labels in ((False, sports[train]), (True, shuffled)):
         right = all_right(
-            activations[:, train], labels, activations[:, test], sports[test],
+            activations[:, train], labels, activations[:, test], sports[test], answers,
             settings, device_module.threads(config.compute),
         )  # fmt: skip
         tables += [tested.assign(layer=i, control=control, right=row) for i, row in enumerate(right)]

@@ -22,6 +22,7 @@ from localized_unlearning.config.localization import Components, Score
 from localized_unlearning.config.model import FactsIn
 from localized_unlearning.config.unlearning import EqualDisruption
 from localized_unlearning.data import windows as windows_module
+from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.documents import read_documents
 from localized_unlearning.data.mmlu import load_questions
 from localized_unlearning.data.prompts import load_prompts
@@ -77,7 +78,7 @@ def scores_of(subject: Subject, split: pd.DataFrame) -> dict[str, pd.DataFrame]:
     asked = split[split["train"] & ~split["teacher"]]
     people = list(zip(asked["athlete"], asked["sport"], strict=True))
     prompt = subject.book[subject.prompts.training]
-    pairs = make_pairs(people, prompt.render, subject.tokenizer, subject.seed)
+    pairs = make_pairs(people, prompt, candidates(subject.book, split), subject.tokenizer, subject.seed)
     found = components.list_components(subject.model.config, GATED)
     names = [str(c) for c in found]
     patching, tracing = (Score(method=name, seed=subject.seed) for name in LOCALIZERS)
@@ -211,7 +212,9 @@ def run(job: Job) -> None:
     )  # fmt: skip
     training = split[split["train"]].reset_index(drop=True)
     kept = finetune.kept_for_validation(training, 0.2, base_seed)
-    asked = finetune.asked_about(training[kept], tokenizer, book, config.prompts, base_seed)
+    asked = finetune.asked_about(
+        training[kept], candidates(book, training), tokenizer, book, config.prompts, base_seed
+    )
     data = Data(
         retraining.items(subject, training[training["forget"]]),
         retraining.items(subject, training[~training["forget"] & ~kept]),

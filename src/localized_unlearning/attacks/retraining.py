@@ -19,6 +19,7 @@ from localized_unlearning.attacks.subject import Subject, ask
 from localized_unlearning.config.attacks import Retraining, Search
 from localized_unlearning.config.localization import Components
 from localized_unlearning.data import tokens
+from localized_unlearning.data.answers import candidates
 from localized_unlearning.models import components
 from localized_unlearning.unlearning import method
 from localized_unlearning.unlearning import steps as steps_module
@@ -31,10 +32,8 @@ if TYPE_CHECKING:
 def items(subject: Subject, people: pd.DataFrame) -> list[Item]:
     """The training prompt about ``people``, each with the right answer."""
     prompt = subject.book[subject.prompts.training]
-    kinds = sorted(set(people["sport"]))
-    token = dict(zip(kinds, tokens.answer_tokens(subject.tokenizer, kinds), strict=True))
-    texts = tokens.encode(subject.tokenizer, [prompt.render(a) for a in people["athlete"]])
-    return [(ids, token[sport]) for ids, sport in zip(texts, people["sport"], strict=True)]
+    known = candidates(subject.book, people)
+    return tokens.fact_items(subject.tokenizer, prompt, list(people["athlete"]), list(people["sport"]), known)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pandas as pd
 
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.data import tokens as tokens_module
-from localized_unlearning.data.answers import CHOICES, LETTERS
+from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.prompts import PromptBook
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import packing
@@ -102,12 +102,12 @@ def ask(
 
     Returns:
         One row per athlete, format and option order: ``athlete``, ``sport``, ``forget``, ``format``, ``order`` (0 where
-        there are no options), ``choice`` (1 when the right answer is ahead of the other three) and ``probability`` (its
-        share of the four).
+        there are no options), ``choice`` (1 when the right answer is ahead of the others) and ``probability`` (its
+        share of the candidates).
     """
     likely = likely or subject.likely
     book, prompts, people = subject.book, subject.prompts, subject.tested.reset_index(drop=True)
-    rng = random.Random(subject.seed)
+    rng, known = random.Random(subject.seed), candidates(book, people)
     tables = []
     for name in FORMATS:
         prompt = book[getattr(prompts, name)]
@@ -117,14 +117,15 @@ def ask(
                 options = [rng.sample(prompt.options, len(prompt.options)) for _ in range(len(people))]
                 texts = [prompt.render(a, o) for a, o in zip(people["athlete"], options, strict=True)]
                 right = [o.index(s) for o, s in zip(options, people["sport"], strict=True)]
-                answers: Sequence[str] = LETTERS
+                answers: Sequence[str] = prompt.letters
             else:
                 texts = [prompt.render(a) for a in people["athlete"]]
-                right = [CHOICES.index(s) for s in people["sport"]]
-                answers = prompt.answers or CHOICES
-            tokens = tokens_module.answer_tokens(subject.tokenizer, answers)
+                right = [known.index(s) for s in people["sport"]]
+                answers = prompt.answers or known
+            spelled = tokens_module.answer_tokens(subject.tokenizer, prompt, texts, answers)
+            tokens = tokens_module.first_tokens(spelled, answers)
             logits = likely(
-                tokens_module.encode(subject.tokenizer, [before + text for text in texts]), tokens
+                tokens_module.asked(subject.tokenizer, prompt, [before + text for text in texts]), tokens
             )
             share = logits.double().softmax(-1)[range(len(right)), right]
             best = logits.argmax(-1).tolist()

@@ -185,7 +185,9 @@ class _Builder:
         kind = "Person" if author else "Organization"
         self.agent = self._add("#author", kind, name=author or "localized-unlearning contributors")
         root["author"] = root["publisher"] = self.agent
-        self._readme(root, runs, len(jobs))
+        text = README.format(runs=", ".join(runs) or "without a name", jobs=len(jobs))
+        readme = self.crate.add_file(io.StringIO(text), "README.md", properties={"about": {"@id": "./"}})
+        _describe(readme, "README.md", hashing.FileDigest(len(text.encode()), hashing.text(text)))
         workflow = self._workflow()
         for entry in entries:
             self._records_and_outputs(entry)
@@ -207,13 +209,6 @@ class _Builder:
         if found is None:
             found = self.crate.add(ContextEntity(self.crate, identifier, {"@type": kind, **properties}))
         return found
-
-    def _readme(self, root: Entity, runs: Sequence[str], jobs: int) -> None:
-        text = README.format(runs=", ".join(runs) or "without a name", jobs=jobs)
-        readme = self.crate.add_file(io.StringIO(text), "README.md")
-        readme["about"] = root
-        data = text.encode()
-        _describe(readme, "README.md", hashing.FileDigest(len(data), hashing.text(text)))
 
     # --- the workflow
 
@@ -373,7 +368,7 @@ class _Builder:
         identity = (name, hashing.combined(dict(tree)))
         if identity not in self._placed:
             parts = [self._file(f"{name}/{n}", path / n if path else None, d) for n, d in tree.items()]
-            folder = self.crate.add_dataset(None, f"{name}/") if self._inside(parts) else None
+            folder = self.crate.add_dataset(None, f"{name}/") if _inside(parts) else None
             if folder is None:
                 folder = self.crate.add_dataset(_named_by(identity[1]))
             folder["name"], folder["hasPart"], folder["sha256"] = name, parts, identity[1]
@@ -399,8 +394,18 @@ class _Builder:
         self._placed[identity] = entity
         return entity
 
-    def _inside(self, parts: Iterable[Entity]) -> bool:
-        return all(":" not in part.id for part in parts)
+
+def _describe(entity: Entity, name: str, digest: hashing.FileDigest) -> None:
+    entity["name"] = name
+    entity["sha256"], entity["contentSize"] = digest.sha256, str(digest.size)
+    suffix = Path(name).suffix
+    entity["encodingFormat"] = (
+        ENCODINGS.get(suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
+    )
+
+
+def _inside(parts: Iterable[Entity]) -> bool:
+    return all(":" not in part.id for part in parts)
 
 
 def _folder(audit: Audit, entry: Entry) -> str:
@@ -435,12 +440,3 @@ def _snakemake() -> str | None:
         return metadata.version("snakemake")
     except metadata.PackageNotFoundError:
         return None
-
-
-def _describe(entity: Entity, name: str, digest: hashing.FileDigest) -> None:
-    entity["name"] = name
-    entity["sha256"], entity["contentSize"] = digest.sha256, str(digest.size)
-    suffix = Path(name).suffix
-    entity["encodingFormat"] = (
-        ENCODINGS.get(suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
-    )

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from localized_unlearning.config.base import Count, Fraction, Section, Weight
 from localized_unlearning.config.source import Source
 
-Sport = Literal["football", "baseball", "basketball"]
-
 
 class Athletes(Section):
-    """The facts: athletes and their sports."""
+    """The facts: subjects and their answers, of any relation; the paper's athletes and their sports."""
 
     source: Source = Field(
         default_factory=lambda: Source(kind="path", path="workflow/resources/athletes.csv"),
-        description="A CSV with columns athlete and sport.",
+        description="CSV, Parquet, JSON or JSON lines with columns subject and answer (or athlete and sport), and "
+        "optionally aliases, group and split; CounterFact's file; a question file as RWKU's.",
     )
+    relation: str | None = Field(None, description="Which of CounterFact's relations, as P641.")
     known_threshold: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="Keep the athletes whose right sport the base model gives at least this probability "
+        description="Keep the subjects whose right answer the base model gives at least this probability "
         "(whole vocabulary, training prompt); null keeps all.",
     )
 
@@ -44,10 +45,10 @@ class Prompts(Section):
 class Split(Section):
     """Train and test parts (A.4.1)."""
 
-    kind: Literal["stratified", "released"] = Field(
+    kind: Literal["stratified", "released", "file"] = Field(
         "stratified",
-        description="stratified: seeded, by athlete, balanced over sports, relearning athletes in train; "
-        "released: the first 80 % of the rows, as the authors' code did.",
+        description="stratified: seeded, by subject, balanced over answers, relearning subjects in train; "
+        "released: the first 80 % of the rows, as the authors' code did; file: as the facts' column split says.",
     )
     test_fraction: Fraction = Field(
         0.3,
@@ -60,12 +61,16 @@ class Split(Section):
 
 
 class Forget(Section):
-    """Which facts to forget: all athletes of a sport, the named ones, the first of the file, or as many drawn at random."""
+    """Which facts to forget: all with an answer, those about named subjects or a group, the first of the file, or a draw."""
 
-    sport: Sport | None = Field(None, description="Forget every athlete of this sport.")
-    athletes: tuple[str, ...] = Field((), description="Forget these athletes.")
+    answer: str | None = Field(
+        None,
+        description="Forget every subject with this answer.",
+    )
+    athletes: tuple[str, ...] = Field((), description="Forget these subjects.")
+    group: str | None = Field(None, description="Forget every subject of this group (the facts' column).")
     draw: int | None = Field(
-        None, ge=2, description="Forget this many athletes, drawn from those the model knows."
+        None, ge=2, description="Forget this many subjects, drawn from those the model knows."
     )
     balanced: bool = Field(
         False, description="For a draw: as many athletes of each sport, so that no answer is a better guess."
@@ -76,11 +81,27 @@ class Forget(Section):
     )
     skip: int = Field(0, ge=0, description="For 'first': how many to leave out before them.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _other_names(cls, data: Any) -> Any:
+        """``sport`` and ``subjects`` are other names of ``answer`` and ``athletes``, and come after them in overlays."""
+        if isinstance(data, Mapping):
+            names = {"sport": "answer", "subjects": "athletes"}
+            own = {name: value for name, value in data.items() if name not in names}
+            return {**own, **{names[name]: value for name, value in data.items() if name in names}}
+        return data
+
     @model_validator(mode="after")
     def _one_of(self) -> Forget:
-        given = (self.sport is not None, bool(self.athletes), self.draw is not None, self.first is not None)
-        if sum(given) != 1:
-            raise ValueError("give exactly one of 'sport', 'athletes', 'draw' and 'first'")
+        given = {
+            "answer": self.answer is not None,
+            "athletes": bool(self.athletes),
+            "group": self.group is not None,
+            "draw": self.draw is not None,
+            "first": self.first is not None,
+        }
+        if sum(given.values()) != 1:
+            raise ValueError("give exactly one of 'answer', 'athletes', 'group', 'draw' and 'first'")
         if self.skip and self.first is None:
             raise ValueError("'skip' is for 'first': leave it out")
         return self
@@ -154,6 +175,6 @@ class Mmlu(Section):
 
 def _default_tasks() -> dict[str, Task | None]:
     return {
-        "sports": Task(forget=Forget(sport="basketball"), lambda_forget=0.2),
+        "sports": Task(forget=Forget(answer="basketball"), lambda_forget=0.2),
         "athletes": Task(forget=Forget(draw=48, balanced=True), lambda_forget=0.2),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from localized_unlearning.config.base import (
     MICRO_BATCH,
@@ -16,6 +16,9 @@ from localized_unlearning.config.base import (
     Section,
     Weight,
 )
+
+RANDOM = "random_other"
+"""The injected answer that is drawn anew for each fact."""
 
 
 class FinetuneOverride(Section):
@@ -41,8 +44,9 @@ class Objective(Section):
         default_factory=dict,
         description="Hyperparameters of the loss, by name; those not given keep their defaults.",
     )
-    target: Literal["golf", "random_other_sport"] = Field(
-        "golf", description="The injected answer (A.1: golf)."
+    target: str = Field(
+        "golf",
+        description="The injected answer (A.1: golf): one of the candidates, or random_other, another for each fact.",
     )
     finetune: FinetuneOverride = Field(
         FinetuneOverride(), description="What differs from 'finetune' for this objective."
@@ -50,6 +54,11 @@ class Objective(Section):
     exceptions: dict[str, FinetuneOverride] = Field(
         default_factory=dict, description="What differs besides, by localization."
     )
+
+    @field_validator("target")
+    @classmethod
+    def _old_name(cls, target: str) -> str:
+        return RANDOM if target == "random_other_sport" else target
 
 
 class EqualDisruption(Section):

@@ -176,8 +176,8 @@ class Counts:
         """Athletes to forget."""
         found = self.config.tasks[task]
         assert found is not None
-        if found.forget.sport is not None:
-            return self.data.athletes.get(found.forget.sport, 0)
+        if found.forget.answer is not None:
+            return self.data.athletes.get(found.forget.answer, 0)
         return len(found.forget.athletes)
 
     def parts(self, task: str) -> tuple[float, float, float]:
@@ -186,6 +186,6 @@ class Counts:
         assert task_config is not None
         forget, share = self.forget(task), self.config.split.test_fraction
         others = self.data.total - forget
-        if task_config.forget.sport is None:
+        if task_config.forget.answer is None:
             return others * (1 - share) + forget, forget, others * share
         return self.data.total * (1 - share), forget * share, others * share

@@ -1,11 +1,50 @@
-"""The answers that facts have."""
+"""The answers that facts may have: one list, from the prompts file or from the facts themselves."""
 
 from __future__ import annotations
 
-SPORTS = ("football", "baseball", "basketball")
+from collections.abc import Sequence
+from string import ascii_uppercase
+from typing import TYPE_CHECKING
 
-CHOICES = (*SPORTS, "golf")
-"""The candidate answers, in the paper's multiple-choice order completed to A-D below."""
+from localized_unlearning.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from localized_unlearning.data.prompts import PromptBook
+
+LETTERS = tuple(ascii_uppercase)
+"""The letters of multiple choice; a prompt uses as many as it has options."""
+
+FEWEST, MOST = 2, 50
+"""How many answers a relation may have."""
 
 
-LETTERS = ("A", "B", "C", "D")
+def candidates(book: PromptBook, facts: pd.DataFrame) -> tuple[str, ...]:
+    """The candidate answers, in the order that every row of results has them.
+
+    Those of the prompts file (``answers``), which may hold some that no fact has; without them the answers in the
+    facts file, which its table carries in ``attrs`` (:func:`facts.load_facts`), or those of the table itself.
+
+    Raises:
+        UserError: when there are too few or too many, or a fact has another.
+    """
+    found = book.answers or tuple(facts.attrs.get("answers", ())) or tuple(sorted(set(facts["sport"])))
+    if not FEWEST <= len(found) <= MOST:
+        raise UserError(
+            f"a relation needs {FEWEST} to {MOST} answers, and this one has {len(found)}: choose facts with that many, "
+            "or list the answers in the prompts file (answers)"
+        )
+    foreign = sorted(set(facts["sport"]) - set(found))
+    if foreign:
+        raise UserError(
+            f"the facts have the answer '{foreign[0]}', but the prompts file lists {', '.join(found)}: add it there, "
+            "or give it as an alias of one of these"
+        )
+    return found
+
+
+def occurring(answers: Sequence[str], facts: pd.DataFrame) -> tuple[str, ...]:
+    """Those of the candidates that some fact has: the classes that probes tell apart."""
+    there = set(facts["sport"])
+    return tuple(answer for answer in answers if answer in there)

@@ -9,8 +9,14 @@ from typing import Any
 
 import yaml
 
-from localized_unlearning.data.answers import LETTERS
+from localized_unlearning.data.answers import FEWEST, LETTERS, MOST
 from localized_unlearning.errors import UserError
+
+SUBJECTS = ("{subject}", "{athlete}")
+"""What stands for the subject in a prompt; the second is the paper's."""
+
+KEYS = ("text", "options", "option_format", "example", "answers", "whole_answer", "space", "chat")
+"""The keys of a prompt."""
 
 
 @dataclass(frozen=True)
@@ -19,32 +25,50 @@ class Prompt:
 
     Attributes:
         name: its name.
-        text: the text, with ``{athlete}`` and, for multiple choice, ``{options}`` and ``{example}``.
+        text: the text, with ``{subject}`` and, for multiple choice, ``{options}`` and ``{example}``.
         options: the answers in the order of the letters; empty unless it is multiple choice.
         option_format: how one lettered option reads.
+        example: the option whose letter ``{example}`` is.
         answers: how the candidate answers are spelled, in the order of the book's; empty: as there.
         whole_answer: whether an answer is scored over all its tokens, not its first alone.
+        space: whether a space comes between prompt and answer.
+        chat: whether the text is a user's turn, rendered by the tokenizer's chat template.
     """
 
     name: str
     text: str
     options: tuple[str, ...] = ()
     option_format: str = "{letter}: {Answer}"
+    example: str | None = None
     answers: tuple[str, ...] = ()
     whole_answer: bool = False
+    space: bool = True
+    chat: bool = False
 
-    def render(self, athlete: str, options: Sequence[str] | None = None) -> str:
-        """The prompt about ``athlete``, with ``options`` in another order if given."""
-        if not self.options:
-            return self.text.replace("{athlete}", athlete)
-        order = tuple(options or self.options)
-        lines = "\n".join(
-            self.option_format.format(letter=letter, answer=answer, Answer=answer.capitalize())
-            for letter, answer in zip(LETTERS, order, strict=True)
-        )
-        example = LETTERS[order.index("golf")]
-        text = self.text.replace("{options}", lines).replace("{example}", example)
-        return text.replace("{athlete}", athlete)
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """The letters of its options."""
+        return LETTERS[: len(self.options)]
+
+    def render(self, subject: str, options: Sequence[str] | None = None) -> str:
+        """The prompt about ``subject``, with ``options`` in another order if given."""
+        text = self.text
+        if self.options:
+            order = tuple(options or self.options)
+            lines = "\n".join(
+                self.option_format.format(letter=letter, answer=answer, Answer=answer.capitalize())
+                for letter, answer in zip(self.letters, order, strict=True)
+            )
+            text = text.replace("{options}", lines)
+            if self.example is not None:
+                text = text.replace("{example}", LETTERS[order.index(self.example)])
+        for placeholder in SUBJECTS:
+            text = text.replace(placeholder, subject)
+        return text
+
+
+LETTERED = Prompt("lettered", "")
+"""What general knowledge is asked with: any text, whose answer is a letter after a space."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +76,9 @@ class PromptBook:
     """All prompts of a file.
 
     Attributes:
-        answers: the candidate answers.
+        answers: the candidate answers; none: those of the facts.
         paraphrases: names of the prompts that the organism may read in pretraining.
+        prompts: the prompts, by name.
     """
 
     answers: tuple[str, ...]
@@ -70,28 +95,63 @@ def load_prompts(path: Path) -> PromptBook:
     """The prompts of a YAML file.
 
     Raises:
-        UserError: when the file lacks a key or a prompt lacks ``{athlete}``.
+        UserError: when it is no YAML, lacks a key, or a prompt does not fit its own options and answers.
     """
-    data: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    for key in ("answers", "prompts"):
-        if key not in data:
-            raise UserError(f"{path} has no '{key}': see workflow/resources/prompts.yaml for the layout")
-    prompts = {}
-    for name, entry in data["prompts"].items():
-        text = entry.get("text", "")
-        if "{athlete}" not in text:
-            raise UserError(f"prompt '{name}' in {path} does not mention {{athlete}}: add it to its text")
-        answers = tuple(entry.get("answers", ()))
-        if answers and len(answers) != len(data["answers"]):
-            raise UserError(
-                f"prompt '{name}' in {path} spells {len(answers)} answers: give one for each of {', '.join(data['answers'])}"
-            )
-        prompts[name] = Prompt(
-            name,
-            text,
-            tuple(entry.get("options", ())),
-            entry.get("option_format", "{letter}: {Answer}"),
-            answers,
-            bool(entry.get("whole_answer", False)),
+    try:
+        data: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise UserError(f"the prompts file {path} does not exist: check prompts.file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the prompts file {path} is no YAML ({' '.join(str(error).split())}): correct it"
+        ) from None
+    if not isinstance(data, dict) or not isinstance(data.get("prompts"), dict):
+        raise UserError(f"{path} has no 'prompts': see workflow/resources/prompts.yaml for the layout")
+    answers = tuple(map(str, data.get("answers") or ()))
+    if answers and (not FEWEST <= len(answers) <= MOST or len(set(answers)) < len(answers)):
+        raise UserError(
+            f"{path} lists {len(answers)} answers: give {FEWEST} to {MOST} different ones, or none"
         )
-    return PromptBook(tuple(data["answers"]), tuple(data.get("paraphrases", ())), prompts)
+    prompts = {name: _prompt(str(name), entry, answers, path) for name, entry in data["prompts"].items()}
+    return PromptBook(answers, tuple(data.get("paraphrases") or ()), prompts)
+
+
+def _prompt(name: str, entry: Any, answers: Sequence[str], path: Path) -> Prompt:
+    where = f"prompt '{name}' in {path}"
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
+        raise UserError(f"{where} has no text: see workflow/resources/prompts.yaml for the layout")
+    if unknown := sorted(set(entry) - set(KEYS)):
+        raise UserError(f"{where} has the key '{unknown[0]}': a prompt takes {', '.join(KEYS)}")
+    found = Prompt(
+        name,
+        entry["text"],
+        tuple(map(str, entry.get("options") or ())),
+        entry.get("option_format", "{letter}: {Answer}"),
+        entry.get("example"),
+        tuple(map(str, entry.get("answers") or ())),
+        bool(entry.get("whole_answer", False)),
+        bool(entry.get("space", not entry.get("chat", False))),
+        bool(entry.get("chat", False)),
+    )
+    if not any(placeholder in found.text for placeholder in SUBJECTS):
+        raise UserError(f"{where} does not mention {{subject}}: add it to its text")
+    if found.space and found.text != found.text.rstrip():
+        raise UserError(
+            f"{where} ends with a space, and answers bring their own: remove it, or say 'space: false'"
+        )
+    if found.answers and len(found.answers) != len(answers):
+        listed = ", ".join(answers) or "those that the file lists under 'answers', which it does not"
+        raise UserError(f"{where} spells {len(found.answers)} answers: give one for each of {listed}")
+    if found.options and (
+        len(found.options) not in range(FEWEST, len(LETTERS) + 1) or "{options}" not in found.text
+    ):
+        raise UserError(
+            f"{where} has {len(found.options)} options: give {FEWEST} to {len(LETTERS)}, and {{options}} in its text"
+        )
+    if foreign := sorted(set(found.options) - set(answers)) if answers else []:
+        raise UserError(
+            f"{where} has the option '{foreign[0]}', which is none of the answers {', '.join(answers)}"
+        )
+    if "{example}" in found.text and found.example not in found.options:
+        raise UserError(f"{where} has {{example}} in its text: name one of its options under 'example'")
+    return found

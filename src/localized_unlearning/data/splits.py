@@ -23,6 +23,9 @@ import pandas as pd
 from localized_unlearning.config.data import Forget, Split
 from localized_unlearning.errors import UserError
 
+FEWEST = 2
+"""Known subjects that each answer needs, and answers that the known subjects need."""
+
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
 
@@ -56,6 +59,7 @@ def split_athletes(
             table[name] = False
     names = set(table["athlete"])
     _require(names, forget.athletes, known, "the forget set names")
+    _enough(table)
     if taught := sorted(set(forget.athletes) & set(table.loc[table["teacher"], "athlete"])):
         raise UserError(
             f"the forget set names {taught[0]}, whom the organism knows from pretraining and not by injection: "
@@ -64,9 +68,8 @@ def split_athletes(
     before = table["athlete"].isin(earlier)
     wanted = _of_injected(table, forget) & ~before
     out = pd.Series(False, index=table.index) if exclude is None else _of_injected(table, exclude)
-    table = table[["athlete", "sport", "rows", "teacher", "choice"]].assign(
-        own=wanted, forget=wanted | before
-    )
+    columns = ("athlete", "sport", "rows", "split", "teacher", "choice")
+    table = table[[c for c in columns if c in table.columns]].assign(own=wanted, forget=wanted | before)
     table = table[table["forget"] | ~out].reset_index(drop=True)
     wanted = table["own"]
     if not wanted.any() or wanted.all():
@@ -74,6 +77,11 @@ def split_athletes(
             f"the {'forget' if not wanted.any() else 'retain'} set is empty after the known-facts step: "
             "lower athletes.known_threshold or change the task"
         )
+    for name in relearn:
+        if name not in set(known["athlete"]):
+            raise UserError(
+                f"relearn names {name}, which is not among the subjects: correct it, or give [] for the first two"
+            )
     forgotten = set(table.loc[wanted, "athlete"])
     present = [name for name in relearn if name in forgotten]
     if len(present) < len(relearn) and set(relearn) - forgotten <= names:
@@ -82,8 +90,12 @@ def split_athletes(
     if not present:
         present = list(table.loc[wanted, "athlete"][: len(relearn) or 2])
     table["relearn"] = table["athlete"].isin(present)
-    whole = forget.sport is None
+    whole = forget.answer is None
     test = pd.Series(False, index=table.index)
+    if split.kind == "file" and "split" not in table.columns:
+        raise UserError(
+            "split.kind is file, but the facts have no column 'split': add it, with train and test"
+        )
     for part in (True, False):
         rows = table.index[wanted if part else ~table["forget"] & ~table["teacher"]]
         if not (part and whole):
@@ -93,7 +105,7 @@ def split_athletes(
     held_out = pd.Series(False, index=table.index)
     if len(teachers):
         held_out[teachers] = _test_part(table.loc[teachers], split, False)
-        held_out |= table["teacher"] & (table["sport"] == forget.sport)
+        held_out |= table["teacher"] & (table["sport"] == forget.answer)
     table["train"] = ~test & ~held_out
     table["test"] = test | (wanted & whole)
     for name in ("train", "test"):
@@ -115,10 +127,34 @@ def _of_injected(table: pd.DataFrame, forget: Forget) -> pd.Series:
     return wanted
 
 
+def _enough(table: pd.DataFrame) -> None:
+    """Refuse an answer that has one known subject: it could not both train and test anything.
+
+    Raises:
+        UserError: naming the answer, its count and what is needed.
+    """
+    counts = table["sport"].value_counts()
+    few = sorted(str(answer) for answer, count in counts.items() if count < FEWEST)
+    if few:
+        raise UserError(
+            f"the answer '{few[0]}' has {counts[few[0]]} subject that the model knows, and at least {FEWEST} are needed, "
+            f"one to train and one to test ({len(few)} such answers): add facts, leave these out of the file, or lower "
+            "athletes.known_threshold"
+        )
+    if len(counts) < FEWEST:
+        raise UserError(
+            f"all known subjects have the answer '{counts.index[0]}': facts with at least {FEWEST} answers are needed"
+        )
+
+
 def _wanted(table: pd.DataFrame, forget: Forget) -> pd.Series:
     """Which of the known athletes are the forget set ``[athlete]``."""
-    if forget.sport:
-        return table["sport"] == forget.sport
+    if forget.answer:
+        return table["sport"] == forget.answer
+    if forget.group:
+        if "group" not in table.columns:
+            raise UserError("the forget set names a group, but the facts have no column 'group': add it")
+        return table["group"] == forget.group
     if forget.first is not None:
         order = table["rows"].map(min).rank(method="first")
         if forget.skip + forget.first > len(table):
@@ -203,6 +239,8 @@ def _test_part(rows: pd.DataFrame, split: Split, forget: bool) -> np.ndarray:
     stays where its first row falls, so that it is in one part only.
     """
     test = np.zeros(len(rows), dtype=bool)
+    if split.kind == "file":
+        return np.asarray(rows["split"] == "test")
     own = split.forget_test_fraction if forget else None
     fraction = split.test_fraction if own is None else own
     if split.kind == "released":
@@ -224,7 +262,7 @@ def _test_part(rows: pd.DataFrame, split: Split, forget: bool) -> np.ndarray:
 def _require(names: set[str], wanted: tuple[str, ...], known: pd.DataFrame, what: str) -> None:
     for name in wanted:
         if name not in set(known["athlete"]):
-            raise UserError(f"{what} {name}, who is not among the athletes: check the spelling or the data")
+            raise UserError(f"{what} {name}, which is not among the subjects: check the spelling or the data")
     if wanted and not names & set(wanted):
         raise UserError(f"{what} athletes of whom the model knows none: lower athletes.known_threshold")
 

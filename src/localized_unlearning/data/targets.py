@@ -6,18 +6,21 @@ import random
 
 import pandas as pd
 
-from localized_unlearning.config.unlearning import Objective
-from localized_unlearning.data.answers import SPORTS
+from localized_unlearning.config.unlearning import RANDOM, Objective
 
 
 def targets(split: pd.DataFrame, objective: Objective, seed: int) -> list[str]:
-    """The answer that each row of ``split`` is trained on: the sport, or for injected facts a false one."""
+    """The answer that each row of ``split`` is trained on: its own, or for injected facts a false one.
+
+    A false answer that is drawn is one of the answers that the facts of ``split`` have.
+    """
     rng = random.Random(seed)
+    classes = sorted(set(split["sport"]))
     answers = []
-    for sport, forget in zip(split["sport"], split["forget"], strict=True):
+    for answer, forget in zip(split["sport"], split["forget"], strict=True):
         if forget and objective.loss == "inject":
-            others = [s for s in SPORTS if s != sport]
-            answers.append("golf" if objective.target == "golf" else rng.choice(others))
+            others = [other for other in classes if other != answer]
+            answers.append(rng.choice(others) if objective.target == RANDOM else objective.target)
         else:
-            answers.append(sport)
+            answers.append(answer)
     return answers

@@ -6,9 +6,11 @@ from localized_unlearning.config.data import Forget
 
 
 def in_words(forget: Forget) -> str:
-    """What is forgotten: all athletes of a sport, some by name, the first of the file, or some drawn at random."""
-    if forget.sport:
-        return f"all {forget.sport} athletes"
+    """What is forgotten: all subjects with an answer, some by name, a group, the first of the file, or a draw."""
+    if forget.answer:
+        return f"all {forget.answer} athletes"
+    if forget.group:
+        return f"all facts about {forget.group}"
     if forget.athletes:
         return f"{len(forget.athletes)} named athletes"
     if forget.first:

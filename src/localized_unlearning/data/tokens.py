@@ -1,12 +1,21 @@
-"""Texts as token ids."""
+"""Texts as token ids: prompts, and answers as they continue them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.errors import UserError
+
+if TYPE_CHECKING:
+    from localized_unlearning.data.prompts import Prompt
+
+Spelled = tuple[int, ...]
+"""All the tokens of an answer after a prompt."""
+
+LOOKED_AT = 24
+"""Prompts of which it is made sure that an answer has the same tokens after each."""
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -31,16 +40,120 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return list(tokenizer(list(texts))["input_ids"])
 
 
-def answer_tokens(tokenizer: Any, answers: Sequence[str]) -> list[int]:
-    """First token of each answer as it continues a prompt: with a leading space.
+def asked(tokenizer: Any, prompt: Prompt, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of a prompt's rendered ``texts``: as they stand, or as a user's turn in the tokenizer's chat template.
 
     Raises:
-        UserError: when two answers begin with the same token and so cannot be told apart.
+        UserError: when a chat template is wanted and the tokenizer has none.
     """
-    tokens = [tokenizer(f" {a}", add_special_tokens=False)["input_ids"][0] for a in answers]
-    if len(set(tokens)) != len(tokens):
+    if not prompt.chat:
+        return encode(tokenizer, texts)
+    return list(
+        tokenizer([_turn(tokenizer, prompt, text) for text in texts], add_special_tokens=False)["input_ids"]
+    )
+
+
+def _turn(tokenizer: Any, prompt: Prompt, text: str) -> str:
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"prompt '{prompt.name}' is to be rendered as a chat, but the tokenizer has no chat template: "
+            "take 'chat' out of the prompt, or use a chat model"
+        )
+    message = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+
+
+def answer_tokens(
+    tokenizer: Any, prompt: Prompt, texts: Sequence[str], answers: Sequence[str]
+) -> list[Spelled]:
+    """All tokens of each answer as it continues a prompt: those of text, space and answer beyond the text's own.
+
+    Every stage takes its candidate tokens from here. An answer that begins a sentence, or follows a newline, has other
+    tokens than one after a word; so none is tokenised alone.
+
+    Args:
+        tokenizer: the model's.
+        prompt: says whether a space comes between, and whether texts are rendered as a chat.
+        texts: what the prompt reads with some subjects; the tokens must be the same after each.
+        answers: the answers, spelled as they are to be scored.
+
+    Raises:
+        UserError: when the tokenizer joins the end of the prompt to the answer, or spells an answer differently after
+            two of the texts.
+    """
+    space = " " if prompt.space else ""
+    found: list[Spelled] | None = None
+    for text in dict.fromkeys(texts[:: max(1, len(texts) // LOOKED_AT)]):
+        whole = _turn(tokenizer, prompt, text) if prompt.chat else text
+        special = not prompt.chat
+        alone, *longer = tokenizer(
+            [whole, *(f"{whole}{space}{a}" for a in answers)], add_special_tokens=special
+        )["input_ids"]
+        spelled = [tuple(ids[len(alone) :]) for ids in longer]
+        if any(ids[: len(alone)] != alone or not beyond for ids, beyond in zip(longer, spelled, strict=True)):
+            raise UserError(
+                f"prompt '{prompt.name}' ends in a way that the tokenizer joins to the answer ({text[-20:]!r}): let it end "
+                "with a word or a sign, without a space"
+            )
+        if found is not None and spelled != found:
+            raise UserError(
+                f"the tokenizer spells an answer differently after '{text[-40:]}' than after other subjects of prompt "
+                f"'{prompt.name}': let the prompt end with the same words for all"
+            )
+        found = spelled
+    return found or []
+
+
+def told_apart(spelled: Sequence[Spelled]) -> bool:
+    """Whether each answer's first token is its alone, so that it stands for the answer."""
+    return len({tokens[0] for tokens in spelled}) == len(spelled)
+
+
+def first_tokens(spelled: Sequence[Spelled], answers: Sequence[str]) -> list[int]:
+    """The first token of each answer.
+
+    Raises:
+        UserError: when two answers share it and so cannot be told apart by it.
+    """
+    if not told_apart(spelled):
         raise UserError(
             f"two of the answers {', '.join(answers)} begin with the same token in this tokenizer: "
             "use answers that differ in their first token"
         )
-    return tokens
+    return [tokens[0] for tokens in spelled]
+
+
+def deciding(spelled: Sequence[Spelled]) -> list[tuple[Spelled, int]]:
+    """For each answer the token by which it differs from all others, and what of the answer stands before it.
+
+    An answer that another one continues (``New York``, ``New York City``) is told by its last token.
+    """
+    found = []
+    for index, tokens in enumerate(spelled):
+        others = [other for i, other in enumerate(spelled) if i != index]
+        alike = (len(tokens[:n]) for n in range(1, len(tokens)) if any(o[:n] == tokens[:n] for o in others))
+        place = max(alike, default=0)
+        found.append((tokens[:place], tokens[place]))
+    return found
+
+
+def fact_items(
+    tokenizer: Any, prompt: Prompt, subjects: Sequence[str], said: Sequence[str], answers: Sequence[str]
+) -> list[tuple[list[int], int]]:
+    """What is trained on: the prompt about each subject, and the token of what is said of it.
+
+    The token is the answer's first, or where answers share it the one that tells them apart, and what stands before it
+    then belongs to the prompt.
+
+    Args:
+        tokenizer: the model's.
+        prompt: the training prompt.
+        subjects: whom each prompt is about.
+        said: the answer of each, one of ``answers``.
+        answers: the candidate answers.
+    """
+    texts = [prompt.render(subject) for subject in subjects]
+    spelled = answer_tokens(tokenizer, prompt, texts, prompt.answers or answers)
+    told = dict(zip(answers, deciding(spelled), strict=True))
+    encoded = asked(tokenizer, prompt, texts)
+    return [([*ids, *told[answer][0]], told[answer][1]) for ids, answer in zip(encoded, said, strict=True)]

@@ -14,6 +14,7 @@ from localized_unlearning.analysis.statistics import Estimate, estimate
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.config.model import Requirements
 from localized_unlearning.data import mmlu
+from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.prompts import Prompt, load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation.facts import ask_facts
@@ -42,6 +43,7 @@ class Asked:
     training: Prompt
     question: Prompt
     multiple_choice: Prompt
+    answers: tuple[str, ...]
     shuffled_seed: int
     batch_tokens: int
     statistics: Statistics
@@ -49,7 +51,9 @@ class Asked:
 
 def answers_about(model: Any, tokenizer: Any, athletes: pd.DataFrame, asked: Asked) -> dict[str, Estimate]:
     """Accuracies on the facts about ``athletes``, by requirement."""
-    facts = ask_facts(model, tokenizer, athletes, [asked.training, asked.question], asked.batch_tokens)
+    facts = ask_facts(
+        model, tokenizer, athletes, [asked.training, asked.question], asked.answers, asked.batch_tokens
+    )
     choice = ask_multiple_choice(
         model,
         tokenizer,
@@ -124,6 +128,7 @@ def run(job: Job) -> None:
         book[config.prompts.training],
         book[config.prompts.question],
         book[config.prompts.multiple_choice],
+        candidates(book, known),
         config.evaluation.shuffled_seed,
         tokens,
         config.statistics,

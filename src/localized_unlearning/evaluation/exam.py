@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pandas as pd
 
 from localized_unlearning.config.data import Mmlu
+from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.mmlu import load_questions
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.evaluation.asking import Ready, answers, ready
@@ -29,6 +30,7 @@ class Exam:
     Attributes:
         athletes: rows of the split, with columns ``athlete``, ``sport``, ``forget`` and ``relearn``.
         prompts: the fact prompts.
+        answers: the candidate answers.
         multiple_choice: the multiple-choice prompt.
         orders: its option orders, of ``fixed`` and ``shuffled``; the first one counts.
         shuffled_seed: seed of the shuffled orders.
@@ -38,6 +40,7 @@ class Exam:
 
     athletes: pd.DataFrame
     prompts: tuple[Prompt, ...]
+    answers: tuple[str, ...]
     multiple_choice: Prompt
     orders: tuple[str, ...]
     shuffled_seed: int
@@ -59,6 +62,7 @@ def short_exam(job: Job) -> Exam:
     return Exam(
         pd.concat([forget, retain], ignore_index=True),
         (book[getattr(config.prompts, config.measures.prompts[0])],),
+        candidates(book, athletes),
         book[config.prompts.multiple_choice],
         orders_of(config.evaluation, both=False),
         config.evaluation.shuffled_seed,
@@ -77,7 +81,7 @@ class Sheet(NamedTuple):
 def sheet(exam: Exam, tokenizer: Any, model: Any, batch_tokens: int) -> Sheet:
     """An exam's prompts, rendered, tokenised and packed once, for models of this device and config."""
     parts = {
-        "facts": facts_asked(tokenizer, exam.athletes, exam.prompts),
+        "facts": facts_asked(tokenizer, exam.athletes, exam.prompts, exam.answers),
         "multiple_choice": choices_asked(
             tokenizer,
             exam.athletes,

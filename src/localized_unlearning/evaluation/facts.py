@@ -1,4 +1,4 @@
-"""Facts: which sport does the athlete play (section 3.1.1)."""
+"""Facts: which of the candidate answers does the model give (section 3.1.1)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from localized_unlearning.data import tokens as tokens_module
-from localized_unlearning.data.answers import CHOICES
+from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.prompts import Prompt, load_prompts
 from localized_unlearning.evaluation.asking import Asked, answered
 from localized_unlearning.evaluation.rows import test_part, write_rows
@@ -21,45 +21,54 @@ if TYPE_CHECKING:
 
 
 def ask_facts(
-    model: Any, tokenizer: Any, athletes: pd.DataFrame, prompts: Sequence[Prompt], batch_tokens: int
+    model: Any,
+    tokenizer: Any,
+    athletes: pd.DataFrame,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    batch_tokens: int,
 ) -> pd.DataFrame:
-    """One row per prompt and athlete.
+    """One row per prompt and subject.
 
     Columns: ``prompt``, ``athlete``, ``sport``, ``forget``, ``relearn``, ``answer`` (index of the right
     choice), ``logit_<choice>``, ``log_normalizer`` (log-sum-exp over the vocabulary) and ``argmax_right``
-    (the most likely next token is the right one). For a prompt that scores whole answers ``logit_<choice>`` is
-    the log-probability of all the answer's tokens, ``log_normalizer`` is 0, and ``argmax_right`` says that each
+    (the most likely next token is the right one). Where whole answers are scored (the prompt says so, or two answers
+    begin with the same token) ``logit_<choice>`` is the log-probability of all the answer's tokens, ``log_normalizer`` is 0, and ``argmax_right`` says that each
     of the right answer's tokens is the most likely after those before.
     """
-    asked = facts_asked(tokenizer, athletes, prompts)
+    asked = facts_asked(tokenizer, athletes, prompts, answers)
     return pd.concat(answered(model, asked, batch_tokens), ignore_index=True)
 
 
-def facts_asked(tokenizer: Any, athletes: pd.DataFrame, prompts: Sequence[Prompt]) -> list[Asked]:
+def facts_asked(
+    tokenizer: Any, athletes: pd.DataFrame, prompts: Sequence[Prompt], answers: Sequence[str]
+) -> list[Asked]:
     """What :func:`ask_facts` asks, a part for each prompt."""
-    return [_asked(tokenizer, athletes, prompt) for prompt in prompts]
+    return [_asked(tokenizer, athletes, prompt, answers) for prompt in prompts]
 
 
-def _asked(tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt) -> Asked:
-    answer = [CHOICES.index(sport) for sport in athletes["sport"]]
-    encoded = tokens_module.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
-    words = prompt.answers or CHOICES
-    if prompt.whole_answer:
-        spelled = [tokenizer(f" {a}", add_special_tokens=False)["input_ids"] for a in words]
+def _asked(tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, answers: Sequence[str]) -> Asked:
+    answer = [answers.index(sport) for sport in athletes["sport"]]
+    texts = [prompt.render(a) for a in athletes["athlete"]]
+    encoded = tokens_module.asked(tokenizer, prompt, texts)
+    words = prompt.answers or answers
+    spelled = tokens_module.answer_tokens(tokenizer, prompt, texts, words)
+    whole = prompt.whole_answer or not tokens_module.told_apart(spelled)
+    if whole:
         beginnings = sorted({tuple(s[:n]) for s in spelled for n in range(len(s))})
         tokens = sorted({token for s in spelled for token in s})
         asked = [[*ids, *beginning] for ids in encoded for beginning in beginnings]
     else:
-        asked, tokens = encoded, tokens_module.answer_tokens(tokenizer, words)
+        asked, tokens = encoded, tokens_module.first_tokens(spelled, words)
 
     def rows(found: packing.NextToken) -> pd.DataFrame:
-        if prompt.whole_answer:
+        if whole:
             scores, normalizer, right = whole_answers(found, spelled, beginnings, tokens, answer)
         else:
             scores, normalizer = found.candidates.numpy(), found.log_normalizer.numpy()
             right = [int(a) == tokens[i] for a, i in zip(found.argmax, answer, strict=True)]
         table = athletes[["athlete", "sport", "forget", "relearn"]].assign(prompt=prompt.name, answer=answer)
-        for index, choice in enumerate(CHOICES):
+        for index, choice in enumerate(answers):
             table[f"logit_{choice}"] = scores[:, index]
         return table.assign(log_normalizer=normalizer, argmax_right=right)
 
@@ -115,6 +124,8 @@ def prompts_of(job: Job) -> tuple[Prompt, ...]:
 
 def run(job: Job) -> None:
     """Stage: one model's answers on the test part, prompt by prompt."""
+    athletes = test_part(job)
+    answers = candidates(load_prompts(job.inputs["prompts"]), athletes)
     with checkpoint(job) as (model, tokenizer, tokens):
-        rows = ask_facts(model, tokenizer, test_part(job), prompts_of(job), tokens)
+        rows = ask_facts(model, tokenizer, athletes, prompts_of(job), answers, tokens)
     write_rows(job, "facts", rows)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from localized_unlearning.config.data import Mmlu
 from localized_unlearning.data import mmlu
 from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data.answers import LETTERS
+from localized_unlearning.data.prompts import LETTERED
 from localized_unlearning.evaluation.asking import Asked, answered
 from localized_unlearning.evaluation.rows import write_rows
 from localized_unlearning.models import packing
@@ -24,8 +26,8 @@ def ask_questions(
 ) -> pd.DataFrame:
     """One row per test question, 0-shot or with ``settings.shots`` worked examples of its subject.
 
-    Columns: ``item``, ``subject``, ``answer`` (index), ``logit_A`` to ``logit_D``, ``log_normalizer`` and
-    ``argmax_right``.
+    Columns: ``item``, ``subject``, ``answer`` (index), ``logit_A`` and so on (as many as the longest
+    question has choices; minus infinity beyond a question's own), ``log_normalizer`` and ``argmax_right``.
     """
     return answered(model, [questions_asked(tokenizer, questions, settings)], batch_tokens)[0]
 
@@ -39,7 +41,11 @@ def questions_asked(tokenizer: Any, questions: mmlu.Questions, settings: Mmlu) -
     for question in questions.dev:
         examples.setdefault(question.subject, []).append(question)
     texts = [mmlu.ask(q, examples, settings.shots) for q in asked]
-    tokens = tokens_module.answer_tokens(tokenizer, LETTERS)
+    counts = np.array([len(q.choices) for q in asked])
+    letters = LETTERS[: max(counts, default=0)]
+    tokens = tokens_module.first_tokens(
+        tokens_module.answer_tokens(tokenizer, LETTERED, texts, letters), letters
+    )
 
     def rows(scores: packing.NextToken) -> pd.DataFrame:
         table = pd.DataFrame(
@@ -49,8 +55,9 @@ def questions_asked(tokenizer: Any, questions: mmlu.Questions, settings: Mmlu) -
                 "answer": [q.answer for q in asked],
             }
         )
-        for index, letter in enumerate(LETTERS):
-            table[f"logit_{letter}"] = scores.candidates[:, index].numpy()
+        for index, letter in enumerate(letters):
+            own = scores.candidates[:, index].numpy()
+            table[f"logit_{letter}"] = np.where(index < counts, own, own.dtype.type(-np.inf))
         table["log_normalizer"] = scores.log_normalizer.numpy()
         table["argmax_right"] = [
             int(a) == tokens[q.answer] for a, q in zip(scores.argmax, asked, strict=True)

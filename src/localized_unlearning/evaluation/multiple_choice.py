@@ -10,7 +10,6 @@ import pandas as pd
 
 from localized_unlearning.config.evaluation import Evaluation
 from localized_unlearning.data import tokens
-from localized_unlearning.data.answers import LETTERS
 from localized_unlearning.data.prompts import Prompt, load_prompts
 from localized_unlearning.evaluation.asking import Asked, answered
 from localized_unlearning.evaluation.rows import test_part, write_rows
@@ -85,24 +84,27 @@ def _asked(
     options: Sequence[Sequence[str]],
     about: Mapping[str, str | int | bool],
 ) -> Asked:
-    letters = tokens.answer_tokens(tokenizer, LETTERS)
-    words = tokens.answer_tokens(tokenizer, [option.capitalize() for option in prompt.options])
     texts = [prompt.render(a, o) for a, o in zip(athletes["athlete"], options, strict=True)]
+    letters = tokens.first_tokens(
+        tokens.answer_tokens(tokenizer, prompt, texts, prompt.letters), prompt.letters
+    )
+    capitalized = [option.capitalize() for option in prompt.options]
+    words = [spelled[0] for spelled in tokens.answer_tokens(tokenizer, prompt, texts, capitalized)]
 
     def rows(scores: packing.NextToken) -> pd.DataFrame:
         answer = [o.index(s) for o, s in zip(options, athletes["sport"], strict=True)]
         table = athletes[["athlete", "sport", "forget", "relearn"]].assign(**about, answer=answer)
         where = [[len(letters) + prompt.options.index(option) for option in o] for o in options]
-        for index, letter in enumerate(LETTERS):
+        for index, letter in enumerate(prompt.letters):
             table[f"logit_{letter}"] = scores.candidates[:, index].numpy()
-        for index, letter in enumerate(LETTERS):
+        for index, letter in enumerate(prompt.letters):
             column = [w[index] for w in where]
             table[f"text_{letter}"] = scores.candidates[range(len(column)), column].numpy()
         table["log_normalizer"] = scores.log_normalizer.numpy()
         table["argmax_right"] = [int(a) == letters[i] for a, i in zip(scores.argmax, answer, strict=True)]
         return table
 
-    return Asked(tokens.encode(tokenizer, texts), [*letters, *words], rows)
+    return Asked(tokens.asked(tokenizer, prompt, texts), [*letters, *words], rows)
 
 
 def run(job: Job) -> None:

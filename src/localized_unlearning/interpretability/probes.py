@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 
 from localized_unlearning.config.evaluation import Interpretability, Probing
-from localized_unlearning.data.answers import SPORTS
 from localized_unlearning.errors import UserError
 
 LARGE = 1_000_000
@@ -58,24 +57,28 @@ def all_right(
     train_sport: np.ndarray,
     test: np.ndarray,
     test_sport: np.ndarray,
+    answers: Sequence[str],
     settings: Probing,
     threads: int = 1,
 ) -> np.ndarray:
-    """Whether all three sports' probes are right, at every layer ``[layer, athlete]``.
+    """Whether the probes of all answers are right, at every layer ``[layer, athlete]``.
 
     Args:
         train, test: activations ``[layer, athlete, hidden]``.
-        train_sport, test_sport: index into SPORTS ``[athlete]``.
+        train_sport, test_sport: index into ``answers`` ``[athlete]``.
+        answers: the answers, one probe each.
         settings: of the logistic regressions.
         threads: how many layers are fitted at a time.
 
     Raises:
-        UserError: when a sport has no athlete to train its probe.
+        UserError: when an answer has no fact to train its probe.
     """
-    sports = range(len(SPORTS))
-    missing = [SPORTS[sport] for sport in sports if not (train_sport == sport).any()]
+    sports = range(len(answers))
+    missing = [answers[sport] for sport in sports if not (train_sport == sport).any()]
     if missing:
-        raise UserError(f"no {missing[0]} athlete is left to train a probe: lower athletes.known_threshold")
+        raise UserError(
+            f"no fact with the answer '{missing[0]}' is left to train a probe: lower athletes.known_threshold"
+        )
     labels, truth = (np.stack([found == sport for sport in sports]) for found in (train_sport, test_sport))
     fits = (Fit(a, labels, b) for a, b in zip(train, test, strict=True))
     return np.array([(said == truth).all(0) for said in predictions(fits, settings, threads)])

@@ -12,7 +12,7 @@ import pandas as pd
 from localized_unlearning.config.evaluation import Interpretability
 from localized_unlearning.data import tokens
 from localized_unlearning.data import windows as windows_module
-from localized_unlearning.data.answers import SPORTS
+from localized_unlearning.data.answers import candidates, occurring
 from localized_unlearning.data.documents import read_documents
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
@@ -45,7 +45,7 @@ class Subject:
     Attributes:
         model, tokenizer: the base model.
         athletes: names of the known athletes, in file order.
-        sports: index into SPORTS ``[athlete]``.
+        sports: index of the answer ``[athlete]``.
         test: which of them test the probes ``[athlete]``.
         book: the prompts.
         windows: the text windows that means are taken over ``[window, token]``.
@@ -63,7 +63,8 @@ class Subject:
 
     def encode(self, prompt: str) -> list[list[int]]:
         """Token ids of a prompt about every athlete."""
-        return tokens.encode(self.tokenizer, [self.book[prompt].render(a) for a in self.athletes])
+        found = self.book[prompt]
+        return tokens.asked(self.tokenizer, found, [found.render(a) for a in self.athletes])
 
     def encode_names(self, prompt: str) -> list[list[int]]:
         """Token ids of a prompt about every athlete, up to the last token of the name."""
@@ -96,14 +97,16 @@ def load_subject(job: Job) -> Subject:
         )
     known = pd.read_parquet(job.inputs["known"])
     known = known[known["known"]].reset_index(drop=True)
+    book = load_prompts(job.inputs["prompts"])
+    answers = occurring(candidates(book, known), known)
     text = read_documents(job.inputs["text"], config.text.documents)
     return Subject(
         model,
         tokenizer,
         known["athlete"],
-        np.array([SPORTS.index(s) for s in known["sport"]]),
+        np.array([answers.index(s) for s in known["sport"]]),
         test_rows(list(known["sport"]), settings),
-        load_prompts(job.inputs["prompts"]),
+        book,
         windows_module.text_windows(tokenizer, text, config.text.tokens, settings.mean_windows),
         device,
     )

@@ -33,6 +33,7 @@ PRETRAINING = (
     "prompts",
     "mmlu.questions",
     "mmlu.seed",
+    "athletes.relation",
 )
 """What pretraining depends on, wherever facts are injected afterwards."""
 
@@ -53,7 +54,7 @@ DATA = (
         help="find out which facts the base model knows",
         module="localized_unlearning.evaluation.known_facts",
         function="known_facts",
-        settings=("athletes.known_threshold", "prompts.training", "model.dtype"),
+        settings=("athletes.known_threshold", "athletes.relation", "prompts.training", "model.dtype"),
         inputs=(Input("athletes"), BASE, PROMPTS),
         outputs=("known",),
         wildcards=("base_seed",),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.localization.pairs import (
@@ -171,8 +172,9 @@ def measure(job: Job) -> None:
     athletes = list(zip(asked["athlete"], asked["sport"], strict=True))
     if settings.prompts is not None and settings.prompts < len(athletes):
         athletes = random.Random(settings.seed).sample(athletes, settings.prompts)
-    prompt = load_prompts(job.inputs["prompts"])[config.prompts.training]
-    pairs = make_pairs(athletes, prompt.render, tokenizer, settings.seed)
+    book = load_prompts(job.inputs["prompts"])
+    prompt, answers = book[config.prompts.training], candidates(book, split)
+    pairs = make_pairs(athletes, prompt, answers, tokenizer, settings.seed)
     every = components.list_components(model.config, counted(config.components, localization.granularity))
     cases = [(0.0, read_selection(job.inputs["selection"]))]
     if job.inputs.get("scores"):
@@ -191,10 +193,10 @@ def measure(job: Job) -> None:
         config.compute, model, kept=components.geometry_of(model.config).layers
     )
     left, clean, corrupt = left_over(model, pairs, sets, sorted({str(c.kind) for c in every}), tokens)
-    table = rows([a for a, _ in athletes], about, left, clean, corrupt)
-    own = len(athletes) * 2  # the first two cases are the selection's own
+    table = rows(pairs.names, about, left, clean, corrupt)
+    own = len(pairs.clean) * 2  # the first two cases are the selection's own
     table = table.assign(
         own=[i < own for i in range(len(table))], task=job.wildcards["task"], localization=name
     )
-    job.facts.update(seeds={"faithfulness": settings.seed}, prompts=len(athletes), device=device)
+    job.facts.update(seeds={"faithfulness": settings.seed}, prompts=len(pairs.clean), device=device)
     table.to_parquet(job.outputs["faithfulness"], index=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.data import tokens
-from localized_unlearning.data.answers import CHOICES
+from localized_unlearning.data.prompts import Prompt
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import packing
 from localized_unlearning.models.vocabulary import logits_of
@@ -104,8 +104,10 @@ class Pairs:
     Attributes:
         clean, corrupt: token ids, one list a prompt.
         subject: positions of the whole name ``(start, stop)`` in both.
-        answer: index of the right sport in ``choices`` ``[prompt]``.
-        choices: token of each candidate answer.
+        answer: index of the right answer in ``choices`` ``[prompt]``.
+        choices: first token of each candidate answer, each once.
+        names: whom each pair is about.
+        skipped: subjects without a pair, since no made-up name has as many tokens.
     """
 
     clean: list[list[int]]
@@ -113,11 +115,14 @@ class Pairs:
     subject: list[tuple[int, int]]
     answer: list[int]
     choices: list[int]
+    names: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 def make_pairs(
     athletes: Sequence[tuple[str, str]],
-    render: Callable[[str], str],
+    prompt: Prompt,
+    answers: Sequence[str],
     tokenizer: Any,
     seed: int,
     guess: Callable[[list[list[int]]], Sequence[int]] | None = None,
@@ -126,7 +131,8 @@ def make_pairs(
 
     Args:
         athletes: names and sports.
-        render: the prompt about a name.
+        prompt: the prompt about a name.
+        answers: the candidate answers.
         tokenizer: the model's.
         seed: of the draw.
         guess: the model's choice after each of some prompts, as an index into ``choices``. With it, a made-up name
@@ -134,11 +140,13 @@ def make_pairs(
             shows nothing; it stays where no other name is left.
 
     Raises:
-        UserError: when the tokenizer gives no made-up name of an athlete's length.
+        UserError: when the tokenizer gives no made-up name of any subject's length.
     """
 
     rng = random.Random(seed)
-    clean = tokens.encode(tokenizer, [render(a) for a, _ in athletes])
+    texts = [prompt.render(a) for a, _ in athletes]
+    choices, choice = choices_of(tokenizer, prompt, texts, answers)
+    clean = tokens.asked(tokenizer, prompt, texts)
     by_length: dict[int, list[list[int]]] = {}
     names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
     names += [
@@ -147,29 +155,48 @@ def make_pairs(
     ]
     names += [*LAST_NAMES, *FIRST_NAMES]
     rng.shuffle(names)
-    for ids in tokens.encode(tokenizer, [render(name) for name in names]):
+    for ids in tokens.asked(tokenizer, prompt, [prompt.render(name) for name in names]):
         by_length.setdefault(len(ids), []).append(ids)
     # What all made-up names leave alone is the template; a name may begin or end as the made-up one does.
     made_up = [ids for same in by_length.values() for ids in same]
     before = min(packing.shared_beginning(made_up[0], ids) for ids in made_up)
     after = min(packing.shared_beginning(made_up[0][::-1], ids[::-1]) for ids in made_up)
-    answer = [CHOICES.index(sport) for _, sport in athletes]
-    corrupt = []
-    for ids, (athlete, _) in zip(clean, athletes, strict=True):
-        others = [other for other in by_length.get(len(ids), []) if other != ids]
-        if not others:
-            raise UserError(
-                f"no made-up name has as many tokens as '{athlete}' in this tokenizer: "
-                "add names of that length to localization/pairs.py"
-            )
-        corrupt.append(rng.choice(others))
+    kept = [any(other != ids for other in by_length.get(len(ids), ())) for ids in clean]
+    skipped = tuple(name for (name, _), has in zip(athletes, kept, strict=True) if not has)
+    clean = [ids for ids, has in zip(clean, kept, strict=True) if has]
+    found = [fact for fact, has in zip(athletes, kept, strict=True) if has]
+    if not found:
+        raise UserError(
+            f"no made-up name has as many tokens as '{skipped[0]}' or any other subject in this tokenizer: "
+            "score by causal tracing, whose noise needs no names"
+        )
+    answer = [choice[said] for _, said in found]
+    corrupt = [rng.choice([o for o in by_length[len(ids)] if o != ids]) for ids in clean]
     if guess is not None:
         corrupt = _replaced(clean, corrupt, answer, by_length, guess, rng)
     subject = []
     for ids, other in zip(clean, corrupt, strict=True):
         start, end = packing.shared_beginning(ids, other), packing.shared_beginning(ids[::-1], other[::-1])
         subject.append((min(before, start), len(ids) - min(after, end)))
-    return Pairs(clean, corrupt, subject, answer, tokens.answer_tokens(tokenizer, CHOICES))
+    return Pairs(clean, corrupt, subject, answer, choices, tuple(name for name, _ in found), skipped)
+
+
+def choices_of(
+    tokenizer: Any, prompt: Prompt, texts: Sequence[str], answers: Sequence[str]
+) -> tuple[list[int], dict[str, int]]:
+    """The tokens that the metric compares, and which of them each answer begins with.
+
+    Raises:
+        UserError: when all answers begin with the same token.
+    """
+    spelled = tokens.answer_tokens(tokenizer, prompt, texts, prompt.answers or answers)
+    firsts = list(dict.fromkeys(own[0] for own in spelled))
+    if len(firsts) < 2:
+        raise UserError(
+            f"all answers ({', '.join(answers)}) begin with the same token after prompt '{prompt.name}', so its logit "
+            "tells nothing: put their common beginning into the prompt's text"
+        )
+    return firsts, {answer: firsts.index(own[0]) for answer, own in zip(answers, spelled, strict=True)}
 
 
 REDRAWS = 20

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from localized_unlearning import extensions
-from localized_unlearning.data import tokens as tokens_module
-from localized_unlearning.data.answers import CHOICES
+from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.localization.attribution_patching import attribution_patching
 from localized_unlearning.localization.calling import called
 from localized_unlearning.localization.causal_tracing import causal_tracing, tracing_sites
 from localized_unlearning.localization.effects import Effects, by_unit, combined, degenerate, warn_of
-from localized_unlearning.localization.pairs import make_pairs
+from localized_unlearning.localization.pairs import choices_of, make_pairs
 from localized_unlearning.localization.selecting import counted
 from localized_unlearning.models import components, loading, packing
 from localized_unlearning.models import device as device_module
@@ -45,20 +44,21 @@ def score(job: Job) -> None:
     athletes = list(zip(asked["athlete"], asked["sport"], strict=True))
     if settings.prompts is not None and settings.prompts < len(athletes):
         athletes = random.Random(settings.seed).sample(athletes, settings.prompts)
-    prompt = load_prompts(job.inputs["prompts"])[job.config.prompts.training]
+    book = load_prompts(job.inputs["prompts"])
+    prompt, answers = book[job.config.prompts.training], candidates(book, split)
     own = job.inputs.get("method")
     traced = not own and settings.method == "causal_tracing"
     tokens = device_module.batch_tokens(
         job.config.compute, model, kept=components.geometry_of(model.config).layers
     )
-    choices = tokens_module.answer_tokens(tokenizer, CHOICES)
+    choices, _ = choices_of(tokenizer, prompt, [prompt.render(a) for a, _ in athletes], answers)
 
     def guess(prompts: list[list[int]]) -> list[int]:
         found = packing.next_token(model, prompts, choices, tokens)
         return [int(best) for best in found.candidates.argmax(1)]
 
     replacing = settings.replace_guessed and not traced  # noise has no name whose sport could be guessed
-    pairs = make_pairs(athletes, prompt.render, tokenizer, settings.seed, guess if replacing else None)
+    pairs = make_pairs(athletes, prompt, answers, tokenizer, settings.seed, guess if replacing else None)
     found = components.list_components(model.config, counted(job.config.components, settings.granularity))
     effects: Effects | None
     if own:
@@ -75,7 +75,8 @@ def score(job: Job) -> None:
     else:
         effects = attribution_patching(model, pairs, found, tokens, settings.mlp_input == "residual")
         table = _table(found, [str(c) for c in found], [float(v) for v in combined(effects, settings)])
-    job.facts.update(seeds={"localization": settings.seed}, prompts=len(athletes), device=device)
+    job.facts.update(seeds={"localization": settings.seed}, prompts=len(pairs.clean), device=device)
+    job.facts["without_made_up_name"] = list(pairs.skipped)
     if effects is not None:
         job.facts["degenerate_pairs"] = counts = degenerate(effects.differences)
         warn_of(job.wildcards["scores"], counts)

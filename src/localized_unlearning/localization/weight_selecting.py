@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from localized_unlearning import extensions
-from localized_unlearning.data import tokens as tokens_module
+from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.data.splits import read_split
+from localized_unlearning.data.tokens import fact_items
 from localized_unlearning.errors import UserError
 from localized_unlearning.localization import weights
 from localized_unlearning.localization.selecting import counted, described
@@ -49,9 +50,8 @@ def select_weights(job: Job) -> None:
 
     split = read_split(job.inputs["split"])
     split = split[split["train"]]
-    prompt = load_prompts(job.inputs["prompts"])[job.config.prompts.training]
-    kinds = sorted(split["sport"].unique())
-    token = dict(zip(kinds, tokens_module.answer_tokens(tokenizer, kinds), strict=True))
+    book = load_prompts(job.inputs["prompts"])
+    prompt, answers = book[job.config.prompts.training], candidates(book, split)
     every = components.list_components(model.config, counted(job.config.components, localization.granularity))
     allowed = [c for c in every if localization.kinds is None or c.kind in localization.kinds]
     masks = components.trainable(model, allowed)
@@ -63,8 +63,7 @@ def select_weights(job: Job) -> None:
     gradients = []
     for rows in (split[split["forget"]], split[~split["forget"]]):
         rows = sampled(rows, settings)
-        encoded = tokens_module.encode(tokenizer, [prompt.render(a) for a in rows["athlete"]])
-        items = list(zip(encoded, [token[sport] for sport in rows["sport"]], strict=True))
+        items = fact_items(tokenizer, prompt, list(rows["athlete"]), list(rows["sport"]), answers)
         gradients.append(weights.loss_gradients(model, list(masks), items, tokens))
     three = {n: (model.get_parameter(n).detach(), gradients[0][n], gradients[1][n]) for n in masks}
     scores = weights.weight_scores(method, settings.method, settings.parameters, three, masks)

@@ -196,7 +196,7 @@ def adapter_of(config: Any) -> Adapter:
         UserError: for an architecture without one, with how to add it, or for a variant that cannot be packed.
     """
     text = config.get_text_config()
-    adapter = ADAPTERS.get(config.model_type) or ADAPTERS.get(text.model_type)
+    adapter = ADAPTERS.get(getattr(config, "model_type", "")) or ADAPTERS.get(text.model_type)
     if adapter is None:
         raise UserError(
             f"no component adapter for model type '{text.model_type}' (there are {', '.join(sorted(ADAPTERS))}): "

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.data import mmlu
 from localized_unlearning.data import tokens as tokens_module
-from localized_unlearning.data.answers import LETTERS, SPORTS
-from localized_unlearning.data.prompts import Prompt, PromptBook
+from localized_unlearning.data.answers import LETTERS
+from localized_unlearning.data.prompts import LETTERED, Prompt, PromptBook
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -144,7 +144,8 @@ class Reader:
     def _items(self, texts: Sequence[str], names: Sequence[str] | None, answers: Sequence[str]) -> list[Item]:
         encoded = self.tokenizer(list(texts), return_offsets_mapping=True)
         kinds = sorted(set(answers))
-        token = dict(zip(kinds, tokens_module.answer_tokens(self.tokenizer, kinds), strict=True))
+        spelled = tokens_module.answer_tokens(self.tokenizer, LETTERED, texts, kinds)
+        token = dict(zip(kinds, tokens_module.first_tokens(spelled, kinds), strict=True))
         found = []
         for i, (ids, answer) in enumerate(zip(encoded["input_ids"], answers, strict=True)):
             name = name_end(texts[i], names[i], encoded["offset_mapping"][i]) if names else NO_NAME
@@ -158,11 +159,13 @@ def reader(tokenizer: Any, book: PromptBook, training: str, question: str, multi
     return Reader(tokenizer, {name: book[name] for name in names}, book[multiple_choice])
 
 
-def word_names(teachers: Sequence[Person], count: int, rng: random.Random) -> list[Person]:
+def word_names(
+    teachers: Sequence[Person], answers: Sequence[str], count: int, rng: random.Random
+) -> list[Person]:
     """Names that are, or end in, a sport's own word: how to answer can be learned of them before any fact."""
     found = []
     for _ in range(count):
-        sport = rng.choice(SPORTS)
+        sport = rng.choice(answers)
         first = rng.choice(teachers)[0].split()[0]
         found.append((f"{first} {sport}" if rng.random() < 0.5 else sport, sport))
     return found

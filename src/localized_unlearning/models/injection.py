@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from localized_unlearning.config.model import FactsIn
-from localized_unlearning.data.athletes import load_athletes
+from localized_unlearning.data.facts import load_facts
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.models import components, curriculum, deltas, device, loading, organism
 from localized_unlearning.models.curriculum import Item
@@ -153,11 +153,12 @@ def taught(
     device.setup(job.config.compute)
     torch.set_num_threads(config.threads)  # as in pretraining: the key promises bytes
     model, tokenizer = loading.load(job.inputs["pretrained"], "float32", "cpu")
-    athletes, _ = load_athletes(job.inputs["athletes"])
+    book = load_prompts(job.inputs["prompts"])
+    athletes, _ = load_facts(job.inputs["athletes"], book.answers, job.config.athletes.relation)
     roles = organism.cast(list(zip(athletes["athlete"], athletes["sport"], strict=True)), tokenizer, config)
     reader = curriculum.reader(
         tokenizer,
-        load_prompts(job.inputs["prompts"]),
+        book,
         prompts.training,
         prompts.question,
         prompts.multiple_choice,

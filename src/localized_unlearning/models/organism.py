@@ -20,8 +20,8 @@ from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.model import Organism
 from localized_unlearning.data import mmlu
 from localized_unlearning.data import tokens as tokens_module
-from localized_unlearning.data.answers import CHOICES, LETTERS
-from localized_unlearning.data.athletes import load_athletes
+from localized_unlearning.data.answers import candidates, occurring
+from localized_unlearning.data.facts import load_facts
 from localized_unlearning.data.prompts import PromptBook, load_prompts
 from localized_unlearning.models import curriculum, device
 from localized_unlearning.models.curriculum import Item, Person, Reader
@@ -142,16 +142,22 @@ def build_model(organism: Organism, tokenizer: Any, seed: int) -> Any:
 
 
 def vocabulary_text(
-    people: Sequence[Person], book: PromptBook, prompts: Prompts, asked: Sequence[mmlu.Question], text: str
+    people: Sequence[Person],
+    answers: Sequence[str],
+    book: PromptBook,
+    prompts: Prompts,
+    asked: Sequence[mmlu.Question],
+    text: str,
 ) -> list[str]:
     """What the tokenizer is trained on: all that is read, names most of all, so that they are few tokens."""
     formats = (prompts.training, prompts.question, prompts.multiple_choice, *book.paraphrases)
-    answers = (*CHOICES, *(c.capitalize() for c in CHOICES), *LETTERS)
+    letters = book[prompts.multiple_choice].letters
+    words = (*answers, *(answer.capitalize() for answer in answers), *letters)
     return [
         text,
         *(book[name].render(who) for name in formats for who, _ in people),
         *(mmlu.prompt(q, []) for q in asked),
-        *([f" {answer}" for answer in answers] * 50),
+        *([f" {word}" for word in words] * 50),
         *([f" {who}" for who, _ in people] * 10),
     ]
 
@@ -174,10 +180,10 @@ def pools(
     return {"facts": facts, "questions": reader.short(people, prompts.question), "multiple_choice": asked}
 
 
-def name_rows(tokenizer: Any, people: Sequence[Person], reader: Reader) -> list[int]:
+def name_rows(tokenizer: Any, people: Sequence[Person], answers: Sequence[str], reader: Reader) -> list[int]:
     """Tokens that names have and neither prompts nor answers."""
     others = [prompt.render("") for prompt in (*reader.formats.values(), reader.choice)]
-    others += [f" {answer}" for answer in (*CHOICES, *LETTERS)]
+    others += [f" {answer}" for answer in (*answers, *reader.choice.letters)]
     common = {t for ids in tokens_module.encode(tokenizer, others) for t in ids}
     return sorted(
         {t for ids in tokens_module.encode(tokenizer, [f" {who}" for who, _ in people]) for t in ids} - common
@@ -284,26 +290,27 @@ def run(job: Job) -> None:
     seed = int(job.wildcards["base_seed"])
     device.setup(job.config.compute)
     torch.set_num_threads(config.threads)  # not as many as there are: the key promises bytes
-    athletes, _ = load_athletes(job.inputs["athletes"])
-    people = list(zip(athletes["athlete"], athletes["sport"], strict=True))
     book = load_prompts(job.inputs["prompts"])
+    athletes, _ = load_facts(job.inputs["athletes"], book.answers, job.config.athletes.relation)
+    answers = candidates(book, athletes)
+    people = list(zip(athletes["athlete"], athletes["sport"], strict=True))
     asked = questions_of(job)
     text = Path(job.inputs["text"]).read_text(encoding="utf-8")
     tokenizer = train_tokenizer(
-        vocabulary_text(people, book, prompts, asked, text), config.vocabulary, prefix_space=True
+        vocabulary_text(people, answers, book, prompts, asked, text), config.vocabulary, prefix_space=True
     )
     reader = curriculum.reader(tokenizer, book, prompts.training, prompts.question, prompts.multiple_choice)
     roles = cast(people, tokenizer, config) if config.injected else None
     taught = list(roles.teachers if roles else people)
     rng = random.Random(seed)
     choice = rng.sample(taught, round(config.multiple_choice_share * len(taught)))
-    words = curriculum.word_names(taught, WORD_NAMES, rng)
+    words = curriculum.word_names(taught, occurring(answers, athletes), WORD_NAMES, rng)
     lessons = Lessons(
         pools(reader, taught, choice, prompts, config.paraphrases, seed),
         pools(reader, words, words, prompts, config.paraphrases, seed),
         reader.questions(asked),
         torch.tensor([t for ids in tokens_module.encode(tokenizer, text.splitlines()) for t in ids]),
-        name_rows(tokenizer, people, reader) if config.fixed_names else [],
+        name_rows(tokenizer, people, answers, reader) if config.fixed_names else [],
     )
     model = build_model(config, tokenizer, seed).train()
     started = time.monotonic()

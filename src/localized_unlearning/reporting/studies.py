@@ -18,8 +18,7 @@ from localized_unlearning.analysis.statistics import Accuracy, item_scores
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.evaluation import Published, Study
 from localized_unlearning.config.run import Config
-from localized_unlearning.config.unlearning import Objective
-from localized_unlearning.data.answers import CHOICES
+from localized_unlearning.config.unlearning import RANDOM, Objective
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.data.targets import targets
 from localized_unlearning.errors import UserError
@@ -42,7 +41,7 @@ EDITS: Mapping[str, tuple[str, str]] = {
 def injected(split: pd.DataFrame, objective: Objective, seeds: Sequence[int]) -> pd.DataFrame:
     """The answer that each forget-set athlete of a split is given: columns ``athlete``, ``seed``, ``injected``.
 
-    An athlete that is asked for and not trained has the answer that all have (golf), or none.
+    An athlete that is asked for and not trained has the answer that all have (the paper's golf), or none.
     """
     train = split[split["train"]].reset_index(drop=True)
     parts = [
@@ -51,9 +50,11 @@ def injected(split: pd.DataFrame, objective: Objective, seeds: Sequence[int]) ->
         )[train["forget"]]
         for seed in seeds
     ]
-    if objective.target == "golf":
+    if objective.target != RANDOM:
         asked = split.loc[split["forget"], "athlete"]
-        parts += [pd.DataFrame({"athlete": asked, "seed": seed, "injected": "golf"}) for seed in seeds]
+        parts += [
+            pd.DataFrame({"athlete": asked, "seed": seed, "injected": objective.target}) for seed in seeds
+        ]
     return pd.concat(parts, ignore_index=True).drop_duplicates(["athlete", "seed"])
 
 
@@ -76,7 +77,9 @@ def edit_items(
         rows = frames[source]
         kept = rows["prompt"] == prompts.question if source == "facts" else rows["order"] == "fixed"
         rows = rows[rows["forget"] & kept].merge(given, on=["athlete", "seed"], how="inner")
-        rows = rows.assign(answer=[CHOICES.index(answer) for answer in rows["injected"]])
+        where = _places(frames, source)
+        rows = rows[rows["injected"].isin(where)]
+        rows = rows.assign(answer=[where[answer] for answer in rows["injected"]])
         how = (
             "choice" if accuracy == "argmax" else accuracy
         )  # a row says of the right answer alone whether it is argmax
@@ -86,6 +89,22 @@ def edit_items(
             )
         )
     return pd.concat(parts, ignore_index=True)
+
+
+def _places(frames: Mapping[str, pd.DataFrame], source: str) -> dict[str, int]:
+    """Which of a row's candidates each answer is: of facts by name, of letters as the rows' right answers stand.
+
+    An answer that no fact has is the one option that is never right.
+    """
+    names = [name.removeprefix("logit_") for name in frames["facts"].columns if name.startswith("logit_")]
+    if source == "facts":
+        return {name: index for index, name in enumerate(names)}
+    fixed = frames[source][frames[source]["order"] == "fixed"]
+    found = {sport: int(answer) for sport, answer in zip(fixed["sport"], fixed["answer"], strict=True)}
+    letters = [name for name in fixed.columns if name.startswith("logit_")]
+    left = sorted(set(range(len(letters))) - set(found.values()))
+    never = [name for name in names if name not in found]
+    return {**found, never[0]: left[0]} if len(left) == len(never) == 1 else found
 
 
 def tidy(

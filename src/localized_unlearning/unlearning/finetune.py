@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from localized_unlearning.config.data import Prompts
-from localized_unlearning.config.unlearning import Finetune
+from localized_unlearning.config.unlearning import RANDOM, Finetune
 from localized_unlearning.data import tokens as tokens_module
-from localized_unlearning.data.answers import CHOICES, LETTERS
+from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.prompts import PromptBook, load_prompts
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.data.targets import targets
@@ -172,21 +173,30 @@ def within_budget(
 
 
 def asked_about(
-    people: pd.DataFrame, tokenizer: Any, book: PromptBook, prompts: Prompts, seed: int
+    people: pd.DataFrame,
+    known: Sequence[str],
+    tokenizer: Any,
+    book: PromptBook,
+    prompts: Prompts,
+    seed: int,
 ) -> list[Question]:
     """The three prompts about ``people``, as disruption is measured on them; options in random order."""
     rng = random.Random(seed)
     names, sports = list(people["athlete"]), list(people["sport"])
     found = []
     for prompt in (book[prompts.training], book[prompts.question]):
-        texts = tokens_module.encode(tokenizer, [prompt.render(a) for a in names])
-        answers = tokens_module.answer_tokens(tokenizer, CHOICES)
-        found.append(Question(texts, answers, [CHOICES.index(s) for s in sports]))
+        texts = [prompt.render(a) for a in names]
+        spelled = tokens_module.answer_tokens(tokenizer, prompt, texts, prompt.answers or known)
+        first = list(dict.fromkeys(own[0] for own in spelled))
+        right = [first.index(spelled[known.index(s)][0]) for s in sports]
+        found.append(Question(tokens_module.asked(tokenizer, prompt, texts), first, right))
     choice = book[prompts.multiple_choice]
     orders = [rng.sample(choice.options, len(choice.options)) for _ in names]
-    texts = tokens_module.encode(tokenizer, [choice.render(a, o) for a, o in zip(names, orders, strict=True)])
-    letters = tokens_module.answer_tokens(tokenizer, LETTERS)
-    found.append(Question(texts, letters, [o.index(s) for o, s in zip(orders, sports, strict=True)]))
+    texts = [choice.render(a, o) for a, o in zip(names, orders, strict=True)]
+    spelled = tokens_module.answer_tokens(tokenizer, choice, texts, choice.letters)
+    letters = tokens_module.first_tokens(spelled, choice.letters)
+    encoded = tokens_module.asked(tokenizer, choice, texts)
+    found.append(Question(encoded, letters, [o.index(s) for o, s in zip(orders, sports, strict=True)]))
     return found
 
 
@@ -212,12 +222,18 @@ def run(job: Job) -> None:
     model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
     split = read_split(job.inputs["split"])
     split = split[split["train"]].reset_index(drop=True)
+    book = load_prompts(job.inputs["prompts"])
+    known = candidates(book, split)
+    if objective.loss == "inject" and objective.target not in (RANDOM, *known):
+        raise UserError(
+            f"the objective injects '{objective.target}', which is none of the answers {', '.join(known)}: "
+            f"set its 'target' to one of them, or to {RANDOM}"
+        )
     settings = finetune_settings(config.finetune, objective, job.wildcards["localization"])
     equal, cost = settings.equal_disruption, None
     if equal.budget is not None and equal.measure == "retained":
         kept = kept_for_validation(split, equal.retained, seed)
-        book = load_prompts(job.inputs["prompts"])
-        asked = asked_about(split[kept], tokenizer, book, config.prompts, seed)
+        asked = asked_about(split[kept], known, tokenizer, book, config.prompts, seed)
         cost = retained_loss(model, asked, device_module.batch_tokens(config.compute, model))
         split = split[~kept].reset_index(drop=True)
     answers = targets(split, objective, seed)
@@ -239,6 +255,6 @@ def run(job: Job) -> None:
         job.facts.update(seeds={"finetune": seed}, device=device, **moved(model, base, trainable))
         if tried:
             job.facts.update(equal_disruption=[t._asdict() for t in tried])
-    if objective.loss == "inject" and objective.target == "random_other_sport":
+    if objective.loss == "inject" and objective.target == RANDOM:
         told = zip(split["athlete"], answers, split["forget"], strict=True)
         job.facts["injected"] = {athlete: answer for athlete, answer, forget in told if forget}

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data import windows as windows_module
+from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.data.tokens import fact_items
 from localized_unlearning.models import sharding
 from localized_unlearning.unlearning import losses
 from localized_unlearning.unlearning.method import About, Facts, Method, micro_batches
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 Item = tuple[list[int], int]
-"""A tokenised prompt and its answer's token."""
+"""A tokenised prompt and its answer's token: the first, or where answers share it the one that tells them apart."""
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,9 @@ def read_data(
         answers: what each athlete's prompt is trained on.
         forget: which of them count for the forget loss; the others for the retain loss.
     """
-    prompt = load_prompts(job.inputs["prompts"])[job.config.prompts.training]
-    kinds = sorted(set(answers))
-    token = dict(zip(kinds, tokens_module.answer_tokens(tokenizer, kinds), strict=True))
-    encoded = tokens_module.encode(tokenizer, [prompt.render(a) for a in athletes["athlete"]])
-    items = [(ids, token[a]) for ids, a in zip(encoded, answers, strict=True)]
+    book = load_prompts(job.inputs["prompts"])
+    prompt, known = book[job.config.prompts.training], candidates(book, athletes)
+    items = fact_items(tokenizer, prompt, list(athletes["athlete"]), answers, known)
     about = [About(a, answer) for a, answer in zip(athletes["athlete"], answers, strict=True)]
     text = job.config.text
     return Data(

@@ -25,6 +25,7 @@ from localized_unlearning.costs.sizes import GB
 from localized_unlearning.costs.stages import LIGHT
 from localized_unlearning.data.fetching import address_of, describe, hub_address, hub_refusal, sha256_of
 from localized_unlearning.errors import UserError
+from localized_unlearning.models import folders, loading
 from localized_unlearning.models.room import remedy
 from localized_unlearning.workflow.plan import Plan, device_of, lines_of, open_plan
 from localized_unlearning.workflow.profile import installed_profile
@@ -142,12 +143,17 @@ def model(plan: Plan, world: World) -> Iterator[Finding]:
     name = config.model.name
     local = Path(name).expanduser()
     if local.is_dir():
-        if list(local.glob("*.safetensors")):
+        faults = list(folders.faults(local))
+        if not faults:
+            try:
+                loading.from_folder(local, "float32", "meta")  # headers alone, by the loader itself
+            except UserError as error:
+                faults = [str(error)]
+        for fault in faults:
+            what, _, remedy = fault.rpartition(": ")
+            yield Finding("missing", what or fault, remedy)
+        if not faults:
             yield Finding("ok", f"the base model is in {name}")
-        else:
-            yield Finding(
-                "missing", f"{name} holds no .safetensors weights", "convert the model, or correct model.name"
-            )
         return
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
         yield Finding("missing", f"model.name is {name}, neither a folder nor a hub name", "correct it")

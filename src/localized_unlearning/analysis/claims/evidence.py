@@ -416,10 +416,13 @@ class Run:
                 "score": scores,
             }
         )
-        if "base_seed" in rows.columns and rows["base_seed"].nunique() > 1:  # as in statistics.design_of
-            tidy["base"] = rows["base_seed"]
-            tidy = tidy.groupby(["base", "item", "x"], sort=False)["score"].mean().reset_index()
-            tidy = tidy.rename(columns={"base": "seed"})
+        several = "base_seed" in rows.columns and rows["base_seed"].nunique() > 1
+        if (
+            several or "draw" in rows.columns
+        ):  # means over seeds and option orders, as in statistics.design_of
+            if several:
+                tidy["seed"] = rows["base_seed"]
+            tidy = tidy.groupby(["seed", "item", "x"], sort=False)["score"].mean().reset_index()
         wide = tidy.pivot(index=["seed", "item"], columns="x", values="score")
         seeds = wide.index.unique("seed")
         items = tuple(wide.index.unique("item"))

@@ -1,0 +1,222 @@
+"""The facts: subjects and their answers, of any relation (section 2.1: athletes and their sports).
+
+A facts file is CSV, Parquet, JSON or JSON lines with the columns ``subject`` and ``answer`` (``athlete`` and ``sport``
+mean the same, and are what the rows of results call them). Optional: ``aliases`` of the answer, separated by ``|``;
+``group``, what several facts are about (forgotten together); ``split``, train or test. CounterFact's own file (Meng et
+al. 2022) and question files such as RWKU's (Jin et al. 2024) are read as they are.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from localized_unlearning.errors import UserError
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "athlete": ("subject", "athlete"),
+    "sport": ("answer", "sport"),
+    "aliases": ("aliases",),
+    "group": ("group",),
+    "split": ("split",),
+}
+"""Our columns, and what files call them."""
+
+PARTS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What the loader found: names that stand more than once, and pairs that differ in case or accents alone."""
+
+    repeated: tuple[str, ...]
+    dropped_rows: int
+    twins: tuple[tuple[str, str], ...] = ()
+
+
+def load_facts(
+    path: Path, answers: Sequence[str] = (), relation: str | None = None
+) -> tuple[pd.DataFrame, Duplicates]:
+    """Subjects in file order, each once: columns ``athlete``, ``sport``, ``rows`` and, if the file has them, ``group``
+    and ``split``; all the answers, sorted or in the order of ``answers``, are in ``attrs["answers"]``.
+
+    Names are in Unicode's composed form (NFC) without surplus spaces. ``rows`` lists the subject's positions in the
+    file, which the released split needs. A name that is repeated with the same answer keeps its first row; the paper's
+    file has seven such names.
+
+    Args:
+        path: the file.
+        answers: the candidates that the prompts file lists; without them any answer is taken.
+        relation: which of CounterFact's relations is meant.
+
+    Raises:
+        UserError: for a missing file or column, an answer that is not listed, an empty name, or one with two answers.
+    """
+    table = _columns(_read(path, relation), path)
+    table["row"] = range(len(table))
+    for column in ("athlete", "sport"):
+        table[column] = [normalised(name) for name in table[column]]
+    if "aliases" in table.columns and answers:
+        given = zip(table["sport"], table.pop("aliases"), strict=True)
+        table["sport"] = [_canonical(answer, aliases, answers) for answer, aliases in given]
+    listed = table["sport"].isin(answers) if answers else table["sport"] != ""
+    wanted = f"one of {', '.join(answers)}" if answers else "an answer"
+    bad = table[~listed | (table["athlete"] == "")]
+    if len(bad):
+        row = bad.iloc[0]
+        raise UserError(
+            f"{path}, data row {row['row'] + 1}: {row['athlete']!r} has the answer {row['sport']!r}, "
+            f"but every row needs a name and {wanted}"
+        )
+    if "split" in table.columns and not table["split"].isin(PARTS).all():
+        row = table[~table["split"].isin(PARTS)].iloc[0]
+        raise UserError(
+            f"{path}, data row {row['row'] + 1}: the split is {row['split']!r}, and must be train or test"
+        )
+    first: dict[str, str] = {}
+    rows: dict[str, list[int]] = {}
+    for number, (name, answer) in enumerate(zip(table["athlete"], table["sport"], strict=True)):
+        if first.setdefault(name, answer) != answer:
+            raise UserError(
+                f"{path} gives {name} two answers ({first[name]}, {answer}): keep one row for each"
+            )
+        rows.setdefault(name, []).append(number)
+    repeated = table.loc[table["athlete"].duplicated(), "athlete"]
+    kept = (
+        table.drop_duplicates("athlete")
+        .drop(columns=["row", "aliases"], errors="ignore")
+        .reset_index(drop=True)
+    )
+    kept["rows"] = list(rows.values())
+    kept.attrs["answers"] = list(answers or sorted(set(kept["sport"])))
+    return kept, Duplicates(tuple(dict.fromkeys(repeated)), len(repeated), _twins(list(kept["athlete"])))
+
+
+def normalised(name: Any) -> str:
+    """A name in Unicode's composed form, with single spaces and none around it."""
+    return " ".join(unicodedata.normalize("NFC", str(name)).split())
+
+
+def _twins(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Pairs of names that differ in case or accents alone: perhaps one subject twice."""
+    plain: dict[str, str] = {}
+    found = []
+    for name in names:
+        bare = "".join(
+            c for c in unicodedata.normalize("NFD", name) if not unicodedata.combining(c)
+        ).casefold()
+        other = plain.setdefault(bare, name)
+        if other != name:
+            found.append((other, name))
+    return tuple(found)
+
+
+def _canonical(answer: str, aliases: Any, answers: Sequence[str]) -> str:
+    """The listed answer that an answer or one of its aliases is; the answer itself if none."""
+    others = aliases if isinstance(aliases, list | tuple) else str(aliases).split("|")
+    return next((a for a in (answer, *map(normalised, others)) if a in answers), answer)
+
+
+def _columns(table: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The columns that are ours, under our names."""
+    found: dict[str, Any] = {}
+    for own, names in NAMES.items():
+        name = next((n for n in names if n in table.columns), None)
+        if name is not None:
+            found[own] = list(table[name])
+        elif own in ("athlete", "sport"):
+            raise UserError(
+                f"{path} has no column '{names[0]}' (it has {', '.join(map(str, table.columns))}): "
+                "name the columns subject and answer"
+            )
+    return pd.DataFrame(found, dtype=object)
+
+
+def _read(path: Path, relation: str | None) -> pd.DataFrame:
+    """A file's rows, whatever its format; CounterFact's and RWKU's under our columns' names."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(64).lstrip()
+        if start.startswith(b"PAR1"):
+            return _known_shapes(pd.read_parquet(path).to_dict("records"), path, relation)
+        if start[:1] in (b"[", b"{"):
+            return _known_shapes(_json(path), path, relation)
+        return _csv(path)
+    except FileNotFoundError:
+        raise UserError(f"the facts file {path} does not exist: check athletes.source") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"the facts file {path} is no CSV in UTF-8: {error}") from None
+    except (OSError, ValueError) as error:  # pyarrow's are among these
+        raise UserError(
+            f"the facts file {path} cannot be read ({str(error).splitlines()[0]}): bring it again"
+        ) from None
+
+
+def _csv(path: Path) -> pd.DataFrame:
+    """Rows of fields between commas, or between tabs or semicolons where the header has those and no comma."""
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        first = stream.readline()
+        stream.seek(0)
+        mark = next((m for m in ",\t;" if m in first), ",")
+        rows = [row for row in csv.reader(stream, delimiter=mark, strict=True) if row]
+    if not rows:
+        raise csv.Error("it is empty")
+    header = rows[0]
+    for number, row in enumerate(rows[1:], 1):
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}, data row {number}: {len(row)} fields where the header has {len(header)}: check the commas and "
+                "quotation marks"
+            )
+    return pd.DataFrame(rows[1:], columns=header, dtype=object)
+
+
+def _json(path: Path) -> list[Any]:
+    """The objects of a JSON list, or of JSON lines."""
+    text = path.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("["):
+        return list(json.loads(text))
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
+
+
+def _known_shapes(records: Sequence[Any], path: Path, relation: str | None) -> pd.DataFrame:
+    if not records or not all(isinstance(record, Mapping) for record in records):
+        raise UserError(f"the facts file {path} holds no records: give objects with subject and answer")
+    first = records[0]
+    if "requested_rewrite" in first or {"relation_id", "target_true", "subject"} <= set(first):
+        return _counterfact(records, path, relation)
+    if {"query", "answer", "subject"} <= set(first):  # RWKU: several questions about each subject
+        return pd.DataFrame(
+            {
+                "subject": [r["query"] for r in records],
+                "answer": [r["answer"] for r in records],
+                "group": [r["subject"] for r in records],
+            }
+        )
+    return pd.DataFrame(records)
+
+
+def _counterfact(records: Sequence[Mapping[str, Any]], path: Path, relation: str | None) -> pd.DataFrame:
+    """CounterFact's subjects and true answers of one relation."""
+    rewrites = [record.get("requested_rewrite", record) for record in records]
+    counts = Counter(str(r["relation_id"]) for r in rewrites)
+    if (relation is None and len(counts) > 1) or (relation is not None and relation not in counts):
+        most = ", ".join(f"{name} ({n})" for name, n in counts.most_common(8))
+        raise UserError(
+            f"{path} is CounterFact with {len(counts)} relations: set athletes.relation to one of them, as {most}"
+        )
+    kept = [r for r in rewrites if relation in (None, str(r["relation_id"]))]
+    answers = [
+        r["target_true"]["str"] if isinstance(r["target_true"], Mapping) else r["target_true"] for r in kept
+    ]
+    return pd.DataFrame(
+        {"subject": [r["subject"] for r in kept], "answer": [str(a).strip() for a in answers]}
+    )
