@@ -485,3 +485,19 @@ def test_a_curve_that_rises_has_its_estimate_inside_its_interval() -> None:
     rise = curve.samples[:, 1] - curve.opposed[:, 0]
     low, high = np.quantile(rise, [0.025, 0.975])
     assert low < 0.4 < high and high - low > 0.2
+
+
+def test_option_orders_and_base_models_are_averaged(true_world: dict[str, pd.DataFrame]) -> None:
+    """An item that is asked in several orders is one item; of several base models each is one seed."""
+    cell = Cell("sports", "erase", "manual", "mcq_forget")
+    choice = true_world["multiple_choice"]
+    twice = pd.concat([choice.assign(draw=0), choice.assign(draw=1)], ignore_index=True)
+    frames = {**true_world, "multiple_choice": twice}
+    curve = Run(frames, "question", STATISTICS, LOOKUP).curve(cell)
+    assert (curve.items, curve.seeds, curve.mean[0]) == (ITEMS["forget"], 1, pytest.approx(0.05))
+    bases = {
+        name: pd.concat([table.assign(base_seed=base) for base in (0, 1)], ignore_index=True)
+        for name, table in frames.items()
+    }
+    run = Run(bases, "question", STATISTICS, LOOKUP)
+    assert (run.curve(cell).items, run.curve(cell).seeds, run.bases) == (ITEMS["forget"], 2, 2)

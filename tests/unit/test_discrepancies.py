@@ -46,6 +46,25 @@ def test_the_page_holds_the_presets_values(checkout: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("released", "complaint"),
+    [
+        (
+            {"selection": "x", "seed": "not seeded"},
+            r"claims localizations\.random\.mask\.seed, which .* does not switch",
+        ),
+        ("each of 1848, not seeded", r"says one thing of localizations\.random\.mask, where 2 keys differ"),
+    ],
+)
+def test_a_row_cannot_claim_what_no_key_switches(checkout: Path, released: Any, complaint: str) -> None:
+    path = checkout / discrepancies.REASONS
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data["differences"]["localizations.random.mask"]["released"] = released
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    with pytest.raises(UserError, match=complaint):
+        discrepancies.page(checkout)
+
+
+@pytest.mark.parametrize(
     ("file", "key", "value", "complaint"),
     [
         (

@@ -10,7 +10,7 @@ from localized_unlearning.cli import words
 from localized_unlearning.cli.presets import presets
 from localized_unlearning.cli.summary import summary
 from localized_unlearning.config.evaluation import Claims
-from localized_unlearning.report import page
+from localized_unlearning.report import gallery, page
 from localized_unlearning.reporting.reference import reference
 from localized_unlearning.workflow import plan, preflight, reruns
 from localized_unlearning.workflow.profile import install_profile
@@ -29,6 +29,22 @@ def add_commands(commands: words.Commands) -> None:
     parser = commands.add_parser("reference", help="write or check the files generated from the typed config")
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 when out of step")
     parser.set_defaults(function=reference)
+    parser = commands.add_parser(
+        "pages", help="say of pages that their numbers were made anew, and write their lines"
+    )
+    parser.add_argument(
+        "pages", nargs="*", help="pages, or folders of pages, whose numbers were made by this commit"
+    )
+    parser.add_argument("--command", dest="made_by", default="make all", help="what made them")
+    parser.add_argument("--stages", nargs="*", help="the stages behind them; those of before if not given")
+    parser.set_defaults(function=_pages)
+    parser = commands.add_parser(
+        "gallery", help="copy a finished run's tables and figures, with their CSVs, into docs"
+    )
+    parser.add_argument("--config", type=Path, action="append", required=True, help=words.CONFIG)
+    parser.add_argument("--to", type=Path, required=True, help="a folder below docs/results")
+    parser.add_argument("--command", dest="made_by", default="make all", help="what made the run")
+    parser.set_defaults(function=gallery.run)
     parser = commands.add_parser(
         "install-profile", help="put profiles/slurm where `snakemake --profile slurm` looks for it"
     )
@@ -50,6 +66,12 @@ def _add_ledger(commands: words.Commands) -> None:
         "--out", type=Path, default=Path("docs/claims-in-the-paper.md"), help="the page to write"
     )
     parser.set_defaults(function=_ledger)
+
+
+def _pages(arguments: argparse.Namespace) -> int:
+    from localized_unlearning.reporting.pages import run
+
+    return run(arguments)
 
 
 def _ledger(arguments: argparse.Namespace) -> int:

@@ -87,7 +87,7 @@ def page(root: Path) -> str:
         cells = [
             f"`{entry}`",
             f"{note['paper']}<br>{shown(entry, found, before)}",
-            f"{note['released']}<br>{shown(entry, found, after)}",
+            f"{claimed(entry, note['released'], found)}<br>{shown(entry, found, after)}",
             shown(entry, found, default),
             note["why"],
         ]
@@ -106,6 +106,26 @@ def page(root: Path) -> str:
     lines += ["", "## What no key brings back", "", "| the released code | here |", "|---|---|"]
     lines += [row([note["did"], note["ours"]]) for note in notes["fixed"]]
     return "\n".join(lines) + "\n"
+
+
+def claimed(entry: str, released: str | Mapping[str, str], found: list[str]) -> str:
+    """What a row says of the released code: each clause hangs on a key that the preset really switches.
+
+    Raises:
+        UserError: when one sentence speaks for several keys, or a clause for a key that does not differ.
+    """
+    if isinstance(released, str):
+        if len(found) > 1:
+            raise UserError(
+                f"{REASONS} says one thing of {entry}, where {len(found)} keys differ: give each clause its key"
+            )
+        return released
+    names = {key[len(entry) + 1 :] for key in found}
+    if idle := [name for name in released if name not in names]:
+        raise UserError(
+            f"{REASONS} claims {entry}.{idle[0]}, which {RELEASED.name} does not switch: remove it"
+        )
+    return "; ".join(f"{text} (`{name}`)" for name, text in released.items())
 
 
 def row(cells: list[str]) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.reporting import discrepancies
+from localized_unlearning.reporting import discrepancies, pages
 
 
 def generated(root: Path = Path()) -> dict[Path, str]:
@@ -21,6 +21,7 @@ def generated(root: Path = Path()) -> dict[Path, str]:
         Path("workflow/schemas/config.schema.json"): json.dumps(Config.model_json_schema(), indent=2) + "\n",
         Path("docs/configuration.md"): reference_page(),
         Path("docs/discrepancies.md"): discrepancies.page(root),
+        **pages.generated(root),
     }
 
 
