@@ -19,6 +19,7 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES
 from localized_unlearning.reporting.figures import drawing, style
 from localized_unlearning.reporting.figures.rows import Asked, asked
+from tiny_run import ROOT
 
 LABELS = {
     "base": "Base model", "attribution_patching": "Attrib. Patching", "causal_tracing": "Causal Tracing",
@@ -373,7 +374,7 @@ def test_what_a_person_has_at_home_reaches_no_figure(tmp_path: Path) -> None:
     for more in ({}, hostile):
         folder = tmp_path / f"results{len(more)}"
         words = [sys.executable, "-m", "localized_unlearning.cli.main", "figure", "--config", "config.yaml", "--figure",
-                 name, "--data", str(data), *(w for s in ("csv", "pdf", "png") for w in (f"--out-{s}", f"{folder}/f.{s}"))]  # fmt: skip
+                 name, "--data", str(data), "--captions", str(ROOT / "workflow/report/captions.yaml"), *(w for s in ("csv", "pdf", "png", "md", "tex") for w in (f"--out-{s}", f"{folder}/f.{s}"))]  # fmt: skip
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("MPL", "LC_", "LANG"))}
         answer = subprocess.run(words, cwd=tmp_path, env={**clean, "XDG_CACHE_HOME": str(tmp_path), **more},
                                 capture_output=True, text=True)  # fmt: skip

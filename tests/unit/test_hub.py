@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import save
 
 from localized_unlearning.config.source import Source
 from localized_unlearning.workflow import preflight
@@ -175,7 +177,9 @@ def test_two_checkouts_download_at_once_into_one_cache(hub: Hub, tmp_path: Path)
 
 def test_a_connection_that_breaks_once(hub: Hub, tmp_path: Path) -> None:
     """Catches a download that begins anew, or takes half a file for a model."""
-    hub.files[WEIGHTS] = bytes(range(256)) * 100_000  # the library writes 10 MB at a time
+    hub.files[WEIGHTS] = save(
+        {"large": torch.arange(6_400_000, dtype=torch.int32)}
+    )  # the library writes 10 MB at a time
     hub.cut, hub.cuts = 15_000_000, 1
     status, said = ended(download(hub, tmp_path / "one", tmp_path / "home"))
     assert status == 0, said

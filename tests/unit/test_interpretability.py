@@ -249,7 +249,7 @@ def test_names_end_where_the_name_does(tiny_base: TinyBase) -> None:
     for prompt in ("training", "question"):
         for athlete, ids in zip(subject.athletes, subject.encode_names(prompt), strict=True):
             text = tiny_base.tokenizer.decode(ids, skip_special_tokens=True)
-            before, _, after = book[prompt].text.rpartition("{athlete}")
+            before, _, after = book[prompt].text.rpartition("{subject}")
             assert text == before + athlete and after
 
 

@@ -59,7 +59,8 @@ def test_masks_for_eager_attention_are_additive(
 ) -> None:
     """Catches a boolean mask that is added to the scores as 0 and 1; the other tests run on fused kernels."""
     fused, eager = tiny(architecture), tiny(architecture)
-    assert fused.config._attn_implementation == "sdpa"
+    if fused.config._attn_implementation != "sdpa":
+        pytest.skip("soft-capped scores have no fused kernel")
     eager.set_attn_implementation("eager")
     first, second = (
         packing.next_token(model, prompts_with_shared_beginnings(), [3, 60], 50) for model in (fused, eager)

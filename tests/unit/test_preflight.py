@@ -88,7 +88,7 @@ def test_in_order(ask: Ask) -> None:
     assert status == 0 and "make slurm-profile" in said
     status, said = ask()
     assert status == 0 and said.rstrip().endswith("Nothing is missing.")
-    assert "248 jobs" in said and "Longest chain" in said and "none was measured" in said
+    assert "284 jobs" in said and "Longest chain" in said and "none was measured" in said
     assert "there is no sinfo here" in said
 
 
@@ -136,9 +136,10 @@ def test_without_a_network_it_says_what_was_not_checked(ask: Ask) -> None:
 
 def test_more_gpus_or_a_larger_one_hold_what_one_cannot(ask: Ask) -> None:
     """Catches a memory check that ignores the device or the number of GPUs."""
-    large = "finetune: {precision: fp32_master}\n"
+    large = "finetune: {precision: fp32_master}\nattacks: {run: []}\n"
     assert ask(overlay=large)[0] == 1
-    assert ask(overlay=large, words=("--device", "H200"))[0] == 0
+    status, said = ask(overlay=large, words=("--device", "H200"))
+    assert status == 0, said
     assert ask(overlay=large, words=("--gpu-memory", "141"))[0] == 0
     assert ask(overlay=large + "compute: {shards: 2}\n")[0] == 0
 

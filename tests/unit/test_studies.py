@@ -41,7 +41,9 @@ def rows(rng: np.random.Generator, localization: str, objective: str, seed: int)
         facts.append(asked.assign(prompt=prompt, answer=right, argmax_right=False, **logits, **about))
     letters = {f"logit_{c}": rng.normal(size=len(asked)) for c in "ABCD"}
     texts = {f"text_{c}": rng.normal(size=len(asked)) for c in "ABCD"}
-    mcq = asked.assign(order="fixed", answer=right, argmax_right=False, **letters, **texts, **about)
+    mcq = asked.assign(
+        order="fixed", main=False, answer=right, argmax_right=False, **letters, **texts, **about
+    )
     return {"facts": pd.concat(facts, ignore_index=True), "multiple_choice": mcq}
 
 

@@ -23,7 +23,7 @@ if plan.config.model.kind == "organism":
         shell:
             plan.command("pretrain")
 
-    if plan.config.injected:
+    if plan.config.has_injection:
 
         rule inject:
             """Teach the organism facts in known matrices."""

@@ -69,7 +69,7 @@ def _add_ledger(commands: words.Commands) -> None:
 
 
 def _pages(arguments: argparse.Namespace) -> int:
-    from localized_unlearning.reporting.pages import run
+    from localized_unlearning.reporting.pages import run  # brings pandas: half a second of each command
 
     return run(arguments)
 
