@@ -17,7 +17,8 @@ import yaml
 from checkout import Checkout, holder, scontrol, set_up, wait_for
 from cluster import Cluster
 
-from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.config import reading
+from localized_unlearning.workflow.graph import Graph
 from odd_folder import ODD, bring
 from tiny_run import ROOT
 
@@ -41,7 +42,9 @@ def test_the_promised_line_goes_through_sbatch(cluster: Cluster, finished: Check
     """Catches a profile that is not found, a rule that runs on the login node or in the wrong partition."""
     jobs = {job["JobId"]: job for job in cluster.jobs()}
     records = finished.records()
-    assert {record["stage"] for record in records} == set(STAGES) - {"fetch", "download", "convert"}
+    planned = Graph(reading.load([finished.folder / "config.yaml"])).jobs
+    assert {record["stage"] for record in records} == {job.stage for job in planned}
+    profile = yaml.safe_load(finished.profile.read_text())
     for record in records:
         host = record["host"]
         job = jobs[host["slurm_job"]]
@@ -50,12 +53,8 @@ def test_the_promised_line_goes_through_sbatch(cluster: Cluster, finished: Check
             job,
         )
         assert host["slurm_partition"] == job["Partition"] and record["attempt"] == 1
-        loads = record["stage"] == "pretrain" or "base_model" in [
-            i.name for i in STAGES[record["stage"]].inputs
-        ]
-        assert job["Partition"] == ("gpu" if loads and record["stage"] != "select" else "cpu"), record[
-            "stage"
-        ]
+        asked = profile["set-resources"].get(record["stage"], profile["default-resources"])
+        assert job["Partition"] == asked.get("slurm_partition", "cpu"), record["stage"]
     assert len(jobs) < len(records)  # short jobs share an allocation
     for number in range(1, 17):
         assert (finished.folder / f"figures/tiny/figure_{number}.png").stat().st_size > 0

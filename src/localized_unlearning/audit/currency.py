@@ -188,7 +188,9 @@ class Judge:
 
 
 OF_CONFIG = {"task": "tasks", "objective": "objectives", "localization": "localizations", "scores": "scores"}
-UNTRAINED = frozenset({"base", "none"})  # wildcard values that stand for the base model
+UNTRAINED = frozenset(
+    {"base", "gold", "none"}
+)  # wildcard values that stand for models that nothing was unlearned from
 
 
 def _other_wildcards(stage: Stage, record: Record) -> Cause | None:

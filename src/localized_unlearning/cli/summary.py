@@ -25,8 +25,10 @@ def summary(arguments: argparse.Namespace) -> int:
     seconds = [json.loads(p.read_text(encoding="utf-8"))["seconds"] for p in results.rglob("*.record.json")]
     print(f"Full tables   {results}/tables/ (.md, .csv with all three accuracies, .tex)")
     print(f"Figures       {figures}/ (.pdf, .png, and the .csv each was drawn from)")
-    print(f"Model card    {results}/model_card.md")
-    print(f"Rows          {results}/<task>/<objective>/<localization>/seed<N>/*.parquet, records beside them")
+    print(f"Model card    {results}/base<N>/model_card.md")
+    print(
+        f"Rows          {results}/base<N>/<task>/<objective>/<localization>/seed<N>/*.parquet, records beside them"
+    )
     report = results / "report.html"
     print(f"Jobs          {len(seconds)} recorded jobs, {clock(sum(seconds))} of job time in all")
     if report.is_file():

@@ -29,7 +29,8 @@ from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.progress import clock
 from localized_unlearning.provenance import pages, records
 from localized_unlearning.reporting.captions import CAPTIONS, read_captions
-from localized_unlearning.workflow.layout import Layout
+from localized_unlearning.workflow.graph import Graph
+from localized_unlearning.workflow.layout import JobId, Layout
 
 TEMPLATE = "report.html.jinja"
 
@@ -320,7 +321,8 @@ def page(config: Config, templates: Path) -> str:
     found = recorded([results, figures])
     captions = read_captions(templates / CAPTIONS.name, config)
     shown = items(config, captions)
-    card = results / "model_card.md"
+    first = JobId.of("model_card", base_seed=Graph(config).bases[0])
+    card = Path(Layout(config.run).outputs(first)["markdown"])
     jinja = jinja2.Environment(
         loader=jinja2.FileSystemLoader(templates), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
