@@ -342,6 +342,9 @@ def test_a_second_checkout_is_restored_from_the_store(finished: Path, tmp_path: 
     assert not (second / "imported").exists()
     assert re.search(r"(\d+) artefacts.*Integrity: \1 ok\. Currency: \1 ok", done.stdout), done.stdout
     places = [*second.glob("results/**/*.record.json"), *second.glob("figures/**/*.record.json")]
+    places = [
+        place for place in places if place.name != "config.yaml.record.json"
+    ]  # written, not made by a job
     assert len(places) == len([*finished.glob("store/??/*/record.json")]) > 50
     for place in places:
         record = json.loads(place.read_text())
