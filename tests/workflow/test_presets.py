@@ -48,8 +48,9 @@ def test_presets_plan(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     del jobs["all"]
     if "fetch_folder" in jobs:
         jobs["fetch"] = jobs.get("fetch", 0) + jobs.pop("fetch_folder")
-    if "write_attacks" in jobs:  # a target is called attacks, so the rule of its table is not
-        jobs["attack_table"] = jobs.pop("write_attacks")
+    for rule, stage in (("write_attacks", "attack_table"), ("grade", "localizers")):
+        if rule in jobs:  # the stage's name is a target's, so its rule has another
+            jobs[stage] = jobs.pop(rule)
     assert plan.counts(plan.Plan(Rules(layers))) == jobs
 
 
