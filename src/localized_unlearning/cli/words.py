@@ -27,7 +27,7 @@ CONFIG = "a YAML file of settings; repeat to lay one over the other"
 GROUPS = {
     "To look at a run": ("summary", "report", "audit"),
     "Before a run": ("presets", "preflight", "costs"),
-    "To set up and maintain": ("install-profile", "reference", "reruns", "ledger"),
+    "To set up and maintain": ("install-profile", "reference", "reruns", "ledger", "pages", "gallery"),
 }
 """The commands for people, in the order in which --help shows them."""
 
