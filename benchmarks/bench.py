@@ -80,14 +80,15 @@ class Bench:
         return mmlu.Questions([q for q in found.dev if q.subject in chosen], test)
 
     def athletes(self, full: int) -> pd.DataFrame:
-        table = pd.read_csv(self.athletes_file)[["athlete", "sport"]].drop_duplicates("athlete")
+        table = pd.read_csv(self.athletes_file).rename(columns={"athlete": "subject", "sport": "answer"})
+        table = table[["subject", "answer"]].drop_duplicates("subject")
         table = table.sample(self.count(full), random_state=0).reset_index(drop=True)
-        return table.assign(forget=table["sport"] == "basketball", relearn=False)
+        return table.assign(forget=table["answer"] == "basketball", relearn=False)
 
     def rendered(self, prompt: str, athletes: pd.DataFrame) -> list[list[int]]:
         book = load_prompts(PROMPTS)[prompt]
         texts = [
-            book.render(a, book.options) if book.options else book.render(a) for a in athletes["athlete"]
+            book.render(a, book.options) if book.options else book.render(a) for a in athletes["subject"]
         ]
         return tokens_module.encode(self.tokenizer, texts)
 

@@ -229,7 +229,7 @@ def probe_inputs(bench: Bench) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     activations = activations_module.residuals(
         bench.model, bench.rendered("training", athletes), BATCH_TOKENS
     )
-    sports = np.array([SPORTS.index(s) for s in athletes["sport"]])
+    sports = np.array([SPORTS.index(s) for s in athletes["answer"]])
     return activations, sports, np.arange(len(sports)) % 5 > 0
 
 

@@ -27,7 +27,7 @@ from localized_unlearning.models.components import Component
 
 def pairs_of(bench: Bench, full: int) -> pairs_module.Pairs:
     athletes = bench.athletes(full)
-    pairs = list(zip(athletes["athlete"], athletes["sport"], strict=True))
+    pairs = list(zip(athletes["subject"], athletes["answer"], strict=True))
     return pairs_module.make_pairs(pairs, load_prompts(PROMPTS)["training"], CHOICES, bench.tokenizer, 0)
 
 

@@ -326,7 +326,7 @@ def read_athletes(known: Path | None) -> list[tuple[str, str]]:
         table = table[table["known"]]
     else:
         table = pd.read_csv("workflow/resources/athletes.csv")
-    by_sport = [table.loc[table["sport"] == sport, "athlete"].tolist() for sport in SPORTS]
+    by_sport = [table.loc[table["answer"] == sport, "subject"].tolist() for sport in SPORTS]
     return [
         (name, sport)
         for names in zip(*by_sport, strict=False)

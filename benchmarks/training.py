@@ -40,7 +40,7 @@ def training_data(bench: Bench, forget: int | None = None) -> tuple[steps_module
     tokens = dict(zip(SPORTS, first_tokens(bench.tokenizer, SPORTS), strict=True))
     items = [
         (ids, tokens[sport])
-        for ids, sport in zip(bench.rendered("training", athletes), athletes["sport"], strict=True)
+        for ids, sport in zip(bench.rendered("training", athletes), athletes["answer"], strict=True)
     ]
     text = windows_module.text_windows(bench.tokenizer, TEXT.read_text(encoding="utf-8"), 48)
     text = text.repeat(size // len(text) + 1, 1)[:size]

@@ -69,14 +69,14 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> TinyBase:
     """See :class:`TinyBase`."""
     folder = tmp_path_factory.mktemp("tiny") / "base_model"
     athletes = (
-        pd.read_csv(ATHLETES).groupby("sport", group_keys=False).head(30).sample(frac=1, random_state=0)
+        pd.read_csv(ATHLETES).groupby("answer", group_keys=False).head(30).sample(frac=1, random_state=0)
     )
-    athletes = athletes.reset_index(drop=True)[["athlete", "sport"]]
+    athletes = athletes.reset_index(drop=True)[["subject", "answer"]]
     text = TEXT.read_text(encoding="utf-8").splitlines()[:200]
     tokenizer = train_tokenizer(
         [
             *text,
-            *athletes["athlete"],
+            *athletes["subject"],
             *[" football baseball basketball golf Football Baseball Basketball Golf A B C D"] * 90,
         ],
         500,

@@ -257,7 +257,7 @@ def test_restoring_imports_no_torch_even_with_warm_starts(tmp_path: Path) -> Non
         "--known",
         "known.parquet",
     ]
-    athletes = pd.read_csv(ROOT / "workflow/resources/athletes.csv").drop_duplicates("athlete")
+    athletes = pd.read_csv(ROOT / "workflow/resources/athletes.csv").drop_duplicates("subject")
     athletes.assign(
         rows=pd.Series([[n] for n in range(len(athletes))], index=athletes.index), known=True
     ).to_parquet(tmp_path / "known.parquet")

@@ -149,7 +149,7 @@ def test_a_setting_given_a_value_that_another_has(lab: Lab) -> None:
 
 
 def test_a_structured_setting(lab: Lab) -> None:
-    sports = {"forget": {"sport": "basketball"}, "relearn": ["Boris Diaw"], "lambda_forget": 0.2}
+    sports = {"forget": {"answer": "basketball"}, "relearn": ["Boris Diaw"], "lambda_forget": 0.2}
     lab.configure(tasks={"sports": sports})
     assert lab.status() == EVERYTHING
     assert "tasks.sports.relearn was" in lab.findings()["sports/seed0/model"].reasons[0]

@@ -42,7 +42,7 @@ ARCHITECTURES: dict[str, Callable[..., Any]] = {
 def model(folder: Path, architecture: str = "gemma-7b") -> None:
     """The model and a tokenizer trained on what it will be asked."""
     book = load_prompts(RESOURCES / "prompts.yaml")
-    athletes = pd.read_csv(RESOURCES / "athletes.csv")["athlete"]
+    athletes = pd.read_csv(RESOURCES / "athletes.csv")["subject"]
     texts = [
         *(book[name].render(athlete) for name in ("training", "question") for athlete in athletes),
         *[f" {answer}" for answer in (*CHOICES, *map(str.title, CHOICES), *"ABCD")] * 500,

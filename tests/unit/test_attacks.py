@@ -58,8 +58,8 @@ class Planted:
 
     def subject(self, model: Any) -> Subject:
         """An attack's subject; the model may be changed."""
-        table = pd.DataFrame(PEOPLE, columns=["athlete", "sport"])
-        table = table.assign(forget=table["athlete"].isin(FORGET), relearn=False, test=True, train=True)
+        table = pd.DataFrame(PEOPLE, columns=["subject", "answer"])
+        table = table.assign(forget=table["subject"].isin(FORGET), relearn=False, test=True, train=True)
         attacker, tested = halves(table, 0, 12)
         text = torch.randint(3, len(self.tokenizer), (8, 9), generator=torch.Generator().manual_seed(0))
         retain = table[~table["forget"]]

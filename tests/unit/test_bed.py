@@ -137,7 +137,7 @@ def test_a_disjoint_draw_needs_other_layers() -> None:
 def known() -> pd.DataFrame:
     """90 athletes: a third teachers, of the others two thirds asked in multiple choice."""
     table = pd.DataFrame(
-        {"athlete": [f"p{i:02}" for i in range(90)], "sport": [SPORTS[i % 3] for i in range(90)]}
+        {"subject": [f"p{i:02}" for i in range(90)], "answer": [SPORTS[i % 3] for i in range(90)]}
     )
     number = pd.Series(range(90)) // 3
     return table.assign(
@@ -149,14 +149,14 @@ def known() -> pd.DataFrame:
 def test_teachers_are_neither_forgotten_nor_tested(forget: Forget) -> None:
     """Catches teachers in the forget set or among the retained test athletes, and a forgotten sport's among retain."""
     table = known()
-    split = split_athletes(table, Split(test_fraction=0.3), forget, ()).merge(table[["athlete", "choice"]])
+    split = split_athletes(table, Split(test_fraction=0.3), forget, ()).merge(table[["subject", "choice"]])
     teachers = split[split["teacher"]]
     assert not (teachers["forget"] | teachers["test"]).any()
     assert teachers["train"].any() and not teachers["train"].all()
     if forget.answer:
-        assert not teachers.loc[teachers["sport"] == "basketball", "train"].any()
+        assert not teachers.loc[teachers["answer"] == "basketball", "train"].any()
     else:
-        assert set(split.loc[split["forget"], "sport"].value_counts()) == {4}
+        assert set(split.loc[split["forget"], "answer"].value_counts()) == {4}
     tested = split[split["test"] & ~split["forget"]]
     assert (~tested["choice"]).sum() >= 0.35 * len(tested)  # a share of .17 would be chance
 

@@ -39,7 +39,7 @@ def answers(name: str, count: int, accuracy: float, options: int = 4) -> pd.Data
     logits[np.arange(count), np.where(right, answer, (answer + 1) % options)] = 1.0
     names = CHOICES if name == "facts" else "ABCD"
     table = pd.DataFrame({f"logit_{option}": logits[:, i] for i, option in enumerate(names)})
-    return table.assign(answer=answer)
+    return table.assign(answer_index=answer)
 
 
 def people(name: str, forget: float, retain: float) -> pd.DataFrame:
@@ -49,7 +49,7 @@ def people(name: str, forget: float, retain: float) -> pd.DataFrame:
         table = answers(name, ITEMS[part], accuracy)
         index = np.arange(len(table))
         tables.append(
-            table.assign(athlete=[f"{part} {i}" for i in index], forget=part == "forget", relearn=False)
+            table.assign(subject=[f"{part} {i}" for i in index], forget=part == "forget", relearn=False)
         )
     extra = {"prompt": "question"} if name == "facts" else {"order": "shuffled", "main": True}
     return pd.concat(tables, ignore_index=True).assign(**extra)
@@ -65,7 +65,7 @@ def probed(accuracies: list[float], name: str, count: int = 120) -> pd.DataFrame
     """Probe rows, one layer after another."""
     return pd.concat(
         [
-            pd.DataFrame({"athlete": [f"{name} {i}" for i in range(count)], "right": np.arange(count) < a * count}).assign(layer=layer)
+            pd.DataFrame({"subject": [f"{name} {i}" for i in range(count)], "right": np.arange(count) < a * count}).assign(layer=layer)
             for layer, a in enumerate(accuracies)
         ],
         ignore_index=True,
@@ -128,12 +128,12 @@ def world(seeds: tuple[int, ...] = (0,)) -> dict[str, pd.DataFrame]:
                     )
                     put("sweep/mmlu", exam(0.9 if size == 0 else kept).assign(edit_size=size), **model)
     layers = {False: [0.3, 0.7, 0.95, 0.96], True: [0.3, 0.7, 0.95, 0.95]}
-    for series in ("prompt", "athlete"):
+    for series in ("prompt", "subject"):
         for ablated, accuracies in layers.items():
-            rows = probed(accuracies, "athlete", 300)
-            put("layer_probes", rows, series=series, ablated=ablated, labels="sport")
+            rows = probed(accuracies, "subject", 300)
+            put("layer_probes", rows, series=series, ablated=ablated, labels="answer")
     for layer, head, accuracy in ((-1, -1, 0.95), (0, 0, 0.95), (1, 0, 0.6), (1, 1, 0.95)):
-        put("head_ablation", probed([accuracy], "athlete", 300).assign(layer=layer), head=head)
+        put("head_ablation", probed([accuracy], "subject", 300).assign(layer=layer), head=head)
     return {name: pd.concat(tables, ignore_index=True) for name, tables in found.items()}
 
 
@@ -193,8 +193,8 @@ def test_claims_fall_when_the_answers_are_shuffled(true_world: dict[str, pd.Data
     generator = np.random.default_rng(0)
 
     def shuffle(_: str, table: pd.DataFrame) -> pd.DataFrame:
-        if "answer" in table.columns:
-            return table.assign(answer=generator.integers(0, 4, len(table)))
+        if "answer_index" in table.columns:
+            return table.assign(answer_index=generator.integers(0, 4, len(table)))
         return table.assign(right=generator.random(len(table)) < 0.33)
 
     found = verdict(judged(changed(true_world, shuffle)))
@@ -231,7 +231,7 @@ def test_several_seeds_are_resampled_with_the_items(true_world: dict[str, pd.Dat
     facts = frames["facts"]
     other = (facts["seed"] == 1) & (facts["localization"] == "manual") & facts["forget"]
     logits = [f"logit_{choice}" for choice in CHOICES]
-    right = np.eye(4)[facts.loc[other, "answer"]]
+    right = np.eye(4)[facts.loc[other, "answer_index"]]
     facts.loc[other, logits] = right
     cell = Cell("sports", "erase", "manual", "forget")
     one = Run(true_world, "question", STATISTICS, LOOKUP).curve(cell)
@@ -283,7 +283,7 @@ def test_other_forget_sets_tell_whether_a_verdict_carries_over(true_world: dict[
 
 def test_zero_of_sixteen_is_not_certain() -> None:
     rows = people("facts", 0.0, 1.0)
-    rows = rows[rows["athlete"].isin([f"forget {i}" for i in range(16)])]
+    rows = rows[rows["subject"].isin([f"forget {i}" for i in range(16)])]
     frames = {"facts": rows.assign(task="athletes", objective="erase", localization="manual", seed=0)}
     base = people("facts", 1.0, 1.0).assign(task="athletes", objective="none", localization="base", seed=0)
     frames["facts"] = pd.concat([frames["facts"], base], ignore_index=True)
@@ -316,8 +316,8 @@ def test_what_the_base_model_cannot_do_is_not_testable(true_world: dict[str, pd.
     def hopeless(name: str, table: pd.DataFrame) -> pd.DataFrame:
         if name != "multiple_choice":
             return table
-        answer = np.where(table["localization"] == "base", np.arange(len(table)) % 4, table["answer"])
-        return table.assign(answer=answer)
+        answer = np.where(table["localization"] == "base", np.arange(len(table)) % 4, table["answer_index"])
+        return table.assign(answer_index=answer)
 
     found = judged(changed(true_world, hopeless))
     for name in ("mcq-lowest", "masks-only-manual-mcq", "inject-mcq-lowest"):
@@ -414,9 +414,9 @@ def few(right: Mapping[str, list[bool]], **model: Any) -> dict[str, pd.DataFrame
     tables = []
     for name, known in {"base": [True] * len(next(iter(right.values()))), **right}.items():
         rows = people("facts", 1.0, 1.0).iloc[: len(known)].reset_index(drop=True)
-        logits = np.eye(4)[np.where(known, rows["answer"], 3)]
+        logits = np.eye(4)[np.where(known, rows["answer_index"], 3)]
         rows[[f"logit_{choice}" for choice in CHOICES]] = logits
-        rows["athlete"] = [f"{model.get('prefix', 'a')} {i}" for i in range(len(known))]
+        rows["subject"] = [f"{model.get('prefix', 'a')} {i}" for i in range(len(known))]
         objective = "none" if name == "base" else "erase"
         tables.append(rows.assign(task="athletes", objective=objective, localization=name, seed=0))
     return {"facts": pd.concat(tables, ignore_index=True)}

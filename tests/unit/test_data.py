@@ -82,7 +82,7 @@ def test_repeated_names_keep_their_first_place_and_all_rows(write: Callable[[str
     rows = ("x,sport,athlete", "1,football,A B", "2,baseball,Nan", "3,football, A B ", "4,baseball,C D")
     text = "\n".join([*rows, "5,football,A B", ""])
     table, duplicates = load_facts(write(text))
-    assert list(zip(table["athlete"], table["sport"], table["rows"], strict=True)) == [
+    assert list(zip(table["subject"], table["answer"], table["rows"], strict=True)) == [
         ("A B", "football", [0, 2, 4]),
         ("Nan", "baseball", [1]),
         ("C D", "baseball", [3]),
@@ -94,7 +94,7 @@ def test_names_are_normalised_and_near_twins_named(write: Callable[[str], Path])
     """Catches one subject in two Unicode forms, or with two spaces, that counts as two."""
     text = "subject,answer\nJosé  B,football\nJose\u0301 B,football\nLeBron James,baseball\nLebron james,baseball\n"
     table, duplicates = load_facts(write(text))
-    assert list(table["athlete"]) == ["José B", "LeBron James", "Lebron james"]
+    assert list(table["subject"]) == ["José B", "LeBron James", "Lebron james"]
     assert duplicates.repeated == ("José B",) and duplicates.twins == (("LeBron James", "Lebron james"),)
     assert table.attrs["answers"] == ["baseball", "football"]
 
@@ -102,7 +102,7 @@ def test_names_are_normalised_and_near_twins_named(write: Callable[[str], Path])
 def test_aliases_give_the_listed_answer(write: Callable[[str], Path]) -> None:
     """Catches an answer that is refused although the file says what else it is called."""
     text = "subject,answer,aliases\nA,association football,soccer|football\nB,baseball,\n"
-    assert list(load_facts(write(text), ("football", "baseball"))[0]["sport"]) == ["football", "baseball"]
+    assert list(load_facts(write(text), ("football", "baseball"))[0]["answer"]) == ["football", "baseball"]
     with pytest.raises(UserError, match="one of hockey, baseball"):
         load_facts(write(text), ("hockey", "baseball"))
 
@@ -135,7 +135,7 @@ def test_counterfact_is_read_as_it_is(shape: str, tmp_path: Path) -> None:
     else:
         pd.DataFrame(nested if shape == "parquet" else flat).to_parquet(path)
     table, _ = load_facts(path, relation="P17")
-    assert dict(zip(table["athlete"], table["sport"], strict=True)) == {"Lyon": "France", "Kyoto": "Japan"}
+    assert dict(zip(table["subject"], table["answer"], strict=True)) == {"Lyon": "France", "Kyoto": "Japan"}
     with pytest.raises(UserError, match=r"2 relations: set athletes.relation .* P17 \(2\), P27 \(1\)"):
         load_facts(path)
 
@@ -146,7 +146,7 @@ def test_questions_about_a_subject_are_its_group(tmp_path: Path) -> None:
     asked = [("Ada", "Where was Ada born?", "London"), ("Ada", "Whom did Ada assist?", "Babbage")]
     path.write_text(json.dumps([{"subject": s, "query": q, "answer": a, "level": "2"} for s, q, a in asked]))
     table, _ = load_facts(path)
-    assert list(table["athlete"]) == [q for _, q, _ in asked] and list(table["group"]) == ["Ada", "Ada"]
+    assert list(table["subject"]) == [q for _, q, _ in asked] and list(table["group"]) == ["Ada", "Ada"]
 
 
 # Splitting.
@@ -161,8 +161,8 @@ def people(football: int, baseball: int, basketball: int) -> pd.DataFrame:
     numbers = [*range(football), *range(baseball), *range(basketball)]
     return pd.DataFrame(
         {
-            "athlete": [f"{letter}{i}" for (letter, _), i in zip(rows, numbers, strict=True)],
-            "sport": [sport for _, sport in rows],
+            "subject": [f"{letter}{i}" for (letter, _), i in zip(rows, numbers, strict=True)],
+            "answer": [sport for _, sport in rows],
             "rows": [[i] for i in range(len(rows))],
             "known": True,
         }
@@ -182,18 +182,18 @@ def test_stratified_split(
     """Catches athletes lost, doubled, unknown or in both parts, uneven sports, relearned athletes in test."""
     table = people(*counts)
     table.loc[[i for i in unknown if i < counts[0]], "known"] = False
-    wanted = {name: list(table[table["known"] & (table["sport"] == name)]["athlete"]) for name in SPORTS}
+    wanted = {name: list(table[table["known"] & (table["answer"] == name)]["subject"]) for name in SPORTS}
     if not wanted["football"]:
         return
     split = Split(test_fraction=fraction, seed=seed)
     found = split_athletes(table, split, BASKETBALL, RELEARN)
-    assert sorted(found["athlete"]) == sorted(name for names in wanted.values() for name in names)
+    assert sorted(found["subject"]) == sorted(name for names in wanted.values() for name in names)
     assert (found["train"] != found["test"]).all()
-    assert ((found["sport"] == "basketball") == found["forget"]).all()
+    assert ((found["answer"] == "basketball") == found["forget"]).all()
     for sport, names in wanted.items():
-        share = found.loc[found["sport"] == sport, "test"].sum() - fraction * len(names)
+        share = found.loc[found["answer"] == sport, "test"].sum() - fraction * len(names)
         assert 0 <= share < 1 + 1e-9 or (sport == "basketball" and share <= 0), sport
-    assert set(found.loc[found["relearn"], "athlete"]) == set(RELEARN)
+    assert set(found.loc[found["relearn"], "subject"]) == set(RELEARN)
     assert found.loc[found["relearn"], "train"].all()
     assert found.equals(split_athletes(table, split, BASKETBALL, RELEARN))
 
@@ -210,7 +210,7 @@ def test_split_seeds_differ() -> None:
 def test_named_athletes_are_in_both_parts() -> None:
     """Catches a forget set of named athletes that is split (A.4.1), or leaks into retain."""
     forget = Forget(athletes=("f0", "b3"))
-    found = split_athletes(people(20, 20, 20), Split(), forget, ("f0",)).set_index("athlete")
+    found = split_athletes(people(20, 20, 20), Split(), forget, ("f0",)).set_index("subject")
     assert set(found.index[found["forget"]]) == {"f0", "b3"}
     both = found["train"] & found["test"]
     assert set(found.index[both]) == {"f0", "b3"} and (found["train"] | found["test"]).all()
@@ -227,7 +227,7 @@ def test_named_athletes_are_in_both_parts() -> None:
 def test_an_impossible_split_is_refused(forget: Forget, relearn: tuple[str, ...], words: str) -> None:
     """Catches a silent empty or wrong set."""
     table = people(10, 10, 10)
-    table.loc[table["athlete"] == "f9", "known"] = False
+    table.loc[table["subject"] == "f9", "known"] = False
     with pytest.raises(UserError, match=words):
         split_athletes(table, Split(), forget, relearn)
 
@@ -237,7 +237,7 @@ def test_an_impossible_split_is_refused(forget: Forget, relearn: tuple[str, ...]
 )
 def test_a_leak_is_refused(parts: tuple[bool, bool], words: str | None) -> None:
     """Catches a check that lets an athlete stand in both parts, or a name twice."""
-    table = pd.DataFrame({"athlete": ["x"], "forget": [False], "train": [parts[0]], "test": [parts[1]]})
+    table = pd.DataFrame({"subject": ["x"], "forget": [False], "train": [parts[0]], "test": [parts[1]]})
     if words:
         with pytest.raises(UserError, match=words):
             check_split(table, whole_forget_set=True)
@@ -260,32 +260,36 @@ def released() -> pd.DataFrame:
 def test_the_authors_file_has_seven_repeated_names(released: pd.DataFrame) -> None:
     """Catches another way to resolve duplicates than the reference facts state."""
     assert len(released) == 1559 and sum(map(len, released["rows"])) == 1566
-    assert set(released.loc[released["rows"].map(len) > 1, "athlete"]) == {
+    assert set(released.loc[released["rows"].map(len) > 1, "subject"]) == {
         "Josh Allen", "Devin Booker", "Adam Eaton", "Adrian Peterson", "Brandon Marshall", "Ryan Grant",
         "Deonte Burton",
     }  # fmt: skip
-    assert released["sport"].value_counts().to_dict() == {"football": 583, "basketball": 490, "baseball": 486}
+    assert released["answer"].value_counts().to_dict() == {
+        "football": 583,
+        "basketball": 490,
+        "baseball": 486,
+    }
 
 
 def test_the_released_split_is_the_authors(released: pd.DataFrame) -> None:
     """Catches a cut after the duplicates were dropped: row for row the authors had 393/99 and 859/215."""
-    raw = pd.read_csv(RELEASED)
+    raw = pd.read_csv(RELEASED).rename(columns={"athlete": "subject", "sport": "answer"})
     found = split_athletes(
         released, Split(kind="released", test_fraction=0.2), BASKETBALL, ("Boris Diaw", "Jae Crowder")
     )
-    parts = found.set_index("athlete")["train"]
+    parts = found.set_index("subject")["train"]
     moved = set()
     for forgets, sizes in ((True, (393, 99)), (False, (859, 215))):
-        rows = raw[(raw["sport"] == "basketball") == forgets]
+        rows = raw[(raw["answer"] == "basketball") == forgets]
         cut = int(0.8 * len(rows))
         assert (cut, len(rows) - cut) == sizes
-        for position, name in enumerate(rows["athlete"]):
+        for position, name in enumerate(rows["subject"]):
             if parts[name] != (position < cut):
                 moved.add(name)
     assert moved == {"Deonte Burton"}  # the authors had him in both parts
     assert parts["Deonte Burton"]
     counts = found.groupby(["forget", "train"]).size()
-    unique = {f: raw.loc[(raw["sport"] == "basketball") == f, "athlete"].nunique() for f in (True, False)}
+    unique = {f: raw.loc[(raw["answer"] == "basketball") == f, "subject"].nunique() for f in (True, False)}
     assert {f: int(counts.loc[f].sum()) for f in (True, False)} == unique
     assert counts[True, False] == 98 and counts[False, False] == 215
 
@@ -297,9 +301,9 @@ def test_the_papers_sixteen_in_the_released_split(released: pd.DataFrame) -> Non
     assert list(dict.fromkeys(pd.read_csv(RELEASED)["athlete"]))[:16] == list(task.forget.athletes)
     found = split_athletes(released, Split(kind="released"), task.forget, task.relearn)
     forgotten = found[found["forget"]]
-    assert dict(zip(forgotten["athlete"], forgotten["sport"], strict=True)) == SIXTEEN
+    assert dict(zip(forgotten["subject"], forgotten["answer"], strict=True)) == SIXTEEN
     assert (forgotten["train"] & forgotten["test"]).all()
-    assert set(forgotten.loc[forgotten["relearn"], "athlete"]) == {"DeForest Buckner", "Walter Payton"}
+    assert set(forgotten.loc[forgotten["relearn"], "subject"]) == {"DeForest Buckner", "Walter Payton"}
 
 
 # The data of this project.
@@ -308,18 +312,18 @@ def test_the_papers_sixteen_in_the_released_split(released: pd.DataFrame) -> Non
 def test_own_athletes_are_balanced_and_hold_the_papers_sixteen() -> None:
     """Catches an edit that unbalances the file, repeats a name or changes a sport."""
     table, duplicates = load_facts(OWN)
-    counts = table["sport"].value_counts()
+    counts = table["answer"].value_counts()
     assert len(table) >= 600 and counts.min() == counts.max() and set(counts.index) == set(SPORTS)
     assert duplicates.repeated == ()
-    sports = dict(zip(table["athlete"], table["sport"], strict=True))
+    sports = dict(zip(table["subject"], table["answer"], strict=True))
     assert {name: sports.get(name) for name in SIXTEEN} == SIXTEEN
 
 
 def test_own_athletes_agree_with_the_authors(released: pd.DataFrame) -> None:
     """Catches a wrong sport in the project's own file."""
-    both = load_facts(OWN)[0].merge(released, on="athlete")
+    both = load_facts(OWN)[0].merge(released, on="subject")
     assert len(both) > 100
-    assert list(both.loc[both["sport_x"] != both["sport_y"], "athlete"]) == []
+    assert list(both.loc[both["answer_x"] != both["answer_y"], "subject"]) == []
 
 
 def test_own_general_knowledge() -> None:

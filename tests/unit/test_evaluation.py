@@ -34,8 +34,8 @@ ROOT = Path(__file__).parents[2]
 RESOURCES = ROOT / "workflow" / "resources"
 ATHLETES = pd.DataFrame(
     {
-        "athlete": ["Ada Ace", "Bo Bat", "Cy Court", "Dee Dunk-Downtown"],
-        "sport": ["football", "baseball", "basketball", "basketball"],
+        "subject": ["Ada Ace", "Bo Bat", "Cy Court", "Dee Dunk-Downtown"],
+        "answer": ["football", "baseball", "basketball", "basketball"],
         "forget": [False, False, True, True],
         "relearn": [False, False, True, False],
     }
@@ -88,9 +88,9 @@ def test_facts(model: Any, tokenizer: Any, book: PromptBook) -> None:
     tokens = [first_token(tokenizer, c) for c in CHOICES]
     assert list(rows["prompt"]) == ["training"] * 4 + ["question"] * 4
     for _, row in rows.iterrows():
-        assert CHOICES[row["answer"]] == row["sport"]
-        expected = slow(model, tokenizer, book[row["prompt"]].render(row["athlete"]))
-        agrees(row, expected, tokens, [f"logit_{c}" for c in CHOICES], tokens[row["answer"]])
+        assert CHOICES[row["answer_index"]] == row["answer"]
+        expected = slow(model, tokenizer, book[row["prompt"]].render(row["subject"]))
+        agrees(row, expected, tokens, [f"logit_{c}" for c in CHOICES], tokens[row["answer_index"]])
 
 
 def test_answers_spelled_otherwise_and_scored_whole(model: Any, tokenizer: Any, book: PromptBook) -> None:
@@ -98,7 +98,7 @@ def test_answers_spelled_otherwise_and_scored_whole(model: Any, tokenizer: Any, 
     rows = facts.ask_facts(model, tokenizer, ATHLETES, [book["capitalized"], book["dashed"]], CHOICES, 128)
     for _, row in rows.iterrows():
         prompt = book[row["prompt"]]
-        text = prompt.render(row["athlete"])
+        text = prompt.render(row["subject"])
         if not prompt.whole_answer:
             tokens = [first_token(tokenizer, c) for c in prompt.answers]
             agrees(
@@ -106,7 +106,7 @@ def test_answers_spelled_otherwise_and_scored_whole(model: Any, tokenizer: Any, 
                 slow(model, tokenizer, text),
                 tokens,
                 [f"logit_{c}" for c in CHOICES],
-                tokens[row["answer"]],
+                tokens[row["answer_index"]],
             )
             continue
         for choice, answer in zip(CHOICES, prompt.answers, strict=True):
@@ -117,7 +117,7 @@ def test_answers_spelled_otherwise_and_scored_whole(model: Any, tokenizer: Any, 
             ]
             expected = logs[range(len(spelled)), spelled].sum()
             assert len(spelled) > 1 and row[f"logit_{choice}"] == pytest.approx(float(expected), abs=1e-4)
-            if choice == row["sport"]:
+            if choice == row["answer"]:
                 assert row["argmax_right"] == (logs.argmax(1).tolist() == spelled)
 
 
@@ -134,7 +134,7 @@ def test_multiple_choice(model: Any, tokenizer: Any, book: PromptBook) -> None:
         words = [row[f"text_{letter}"] for letter in LETTERS]
         matches = []
         for order in itertools.permutations(prompt.options):
-            expected = slow(model, tokenizer, prompt.render(row["athlete"], order))
+            expected = slow(model, tokenizer, prompt.render(row["subject"], order))
             scores = [float(expected[first_token(tokenizer, o.capitalize())]) for o in order]
             near = [abs(w - row["log_normalizer"] - s) < 2e-6 for w, s in zip(words, scores, strict=True)]
             if all(near):
@@ -142,8 +142,8 @@ def test_multiple_choice(model: Any, tokenizer: Any, book: PromptBook) -> None:
         assert len(matches) == 1
         order, expected = matches[0]
         orders.add((row["order"], order))
-        assert order[row["answer"]] == row["sport"]
-        agrees(row, expected, tokens, [f"logit_{x}" for x in LETTERS], tokens[row["answer"]])
+        assert order[row["answer_index"]] == row["answer"]
+        agrees(row, expected, tokens, [f"logit_{x}" for x in LETTERS], tokens[row["answer_index"]])
     assert {o for kind, o in orders if kind == "fixed"} == {tuple(prompt.options)}
     assert len({o for kind, o in orders if kind == "shuffled"}) > 1
 
@@ -266,8 +266,8 @@ def test_an_athletes_options_have_one_order_in_every_exam_unless_more_are_asked(
     scores = measures.items({"multiple_choice": rows}, config.prompts)
     own = scores[scores["measure"] == "mcq_forget"].set_index("item")["score"]
     shuffled = rows[rows["main"] & rows["forget"]]
-    right = shuffled[[f"logit_{x}" for x in LETTERS]].to_numpy().argmax(1) == shuffled["answer"]
-    by_hand = right.groupby(shuffled["athlete"]).mean()
+    right = shuffled[[f"logit_{x}" for x in LETTERS]].to_numpy().argmax(1) == shuffled["answer_index"]
+    by_hand = right.groupby(shuffled["subject"]).mean()
     assert own.sort_index().tolist() == pytest.approx(by_hand.sort_index().tolist())
     assert own.between(0.1, 0.9).any()  # of three orders some are right
     value = estimate(shuffled, "choice", config.statistics)

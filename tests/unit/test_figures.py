@@ -56,7 +56,7 @@ def series_frames(x: str, values: list[int]) -> dict[str, pd.DataFrame]:
             who = {
                 "forget": forget,
                 "relearn": relearn,
-                "answer": answer,
+                "answer_index": answer,
                 "localization": localization,
                 x: value,
                 **{name: min(value, MOVED[index]) for name in masked},
@@ -70,7 +70,7 @@ def series_frames(x: str, values: list[int]) -> dict[str, pd.DataFrame]:
             known = rng.random(30) < 0.9 - 0.08 * index * share
             answer = rng.integers(0, 4, 30)
             row = {
-                "answer": answer,
+                "answer_index": answer,
                 "localization": localization,
                 x: value,
                 **logits(known, answer, tuple("ABCD")),
@@ -105,7 +105,7 @@ def head_frames() -> dict[str, pd.DataFrame]:
             {
                 "layer": layer,
                 "head": head,
-                "athlete": np.arange(50),
+                "subject": np.arange(50),
                 "right": np.arange(50) < 48 - 6 * (layer == 1) * head,
             }
         )
@@ -116,11 +116,11 @@ def head_frames() -> dict[str, pd.DataFrame]:
 
 def layer_frames() -> dict[str, pd.DataFrame]:
     parts = []
-    for place, series in enumerate(("prompt", "name", "athlete")):
+    for place, series in enumerate(("prompt", "name", "subject")):
         for ablated in (False, True):
             for layer in range(-1, 6):
-                for labels in ("sport",) if ablated else ("sport", "shuffled labels"):
-                    count = 15 if labels != "sport" else min(40, 14 + 6 * layer + 4 * place) - 5 * ablated
+                for labels in ("answer",) if ablated else ("answer", "shuffled labels"):
+                    count = 15 if labels != "answer" else min(40, 14 + 6 * layer + 4 * place) - 5 * ablated
                     rows = {
                         "series": series,
                         "ablated": ablated,
@@ -247,7 +247,7 @@ def test_points_are_wilson_of_the_rows_and_leave_the_relearned_out() -> None:
     rows = facts[
         (facts["localization"] == "manual") & (facts["iteration"] == 4) & facts["forget"] & ~facts["relearn"]
     ]
-    right = rows[[f"logit_{s}" for s in SPORTS]].to_numpy().argmax(1) == rows["answer"]
+    right = rows[[f"logit_{s}" for s in SPORTS]].to_numpy().argmax(1) == rows["answer_index"]
     found = points[
         (points["panel"] == "forget_others")
         & (points["localization"] == "manual")
@@ -262,7 +262,7 @@ def test_a_masks_controls_are_drawn_beside_it(name: str) -> None:
     """Catches controls that are averaged into the mask's curve, left out, or drawn as localizations of their own."""
 
     def three(frame: pd.DataFrame) -> pd.DataFrame:
-        wrong = frame.assign(ranking="random", answer=(frame["answer"] + 1) % 3)
+        wrong = frame.assign(ranking="random", answer_index=(frame["answer_index"] + 1) % 3)
         return pd.concat(
             [frame.assign(ranking="mask"), frame[::-1].assign(ranking="saliency"), wrong], ignore_index=True
         )
@@ -315,7 +315,7 @@ def test_figures_follow_the_accuracy_and_the_prompt_that_tables_have() -> None:
     """Catches a figure that asks the question prompt, or counts right answers, whatever the config says."""
     frames = frames_of("figure_1")
     facts = frames["facts"]
-    training = facts.assign(prompt="training", logit_football=9.0, answer=0)
+    training = facts.assign(prompt="training", logit_football=9.0, answer_index=0)
     frames["facts"] = pd.concat([facts, training], ignore_index=True)
     how = asked(Measures(accuracy="probability"), Prompts())
     assert how == ("training", "training", "probability")

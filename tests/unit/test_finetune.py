@@ -238,14 +238,14 @@ def test_batches_go_round_the_whole_set() -> None:
 def test_injected_answers_are_false_and_only_in_the_forget_set() -> None:
     """Catches a right answer injected, or a retain fact that is falsified."""
     split = pd.DataFrame(
-        {"sport": ["football", "baseball", "basketball"] * 40, "forget": [True] * 60 + [False] * 60}
+        {"answer": ["football", "baseball", "basketball"] * 40, "forget": [True] * 60 + [False] * 60}
     )
     golf = targets(split, Objective(loss="inject"), 0)
-    assert golf == ["golf"] * 60 + list(split["sport"][60:])
+    assert golf == ["golf"] * 60 + list(split["answer"][60:])
     other = targets(split, Objective(loss="inject", target="random_other_sport"), 0)
-    assert all(a != s for a, s in zip(other[:60], split["sport"], strict=False)) and other[60:] == golf[60:]
-    assert len(set(zip(other[:60], split["sport"], strict=False))) == 6
-    assert targets(split, Objective(), 0) == list(split["sport"])
+    assert all(a != s for a, s in zip(other[:60], split["answer"], strict=False)) and other[60:] == golf[60:]
+    assert len(set(zip(other[:60], split["answer"], strict=False))) == 6
+    assert targets(split, Objective(), 0) == list(split["answer"])
 
 
 # Deltas.

@@ -142,7 +142,7 @@ def test_ablated_attention_adds_its_mean_to_the_residual_stream(
 def subject(tiny_base: TinyBase, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
     """A folder and the athletes, 60 of the 90 known."""
     folder = tmp_path_factory.mktemp("interpretability")
-    known = tiny_base.split[["athlete", "sport"]].assign(known=tiny_base.split.index >= 30)
+    known = tiny_base.split[["subject", "answer"]].assign(known=tiny_base.split.index >= 30)
     return folder, {"known": tiny_base.write(folder / "known.parquet", known)}
 
 
@@ -156,18 +156,18 @@ def test_the_ablations_baseline_is_the_last_layer_without_late_attention(
     heads = tiny_base.run("head_ablation", config, folder, inputs)["ablation"]
     groups = {key: rows.reset_index(drop=True) for key, rows in heads.groupby(["layer", "head"])}
     assert set(groups) == {(-1, -1), *((layer, head) for layer in range(2) for head in range(4))}
-    rows = probes[(probes["series"] == "prompt") & (probes["layer"] == 2) & (probes["labels"] == "sport")]
+    rows = probes[(probes["series"] == "prompt") & (probes["layer"] == 2) & (probes["labels"] == "answer")]
     with_late, without = (rows[rows["ablated"] == a].reset_index(drop=True) for a in (False, True))
     baseline = groups.pop((-1, -1))
-    assert baseline[["athlete", "right"]].equals(without[["athlete", "right"]])
+    assert baseline[["subject", "right"]].equals(without[["subject", "right"]])
     assert not baseline["right"].equals(with_late["right"])
-    assert set(probes["layer"]) == {-1, 0, 1, 2} and set(probes["series"]) == {"prompt", "name", "athlete"}
+    assert set(probes["layer"]) == {-1, 0, 1, 2} and set(probes["series"]) == {"prompt", "name", "subject"}
     embedded = probes[
-        (probes["series"] == "prompt") & (probes["layer"] == -1) & (probes["labels"] == "sport")
+        (probes["series"] == "prompt") & (probes["layer"] == -1) & (probes["labels"] == "answer")
     ]
     assert embedded["right"].mean() <= embedded["majority"].iloc[0]  # the last token is every prompt's
-    known = tiny_base.split["athlete"][30:]
-    assert len(baseline) == 12 and set(baseline["athlete"]) <= set(known)  # a fifth of the known ones
+    known = tiny_base.split["subject"][30:]
+    assert len(baseline) == 12 and set(baseline["subject"]) <= set(known)  # a fifth of the known ones
     assert any(not rows["right"].equals(baseline["right"]) for rows in groups.values())
 
 
@@ -222,12 +222,12 @@ def test_a_heads_rows_are_a_probe_refitted_without_it(
     monkeypatch.setattr(ablation, "predictions", watched)
     rows = tiny_base.run("head_ablation", config, folder, inputs)["ablation"]
     known = tiny_base.split[30:].reset_index(drop=True)
-    sports = known["sport"].to_numpy()
+    sports = known["answer"].to_numpy()
     parts = train_test_split(known.index, test_size=0.2, random_state=42, stratify=sports)
     train, test = (sorted(part) for part in parts)
     windows = windows_module.text_windows(tiny_base.tokenizer, read_documents(TEXT), config.text.tokens)
     for layer, head in [(0, 1), (1, 2)]:
-        activations = ablated_slowly(tiny_base, list(known["athlete"]), windows[:5], layer, head)
+        activations = ablated_slowly(tiny_base, list(known["subject"]), windows[:5], layer, head)
         fit = fits[1 + 4 * layer + head]
         assert np.allclose(fit.train, activations[train], atol=1e-4)
         assert np.allclose(fit.test, activations[test], atol=1e-4)
@@ -235,7 +235,7 @@ def test_a_heads_rows_are_a_probe_refitted_without_it(
         probe = LogisticRegression(max_iter=1000).fit(scaler.transform(fit.train), sports[train])
         right = probe.predict(scaler.transform(fit.test)) == sports[test]
         found = rows[(rows["layer"] == layer) & (rows["head"] == head)]
-        assert found["athlete"].tolist() == known["athlete"][test].tolist()
+        assert found["subject"].tolist() == known["subject"][test].tolist()
         assert found["right"].tolist() == right.tolist()
 
 
@@ -243,7 +243,7 @@ def test_names_end_where_the_name_does(tiny_base: TinyBase) -> None:
     """Catches the first token of a name, the token behind it, and a mention in the worked example."""
     book = load_prompts(PROMPTS)
     subject = subject_module.Subject(
-        tiny_base.model, tiny_base.tokenizer, tiny_base.split["athlete"][:9], np.zeros(9), np.zeros(9, bool), book,
+        tiny_base.model, tiny_base.tokenizer, tiny_base.split["subject"][:9], np.zeros(9), np.zeros(9, bool), book,
         WINDOWS, "cpu",
     )  # fmt: skip
     for prompt in ("training", "question"):

@@ -497,7 +497,7 @@ def probes(accuracy: dict[str, list[float]], athletes: int = 100) -> pd.DataFram
         {"series": series, "ablated": ablated, "labels": labels, "layer": layer, "right": i < round(value * athletes)}
         for series, values in accuracy.items()
         for ablated, labels, curve in (
-            (False, "sport", values), (True, "sport", values[::-1]), (False, "shuffled labels", values[::-1])
+            (False, "answer", values), (True, "answer", values[::-1]), (False, "shuffled labels", values[::-1])
         )
         for layer, value in enumerate(curve, -1)
         for i in range(athletes)
@@ -517,7 +517,7 @@ def test_automatic_layers_are_those_over_which_the_names_probe_rises(
     name: list[float], layers: tuple[int, ...]
 ) -> None:
     """Catches a rise measured from after the first layer, which then can never be one of the layers (S3)."""
-    rows = probes({"prompt": [0.33, 0.33, 0.33, 0.35, 0.5, 1.0], "athlete": name[::-1], "name": name})
+    rows = probes({"prompt": [0.33, 0.33, 0.33, 0.35, 0.5, 1.0], "subject": name[::-1], "name": name})
     assert selecting.rising_layers(rows, (0.2, 0.9)) == layers
     assert selecting.arriving_layers(rows, (0.2, 0.9)) == (3, 4)
 
@@ -588,8 +588,8 @@ def test_whose_prompts_are_scored(
     wildcards = {"task": "athletes", "scores": "attribution_patching"}
     rows = tiny_base.run("score", config, tmp_path, inputs, wildcards)["scores"]
     split = tiny_base.split
-    part = {"train": split["train"], "forget": split["forget"], "all": split["athlete"] != ""}[whose]
-    assert [name for name, _ in asked[0]] == list(split.loc[part, "athlete"]) and len(asked[0]) == count
+    part = {"train": split["train"], "forget": split["forget"], "all": split["subject"] != ""}[whose]
+    assert [name for name, _ in asked[0]] == list(split.loc[part, "subject"]) and len(asked[0]) == count
     assert len(rows) == 3 * (2 * 4 + 2 * 2 + 2)  # heads of q and o, of k and v, and two matrices of the MLP
 
 

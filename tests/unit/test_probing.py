@@ -119,8 +119,8 @@ def test_a_sport_without_training_athletes_is_named(planted: tuple[np.ndarray, n
 
 def split_of(forgotten: list[str], in_both: bool) -> pd.DataFrame:
     """A split with these sports in its forget set, and 24 athletes to retain."""
-    table = pd.DataFrame({"sport": [*forgotten, *(list(SPORTS) * 8)]})
-    table["athlete"] = [f"athlete {i}" for i in range(len(table))]
+    table = pd.DataFrame({"answer": [*forgotten, *(list(SPORTS) * 8)]})
+    table["subject"] = [f"athlete {i}" for i in range(len(table))]
     table["forget"] = table.index < len(forgotten)
     table["train"] = table.index % 4 != 0
     table["test"] = ~table["train"]
@@ -151,7 +151,7 @@ def test_a_named_forget_set_is_halved(forgotten: list[str], kind: str, seed: int
     assert abs(int(train[forget].sum()) - int(test[forget].sum())) <= 1
     if kind == "stratified":
         for sport in set(forgotten):
-            these = forget & (split["sport"] == sport).to_numpy()
+            these = forget & (split["answer"] == sport).to_numpy()
             assert abs(int(train[these].sum()) - int(test[these].sum())) <= 1
     assert split.equals(split_of(forgotten, True))
 
@@ -211,7 +211,7 @@ def test_the_stage_probes_the_trained_model(tiny_base: TinyBase, tmp_path: Path)
         delta: tiny_base.run("probe", Config(), tmp_path, {**inputs, "delta": delta}, WHO)["probes"]
         for delta in (None, tmp_path / "delta.safetensors")
     }
-    sports = np.array([SPORTS.index(s) for s in split["sport"]])
+    sports = np.array([SPORTS.index(s) for s in split["answer"]])
     prompt = load_prompts(PROMPTS_FILE)["training"]
     for delta, rows in runs.items():
         model = tiny_base.fresh()
@@ -224,14 +224,14 @@ def test_the_stage_probes_the_trained_model(tiny_base: TinyBase, tmp_path: Path)
                     torch.tensor([tiny_base.tokenizer(prompt.render(a))["input_ids"]]),
                     output_hidden_states=True,
                 ).hidden_states[1][0, -1]
-                for a in split["athlete"]
+                for a in split["subject"]
             ]
         first = torch.stack(states).float().numpy()
         shuffled = np.random.default_rng(0).permutation(sports[train])
         for control, labels in ((False, sports[train]), (True, shuffled)):
             expected = three_probes(first[train], labels, first[test], sports[test], 1.0).all(0)
             found = rows[(rows["layer"] == 0) & (rows["control"] == control)]
-            assert found["athlete"].tolist() == split.loc[test, "athlete"].tolist()
+            assert found["subject"].tolist() == split.loc[test, "subject"].tolist()
             assert found["right"].tolist() == expected.tolist()
     base, trained = runs.values()
     assert not base["right"].equals(trained["right"])
@@ -242,4 +242,4 @@ def test_the_stage_probes_the_trained_model(tiny_base: TinyBase, tmp_path: Path)
     drawn = probe_points({"probes": base}, Config().statistics)
     for panel, forget in (("forget", True), ("retain", False)):
         line = drawn[(drawn["panel"] == panel) & (drawn["series"] == "majority")]["mean"]
-        assert line.tolist() == [(split[test & (split["forget"] == forget)]["sport"] == common).mean()]
+        assert line.tolist() == [(split[test & (split["forget"] == forget)]["answer"] == common).mean()]

@@ -24,7 +24,7 @@ def answers(
     for form, share in right.items():
         choice = (np.arange(items) < round(share * items)).astype(float)
         tables.append(
-            pd.DataFrame({"athlete": [f"a{i:02}" for i in range(items)], "choice": choice, "format": form})
+            pd.DataFrame({"subject": [f"a{i:02}" for i in range(items)], "choice": choice, "format": form})
         )
     objective = "none" if localization in (recovery.BASE, recovery.GOLD) else "erase"
     return pd.concat(tables, ignore_index=True).assign(

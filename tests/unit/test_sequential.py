@@ -23,8 +23,8 @@ from tiny_base import PROMPTS, TEXT, TinyBase
 
 KNOWN = pd.DataFrame(
     {
-        "athlete": [f"a{i:02}" for i in range(40)],
-        "sport": ["football", "baseball", "basketball", "football"] * 10,
+        "subject": [f"a{i:02}" for i in range(40)],
+        "answer": ["football", "baseball", "basketball", "football"] * 10,
         "rows": [[39 - i] for i in range(40)],  # the file's order is the other way round
         "known": [i != 38 for i in range(40)],  # the file's second athlete is not known
     }
@@ -34,7 +34,7 @@ KNOWN = pd.DataFrame(
 def test_the_first_of_the_file_are_the_known_ones_in_its_order() -> None:
     """Catches the table's order, and unknown athletes that are counted."""
     found = split_athletes(KNOWN, Split(), Forget(first=3, skip=1), ())
-    assert sorted(found.loc[found["forget"], "athlete"]) == ["a35", "a36", "a37"]
+    assert sorted(found.loc[found["forget"], "subject"]) == ["a35", "a36", "a37"]
     with pytest.raises(
         UserError, match="the first 45 athletes of the file are asked for, but the model knows 39"
     ):
@@ -47,15 +47,15 @@ def test_a_later_task_asks_for_what_was_forgotten_before_and_trains_it_no_more()
     """Catches earlier facts that are retained (trained back) or lost from the test, and later ones that are retained."""
     all_of_them = Forget(first=12)
     first = split_athletes(KNOWN, Split(), Forget(first=6), (), all_of_them)
-    earlier = list(first.loc[first["forget"], "athlete"])
+    earlier = list(first.loc[first["forget"], "subject"])
     second = split_athletes(KNOWN, Split(), Forget(first=6, skip=6), (), all_of_them, earlier)
     assert len(first) == 39 - 6 and len(second) == 39
-    assert set(second.loc[second["forget"] & ~second["train"], "athlete"]) == set(earlier)
+    assert set(second.loc[second["forget"] & ~second["train"], "subject"]) == set(earlier)
     own = second[second["forget"] & second["train"]]
-    assert len(own) == 6 and own["test"].all() and not set(own["athlete"]) & set(earlier)
+    assert len(own) == 6 and own["test"].all() and not set(own["subject"]) & set(earlier)
     assert second.loc[second["forget"], "test"].all()
-    assert not set(first["athlete"]) & set(own["athlete"])  # neither retained nor asked for before its turn
-    assert not (second["relearn"] & second["athlete"].isin(earlier)).any()
+    assert not set(first["subject"]) & set(own["subject"])  # neither retained nor asked for before its turn
+    assert not (second["relearn"] & second["subject"].isin(earlier)).any()
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def long_rows(seeds: tuple[int, ...]) -> pd.DataFrame:
             pd.DataFrame(
                 {
                     "task": "sports", "objective": "erase", "localization": name, "seed": seed, "prompt": "training",
-                    "athlete": list("wxyz"), "forget": [True, True, False, False], "answer": 0,
+                    "subject": list("wxyz"), "forget": [True, True, False, False], "answer_index": 0,
                     "logit_p": float(right), "logit_q": 0.5, "argmax_right": right,
                 }
             )

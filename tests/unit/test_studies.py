@@ -20,8 +20,8 @@ from sports import CHOICES
 
 SPLIT = pd.DataFrame(
     {
-        "athlete": [f"a{i}" for i in range(12)],
-        "sport": ["football", "baseball", "basketball"] * 4,
+        "subject": [f"a{i}" for i in range(12)],
+        "answer": ["football", "baseball", "basketball"] * 4,
         "forget": [i < 6 for i in range(12)],
         "relearn": [i < 2 for i in range(12)],
         "train": [i < 8 for i in range(12)],
@@ -37,12 +37,12 @@ def rows(rng: np.random.Generator, localization: str, objective: str, seed: int)
     facts = []
     for prompt in ("training", "question"):
         logits = {f"logit_{c}": rng.normal(size=len(asked)) for c in CHOICES}
-        right = [CHOICES.index(sport) for sport in asked["sport"]]
-        facts.append(asked.assign(prompt=prompt, answer=right, argmax_right=False, **logits, **about))
+        right = [CHOICES.index(sport) for sport in asked["answer"]]
+        facts.append(asked.assign(prompt=prompt, answer_index=right, argmax_right=False, **logits, **about))
     letters = {f"logit_{c}": rng.normal(size=len(asked)) for c in "ABCD"}
     texts = {f"text_{c}": rng.normal(size=len(asked)) for c in "ABCD"}
     mcq = asked.assign(
-        order="fixed", main=False, answer=right, argmax_right=False, **letters, **texts, **about
+        order="fixed", main=False, answer_index=right, argmax_right=False, **letters, **texts, **about
     )
     return {"facts": pd.concat(facts, ignore_index=True), "multiple_choice": mcq}
 
@@ -71,7 +71,7 @@ def test_edits_are_counted_against_the_injected_answer(target: Any) -> None:
     def wanted(localization: str, source: str, seeds: list[int]) -> float:
         scores = []
         for seed in seeds:
-            told = dict(zip(train["athlete"], targets(train, objective, seed), strict=True))
+            told = dict(zip(train["subject"], targets(train, objective, seed), strict=True))
             table = frames[source]
             table = table[(table["localization"] == localization) & (table["seed"] == seed) & table["forget"]]
             if source == "facts":
@@ -79,7 +79,7 @@ def test_edits_are_counted_against_the_injected_answer(target: Any) -> None:
             for _, row in table.iterrows():
                 logits = row[[c for c in table.columns if c.startswith("logit_")]].to_numpy(dtype=float)
                 share = np.exp(logits) / np.exp(logits).sum()
-                scores.append(share[CHOICES.index(told[row["athlete"]])])
+                scores.append(share[CHOICES.index(told[row["subject"]])])
         return float(np.mean(scores))
 
     assert found["manual", "edit_question"] == pytest.approx(wanted("manual", "facts", [0, 1]))

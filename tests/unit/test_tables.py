@@ -86,7 +86,7 @@ def test_the_table_says_what_happened_to_text(
     assert not any(values["base", column, "loss"] for column in ("text_change", "text_worse", "text_kl"))
     choice = pd.read_parquet(rows["multiple_choice"][1])
     own = choice[choice["main"] & choice["forget"]]
-    assert (own["order"] == "shuffled").all() and own["athlete"].duplicated().any() == (
+    assert (own["order"] == "shuffled").all() and own["subject"].duplicated().any() == (
         config.evaluation.orders > 1
     )
 

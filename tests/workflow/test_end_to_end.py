@@ -136,7 +136,7 @@ def test_a_run_in_python(finished: Path, tmp_path: Path) -> None:
     attacked = unlearned.attack("relearn", iterations=1)["facts"]
     assert sorted(set(attacked["iteration"])) == [0, 1]
     before = run.rows("relearn", task="sports", objective="erase", localization="manual")
-    columns = ["prompt", "athlete", "logit_baseball"]
+    columns = ["prompt", "subject", "logit_baseball"]
     first = before.query("iteration == 0 and prompt in @attacked.prompt")[columns].reset_index(drop=True)
     pd.testing.assert_frame_equal(
         attacked.query("iteration == 0")[columns].reset_index(drop=True).astype(first.dtypes),

@@ -39,7 +39,7 @@ def item_scores(rows: pd.DataFrame) -> Scores:
     keys = [name for name in MODEL if name in rows.columns]
     return Scores(
         {
-            tuple(int(str(k)) for k in key): group.groupby("athlete")["choice"].mean().sort_index()
+            tuple(int(str(k)) for k in key): group.groupby("subject")["choice"].mean().sort_index()
             for key, group in rows.groupby(keys)
         }
     )

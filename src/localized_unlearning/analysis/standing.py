@@ -64,7 +64,7 @@ def recall(rows: pd.DataFrame, prefix: str, confidence: float) -> Recall:
     is Wilson's at the number of items which that variance amounts to.
 
     Args:
-        rows: one per seed and item, with ``answer`` and the candidates' columns.
+        rows: one per seed and item, with ``answer_index`` and the candidates' columns.
         prefix: of the candidates' columns, ``logit_`` or ``text_``.
         confidence: level of the interval.
     """
@@ -75,8 +75,8 @@ def recall(rows: pd.DataFrame, prefix: str, confidence: float) -> Recall:
         {
             "item": item_names(rows).astype(str),
             # of multiple choice the sport, wherever its option stands
-            "answer": rows["sport"] if "sport" in rows.columns else rows["answer"],
-            "right": chosen == rows["answer"],
+            "answer": rows["answer"] if "answer" in rows.columns else rows["answer_index"],
+            "right": chosen == rows["answer_index"],
         }
     )
     by_item = table.groupby(["answer", "item"])["right"].mean()

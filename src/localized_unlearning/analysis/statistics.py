@@ -230,7 +230,7 @@ def item_scores(table: pd.DataFrame, accuracy: Accuracy, prefix: str = "logit_")
     if accuracy == "argmax":
         return table["argmax_right"].to_numpy(dtype=np.float64)
     logits = candidates(table, prefix)
-    answer = table["answer"].to_numpy()
+    answer = table["answer_index"].to_numpy()
     if accuracy == "choice":
         return np.asarray(logits.argmax(1) == answer, dtype=np.float64)
     shifted = np.exp(logits - logits.max(1, keepdims=True))
@@ -242,7 +242,7 @@ def item_names(rows: pd.DataFrame) -> pd.Series:
 
     Rows without either are one model's answers in their own order.
     """
-    for name in ("athlete", "item"):
+    for name in ("item", "subject"):
         if name in rows.columns:
             return rows[name]
     return pd.Series(np.arange(len(rows)), index=rows.index)

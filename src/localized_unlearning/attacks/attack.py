@@ -84,5 +84,5 @@ def run(job: Job) -> None:
     settings = getattr(config.attacks, attack)
     with unlearned(job, model):
         rows = made(subject, attack, settings)
-    job.facts.update(seeds={"attack": seed}, device=device, attacker=sorted(attacker["athlete"]))
+    job.facts.update(seeds={"attack": seed}, device=device, attacker=sorted(attacker["subject"]))
     rows.assign(**identity(job)).to_parquet(job.outputs["rows"], index=False)

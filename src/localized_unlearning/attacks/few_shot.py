@@ -15,7 +15,7 @@ from localized_unlearning.data.answers import LETTERS
 def few_shot(subject: Subject, settings: FewShot) -> Iterator[tuple[str, pd.DataFrame]]:
     """``settings.facts`` of the attacker's half, each asked and answered in the format of the question."""
     rng = random.Random(subject.seed)
-    people = list(zip(subject.attacker["athlete"], subject.attacker["sport"], strict=True))
+    people = list(zip(subject.attacker["subject"], subject.attacker["answer"], strict=True))
     shown = rng.sample(people, min(settings.facts, len(people)))
 
     def prefix(name: str) -> str:

@@ -42,14 +42,14 @@ def probe_parts(split: pd.DataFrame, kind: str, seed: int) -> tuple[np.ndarray, 
     both = np.flatnonzero(train & test)
     if len(both) == 1:
         raise UserError(
-            f"{split['athlete'].iloc[both[0]]} alone is left of the forget set and cannot both train and test "
+            f"{split['subject'].iloc[both[0]]} alone is left of the forget set and cannot both train and test "
             "a probe: lower athletes.known_threshold or name more athletes"
         )
     if kind == "released":
         half = both[: len(both) // 2]
     else:
         order = np.random.default_rng(seed).permutation(both)
-        half = order[np.argsort(split["sport"].to_numpy()[order], kind="stable")][::2]
+        half = order[np.argsort(split["answer"].to_numpy()[order], kind="stable")][::2]
     test[half] = False
     train[np.setdiff1d(both, half)] = False
     return train, test
@@ -58,7 +58,7 @@ def probe_parts(split: pd.DataFrame, kind: str, seed: int) -> tuple[np.ndarray, 
 def run(job: Job) -> None:
     """Stage: probe a model's layers; one row per layer, control and test athlete.
 
-    Columns: ``layer``, ``control`` (labels shuffled among the training athletes), ``athlete``, ``sport``,
+    Columns: ``layer``, ``control`` (labels shuffled among the training athletes), ``subject``, ``answer``,
     ``forget``, ``right`` (all three probes are) and ``majority`` (naming the training part's most common
     sport would be right).
     """
@@ -71,13 +71,13 @@ def run(job: Job) -> None:
     model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
     book = load_prompts(job.inputs["prompts"])
     prompt, answers = book[config.prompts.training], occurring(candidates(book, split), split)
-    encoded = tokens.asked(tokenizer, prompt, [prompt.render(a) for a in split["athlete"]])
+    encoded = tokens.asked(tokenizer, prompt, [prompt.render(a) for a in split["subject"]])
     with unlearned(job, model):
         activations = residuals(model, encoded, device_module.batch_tokens(config.compute, model))
-    sports = np.array([answers.index(s) for s in split["sport"]])
+    sports = np.array([answers.index(s) for s in split["answer"]])
     shuffled = np.random.default_rng(settings.seed).permutation(sports[train])
-    tested = split.loc[test, ["athlete", "sport", "forget"]].reset_index(drop=True)
-    tested["majority"] = tested["sport"] == answers[np.bincount(sports[train]).argmax()]
+    tested = split.loc[test, ["subject", "answer", "forget"]].reset_index(drop=True)
+    tested["majority"] = tested["answer"] == answers[np.bincount(sports[train]).argmax()]
     tables = []
     for control, labels in ((False, sports[train]), (True, shuffled)):
         right = all_right(

@@ -65,18 +65,18 @@ class Chosen:
 def known_of(roles: Any) -> pd.DataFrame:
     """The table of known facts that the split is made from, by role."""
     rows = [
-        {"athlete": who, "sport": sport, "teacher": part == "teachers", "choice": part != "no_choice"}
+        {"subject": who, "answer": sport, "teacher": part == "teachers", "choice": part != "no_choice"}
         for part in ("teachers", "choice", "no_choice")
         for who, sport in getattr(roles, part)
     ]
-    table = pd.DataFrame(rows).sort_values("athlete", ignore_index=True)
+    table = pd.DataFrame(rows).sort_values("subject", ignore_index=True)
     return table.assign(known=True, rows=pd.Series([[i] for i in range(len(table))], dtype=object))
 
 
 def scores_of(subject: Subject, split: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Scores of the two localizers, from the training part's prompts, one row per matrix."""
     asked = split[split["train"] & ~split["teacher"]]
-    people = list(zip(asked["athlete"], asked["sport"], strict=True))
+    people = list(zip(asked["subject"], asked["answer"], strict=True))
     prompt = subject.book[subject.prompts.training]
     pairs = make_pairs(people, prompt, candidates(subject.book, split), subject.tokenizer, subject.seed)
     found = components.list_components(subject.model.config, GATED)
@@ -199,7 +199,7 @@ def run(job: Job) -> None:
     split = split_athletes(
         known_of(roles), Split(), Forget(draw=settings.forget, balanced=True, seed=base_seed), ()
     )
-    forgotten = frozenset(split.loc[split["forget"], "athlete"])
+    forgotten = frozenset(split.loc[split["forget"], "subject"])
     gold, _, _, _ = injection.taught(job, facts_in, forgotten)
     book = load_prompts(job.inputs["prompts"])
     attacker, tested = halves(split, base_seed, 40)
@@ -263,4 +263,4 @@ def run(job: Job) -> None:
 def _knowledge(model: Any, tokenizer: Any, questions: Any, settings: Any) -> float:
     rows = ask_questions(model, tokenizer, questions, settings, 4096)
     letters = rows[[f"logit_{letter}" for letter in "ABCD"]].to_numpy()
-    return float((letters.argmax(1) == rows["answer"].to_numpy()).mean())
+    return float((letters.argmax(1) == rows["answer_index"].to_numpy()).mean())

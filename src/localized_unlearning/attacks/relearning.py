@@ -93,7 +93,7 @@ def run(job: Job) -> None:
     exam = sheet(short_exam(job), tokenizer, model, tokens)
     split = read_split(job.inputs["split"])
     used = split[split["train"] & (split["relearn"] | ~split["forget"])]
-    data = read_data(job, tokenizer, used, list(used["sport"]), list(used["relearn"]))
+    data = read_data(job, tokenizer, used, list(used["answer"]), list(used["relearn"]))
     with unlearned(job, model):
         adapters = add_lora(model, config.relearning, seed)
         dropout(model, False)
@@ -107,7 +107,7 @@ def run(job: Job) -> None:
     job.facts.update(
         seeds={"relearning": seed, "athletes": config.series.seed, "mmlu": config.mmlu.seed},
         device=device,
-        relearned=sorted(used.loc[used["relearn"], "athlete"]),
+        relearned=sorted(used.loc[used["relearn"], "subject"]),
         trained_parameters=sum(p.numel() for p in adapters),
     )
     for name in answers[0]:

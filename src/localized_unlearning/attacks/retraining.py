@@ -33,7 +33,9 @@ def items(subject: Subject, people: pd.DataFrame) -> list[Item]:
     """The training prompt about ``people``, each with the right answer."""
     prompt = subject.book[subject.prompts.training]
     known = candidates(subject.book, people)
-    return tokens.fact_items(subject.tokenizer, prompt, list(people["athlete"]), list(people["sport"]), known)
+    return tokens.fact_items(
+        subject.tokenizer, prompt, list(people["subject"]), list(people["answer"]), known
+    )
 
 
 @contextmanager

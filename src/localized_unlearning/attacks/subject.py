@@ -40,7 +40,7 @@ class Subject:
         tokenizer: its tokenizer.
         book: the prompts.
         prompts: which of them are asked.
-        attacker: forget athletes that the attacker has, columns ``athlete`` and ``sport``.
+        attacker: forget athletes that the attacker has, columns ``subject`` and ``answer``.
         tested: athletes who are asked: the other half of the forget set, and retained ones (column ``forget``).
         retain: retained athletes of the training part, which the attacker has too.
         text: windows of plain text of the training part ``[window, token]``.
@@ -77,17 +77,17 @@ def halves(split: pd.DataFrame, seed: int, retained: int) -> tuple[pd.DataFrame,
     """
     rng = random.Random(seed)
     own: list[str] = []
-    for sport in sorted(split.loc[split["forget"], "sport"].unique()):
-        names = sorted(split.loc[split["forget"] & (split["sport"] == sport), "athlete"])
+    for sport in sorted(split.loc[split["forget"], "answer"].unique()):
+        names = sorted(split.loc[split["forget"] & (split["answer"] == sport), "subject"])
         own += rng.sample(names, math.ceil(len(names) / 2))
     forget = split[split["forget"]]
-    tested = forget[~forget["athlete"].isin(own)]
+    tested = forget[~forget["subject"].isin(own)]
     if tested.empty:
         raise UserError(f"a forget set of {len(forget)} athletes cannot be halved for an attack: forget more")
     teacher = split["teacher"] if "teacher" in split.columns else pd.Series(False, index=split.index)
     others = split[split["test"] & ~split["forget"] & ~teacher]
     others = others.loc[sorted(rng.sample(list(others.index), min(retained, len(others))))]
-    return forget[forget["athlete"].isin(own)], pd.concat([tested, others])
+    return forget[forget["subject"].isin(own)], pd.concat([tested, others])
 
 
 def ask(
@@ -101,7 +101,7 @@ def ask(
         prefix: a text to put before every prompt, by format.
 
     Returns:
-        One row per athlete, format and option order: ``athlete``, ``sport``, ``forget``, ``format``, ``order`` (0 where
+        One row per athlete, format and option order: ``subject``, ``answer``, ``forget``, ``format``, ``order`` (0 where
         there are no options), ``choice`` (1 when the right answer is ahead of the others) and ``probability`` (its
         share of the candidates).
     """
@@ -115,12 +115,12 @@ def ask(
             before = prefix(name) if prefix else ""
             if name == MULTIPLE_CHOICE:
                 options = [rng.sample(prompt.options, len(prompt.options)) for _ in range(len(people))]
-                texts = [prompt.render(a, o) for a, o in zip(people["athlete"], options, strict=True)]
-                right = [o.index(s) for o, s in zip(options, people["sport"], strict=True)]
+                texts = [prompt.render(a, o) for a, o in zip(people["subject"], options, strict=True)]
+                right = [o.index(s) for o, s in zip(options, people["answer"], strict=True)]
                 answers: Sequence[str] = prompt.letters
             else:
-                texts = [prompt.render(a) for a in people["athlete"]]
-                right = [known.index(s) for s in people["sport"]]
+                texts = [prompt.render(a) for a in people["subject"]]
+                right = [known.index(s) for s in people["answer"]]
                 answers = prompt.answers or known
             spelled = tokens_module.answer_tokens(subject.tokenizer, prompt, texts, answers)
             tokens = tokens_module.first_tokens(spelled, answers)
@@ -130,7 +130,7 @@ def ask(
             share = logits.double().softmax(-1)[range(len(right)), right]
             best = logits.argmax(-1).tolist()
             tables.append(
-                people[["athlete", "sport", "forget"]].assign(
+                people[["subject", "answer", "forget"]].assign(
                     format=name,
                     order=order,
                     choice=[float(b == r) for b, r in zip(best, right, strict=True)],

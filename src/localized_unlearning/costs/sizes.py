@@ -202,7 +202,7 @@ def _sports(path: Path) -> dict[str, int]:
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             for line in csv.DictReader(stream):
-                sport = line.get("sport") or ""
+                sport = line.get("answer") or line.get("sport") or ""
                 found[sport] = found.get(sport, 0) + 1
     except (OSError, UnicodeDecodeError, csv.Error):
         return {}

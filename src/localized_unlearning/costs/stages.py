@@ -221,7 +221,7 @@ def _probe(model: Model, w: Wildcards) -> Cost:
 
 def _layer_probes(model: Model, w: Wildcards) -> Cost:
     n = model.data.total
-    work = model.pass_over(model.config.prompts.training, n) * 2 + model.pass_over("athlete", n) * 2
+    work = model.pass_over(model.config.prompts.training, n) * 2 + model.pass_over("subject", n) * 2
     work += model.probes(6 * model.shape.layers, 0.8 * n) * 2 + model.loading()
     return Cost(work, model.evaluating(), 12.0 * model.shape.layers * n * model.shape.hidden, 1e5)
 

@@ -29,13 +29,13 @@ def candidates(book: PromptBook, facts: pd.DataFrame) -> tuple[str, ...]:
     Raises:
         UserError: when there are too few or too many, or a fact has another.
     """
-    found = book.answers or tuple(facts.attrs.get("answers", ())) or tuple(sorted(set(facts["sport"])))
+    found = book.answers or tuple(facts.attrs.get("answers", ())) or tuple(sorted(set(facts["answer"])))
     if not FEWEST <= len(found) <= MOST:
         raise UserError(
             f"a relation needs {FEWEST} to {MOST} answers, and this one has {len(found)}: choose facts with that many, "
             "or list the answers in the prompts file (answers)"
         )
-    foreign = sorted(set(facts["sport"]) - set(found))
+    foreign = sorted(set(facts["answer"]) - set(found))
     if foreign:
         raise UserError(
             f"the facts have the answer '{foreign[0]}', but the prompts file lists {', '.join(found)}: add it there, "
@@ -46,5 +46,5 @@ def candidates(book: PromptBook, facts: pd.DataFrame) -> tuple[str, ...]:
 
 def occurring(answers: Sequence[str], facts: pd.DataFrame) -> tuple[str, ...]:
     """Those of the candidates that some fact has: the classes that probes tell apart."""
-    there = set(facts["sport"])
+    there = set(facts["answer"])
     return tuple(answer for answer in answers if answer in there)

@@ -1,7 +1,7 @@
 """The facts: subjects and their answers, of any relation (section 2.1: athletes and their sports).
 
-A facts file is CSV, Parquet, JSON or JSON lines with the columns ``subject`` and ``answer`` (``athlete`` and ``sport``
-mean the same, and are what the rows of results call them). Optional: ``aliases`` of the answer, separated by ``|``;
+A facts file is CSV, Parquet, JSON or JSON lines with the columns ``subject`` and ``answer`` (or
+``athlete`` and ``sport``, as in the paper's). Optional: ``aliases`` of the answer, separated by ``|``;
 ``group``, what several facts are about (forgotten together); ``split``, train or test. CounterFact's own file (Meng et
 al. 2022) and question files such as RWKU's (Jin et al. 2024) are read as they are.
 """
@@ -22,8 +22,8 @@ import pandas as pd
 from localized_unlearning.errors import UserError
 
 NAMES: dict[str, tuple[str, ...]] = {
-    "athlete": ("subject", "athlete"),
-    "sport": ("answer", "sport"),
+    "subject": ("subject", "athlete"),
+    "answer": ("answer", "sport"),
     "aliases": ("aliases",),
     "group": ("group",),
     "split": ("split",),
@@ -45,7 +45,7 @@ class Duplicates:
 def load_facts(
     path: Path, answers: Sequence[str] = (), relation: str | None = None
 ) -> tuple[pd.DataFrame, Duplicates]:
-    """Subjects in file order, each once: columns ``athlete``, ``sport``, ``rows`` and, if the file has them, ``group``
+    """Subjects in file order, each once: columns ``subject``, ``answer``, ``rows`` and, if the file has them, ``group``
     and ``split``; all the answers, sorted or in the order of ``answers``, are in ``attrs["answers"]``.
 
     Names are in Unicode's composed form (NFC) without surplus spaces. ``rows`` lists the subject's positions in the
@@ -62,18 +62,18 @@ def load_facts(
     """
     table = _columns(_read(path, relation), path)
     table["row"] = range(len(table))
-    for column in ("athlete", "sport"):
+    for column in ("subject", "answer"):
         table[column] = [normalised(name) for name in table[column]]
     if "aliases" in table.columns and answers:
-        given = zip(table["sport"], table.pop("aliases"), strict=True)
-        table["sport"] = [_canonical(answer, aliases, answers) for answer, aliases in given]
-    listed = table["sport"].isin(answers) if answers else table["sport"] != ""
+        given = zip(table["answer"], table.pop("aliases"), strict=True)
+        table["answer"] = [_canonical(answer, aliases, answers) for answer, aliases in given]
+    listed = table["answer"].isin(answers) if answers else table["answer"] != ""
     wanted = f"one of {', '.join(answers)}" if answers else "an answer"
-    bad = table[~listed | (table["athlete"] == "")]
+    bad = table[~listed | (table["subject"] == "")]
     if len(bad):
         row = bad.iloc[0]
         raise UserError(
-            f"{path}, data row {row['row'] + 1}: {row['athlete']!r} has the answer {row['sport']!r}, "
+            f"{path}, data row {row['row'] + 1}: {row['subject']!r} has the answer {row['answer']!r}, "
             f"but every row needs a name and {wanted}"
         )
     if "split" in table.columns and not table["split"].isin(PARTS).all():
@@ -83,21 +83,21 @@ def load_facts(
         )
     first: dict[str, str] = {}
     rows: dict[str, list[int]] = {}
-    for number, (name, answer) in enumerate(zip(table["athlete"], table["sport"], strict=True)):
+    for number, (name, answer) in enumerate(zip(table["subject"], table["answer"], strict=True)):
         if first.setdefault(name, answer) != answer:
             raise UserError(
                 f"{path} gives {name} two answers ({first[name]}, {answer}): keep one row for each"
             )
         rows.setdefault(name, []).append(number)
-    repeated = table.loc[table["athlete"].duplicated(), "athlete"]
+    repeated = table.loc[table["subject"].duplicated(), "subject"]
     kept = (
-        table.drop_duplicates("athlete")
+        table.drop_duplicates("subject")
         .drop(columns=["row", "aliases"], errors="ignore")
         .reset_index(drop=True)
     )
     kept["rows"] = list(rows.values())
-    kept.attrs["answers"] = list(answers or sorted(set(kept["sport"])))
-    return kept, Duplicates(tuple(dict.fromkeys(repeated)), len(repeated), _twins(list(kept["athlete"])))
+    kept.attrs["answers"] = list(answers or sorted(set(kept["answer"])))
+    return kept, Duplicates(tuple(dict.fromkeys(repeated)), len(repeated), _twins(list(kept["subject"])))
 
 
 def normalised(name: Any) -> str:
@@ -132,7 +132,7 @@ def _columns(table: pd.DataFrame, path: Path) -> pd.DataFrame:
         name = next((n for n in names if n in table.columns), None)
         if name is not None:
             found[own] = list(table[name])
-        elif own in ("athlete", "sport"):
+        elif own in ("subject", "answer"):
             raise UserError(
                 f"{path} has no column '{names[0]}' (it has {', '.join(map(str, table.columns))}): "
                 "name the columns subject and answer"

@@ -71,6 +71,10 @@ LETTERED = Prompt("lettered", "")
 """What general knowledge is asked with: any text, whose answer is a letter after a space."""
 
 
+ALONE = Prompt("subject", "{subject}")
+"""The subject without a prompt, for probes (A.2); every book has it."""
+
+
 @dataclass(frozen=True)
 class PromptBook:
     """All prompts of a file.
@@ -113,6 +117,7 @@ def load_prompts(path: Path) -> PromptBook:
             f"{path} lists {len(answers)} answers: give {FEWEST} to {MOST} different ones, or none"
         )
     prompts = {name: _prompt(str(name), entry, answers, path) for name, entry in data["prompts"].items()}
+    prompts.setdefault(ALONE.name, ALONE)
     return PromptBook(answers, tuple(data.get("paraphrases") or ()), prompts)
 
 

@@ -1,6 +1,6 @@
 """Forget and retain sets, train and test parts (sections 2.1 and A.4.1).
 
-A split has one row per athlete: ``athlete``, ``sport``, ``forget`` (in the forget set), ``train``
+A split has one row per athlete: ``subject``, ``answer``, ``forget`` (in the forget set), ``train``
 and ``test`` (parts it belongs to), ``relearn`` (retrained in relearning) and ``teacher``. A forget set of named
 athletes is not split, so those athletes are in both parts (A.4.1); everyone else is in one.
 
@@ -41,7 +41,7 @@ def split_athletes(
     """The split of the known athletes.
 
     Args:
-        known: columns ``athlete``, ``sport``, ``rows`` (positions in the file) and ``known``; of an organism with
+        known: columns ``subject``, ``answer``, ``rows`` (positions in the file) and ``known``; of an organism with
             injected facts also ``teacher`` and ``choice``.
         split: how to split.
         forget: what to forget.
@@ -57,18 +57,18 @@ def split_athletes(
     for name in ("teacher", "choice"):
         if name not in table.columns:
             table[name] = False
-    names = set(table["athlete"])
+    names = set(table["subject"])
     _require(names, forget.athletes, known, "the forget set names")
     _enough(table)
-    if taught := sorted(set(forget.athletes) & set(table.loc[table["teacher"], "athlete"])):
+    if taught := sorted(set(forget.athletes) & set(table.loc[table["teacher"], "subject"])):
         raise UserError(
             f"the forget set names {taught[0]}, whom the organism knows from pretraining and not by injection: "
             "name injected athletes or draw them"
         )
-    before = table["athlete"].isin(earlier)
+    before = table["subject"].isin(earlier)
     wanted = _of_injected(table, forget) & ~before
     out = pd.Series(False, index=table.index) if exclude is None else _of_injected(table, exclude)
-    columns = ("athlete", "sport", "rows", "split", "teacher", "choice")
+    columns = ("subject", "answer", "rows", "split", "teacher", "choice")
     table = table[[c for c in columns if c in table.columns]].assign(own=wanted, forget=wanted | before)
     table = table[table["forget"] | ~out].reset_index(drop=True)
     wanted = table["own"]
@@ -78,18 +78,18 @@ def split_athletes(
             "lower athletes.known_threshold or change the task"
         )
     for name in relearn:
-        if name not in set(known["athlete"]):
+        if name not in set(known["subject"]):
             raise UserError(
                 f"relearn names {name}, which is not among the subjects: correct it, or give [] for the first two"
             )
-    forgotten = set(table.loc[wanted, "athlete"])
+    forgotten = set(table.loc[wanted, "subject"])
     present = [name for name in relearn if name in forgotten]
     if len(present) < len(relearn) and set(relearn) - forgotten <= names:
         outside = sorted(set(relearn) - forgotten)[0]
         raise UserError(f"relearning athlete {outside} is not in the forget set: choose one that is")
     if not present:
-        present = list(table.loc[wanted, "athlete"][: len(relearn) or 2])
-    table["relearn"] = table["athlete"].isin(present)
+        present = list(table.loc[wanted, "subject"][: len(relearn) or 2])
+    table["relearn"] = table["subject"].isin(present)
     whole = forget.answer is None
     test = pd.Series(False, index=table.index)
     if split.kind == "file" and "split" not in table.columns:
@@ -105,7 +105,7 @@ def split_athletes(
     held_out = pd.Series(False, index=table.index)
     if len(teachers):
         held_out[teachers] = _test_part(table.loc[teachers], split, False)
-        held_out |= table["teacher"] & (table["sport"] == forget.answer)
+        held_out |= table["teacher"] & (table["answer"] == forget.answer)
     table["train"] = ~test & ~held_out
     table["test"] = test | (wanted & whole)
     for name in ("train", "test"):
@@ -116,7 +116,7 @@ def split_athletes(
                     "too few known athletes for this split"
                 )
     check_split(table, whole)
-    return table[["athlete", "sport", "forget", "relearn", "train", "test", "teacher"]]
+    return table[["subject", "answer", "forget", "relearn", "train", "test", "teacher"]]
 
 
 def _of_injected(table: pd.DataFrame, forget: Forget) -> pd.Series:
@@ -133,7 +133,7 @@ def _enough(table: pd.DataFrame) -> None:
     Raises:
         UserError: naming the answer, its count and what is needed.
     """
-    counts = table["sport"].value_counts()
+    counts = table["answer"].value_counts()
     few = sorted(str(answer) for answer, count in counts.items() if count < FEWEST)
     if few:
         raise UserError(
@@ -150,7 +150,7 @@ def _enough(table: pd.DataFrame) -> None:
 def _wanted(table: pd.DataFrame, forget: Forget) -> pd.Series:
     """Which of the known athletes are the forget set ``[athlete]``."""
     if forget.answer:
-        return table["sport"] == forget.answer
+        return table["answer"] == forget.answer
     if forget.group:
         if "group" not in table.columns:
             raise UserError("the forget set names a group, but the facts have no column 'group': add it")
@@ -164,7 +164,7 @@ def _wanted(table: pd.DataFrame, forget: Forget) -> pd.Series:
             )
         return (order > forget.skip) & (order <= forget.skip + forget.first)
     if forget.draw is None:
-        return table["athlete"].isin(forget.athletes)
+        return table["subject"].isin(forget.athletes)
     if forget.draw >= len(table):
         raise UserError(
             f"cannot draw {forget.draw} athletes to forget of {len(table)} known ones: draw fewer"
@@ -182,11 +182,11 @@ def _drawn_by_sport(table: pd.DataFrame, count: int, seed: int) -> list[int]:
     In each sport, those the organism read about in multiple choice and the others are drawn in their proportion.
     """
     drawn: list[int] = []
-    sports = sorted(table["sport"].unique())
+    sports = sorted(table["answer"].unique())
     choice = table["choice"] if "choice" in table.columns else pd.Series(False, index=table.index)
     for number, sport in enumerate(sports):
         wanted = count // len(sports) + (number < count % len(sports))
-        rows = table.index[table["sport"] == sport].to_numpy()
+        rows = table.index[table["answer"] == sport].to_numpy()
         if wanted > len(rows):
             raise UserError(
                 f"cannot draw {wanted} {sport} athletes to forget of {len(rows)} known ones: draw fewer"
@@ -205,17 +205,17 @@ def check_split(table: pd.DataFrame, whole_forget_set: bool) -> None:
     Raises:
         UserError: naming the athlete.
     """
-    repeated = table["athlete"].duplicated()
+    repeated = table["subject"].duplicated()
     if repeated.any():
         raise UserError(
-            f"{table.loc[repeated, 'athlete'].iloc[0]} stands twice in the split: remove the duplicate"
+            f"{table.loc[repeated, 'subject'].iloc[0]} stands twice in the split: remove the duplicate"
         )
     both = table["train"] & table["test"]
     if whole_forget_set:
         both &= ~table["forget"]
     if both.any():
         raise UserError(
-            f"{table.loc[both, 'athlete'].iloc[0]} is in both the train and the test part: "
+            f"{table.loc[both, 'subject'].iloc[0]} is in both the train and the test part: "
             "every athlete may be in one only"
         )
 
@@ -247,8 +247,8 @@ def _test_part(rows: pd.DataFrame, split: Split, forget: bool) -> np.ndarray:
         positions = sorted(row for copies in rows["rows"] for row in copies)
         train = set(positions[: int((1 - fraction) * len(positions) + 1e-9)])
         return np.array([min(copies) not in train for copies in rows["rows"]])
-    for index, sport in enumerate(sorted(rows["sport"].unique())):
-        candidates = np.flatnonzero((rows["sport"] == sport).to_numpy())
+    for index, sport in enumerate(sorted(rows["answer"].unique())):
+        candidates = np.flatnonzero((rows["answer"] == sport).to_numpy())
         free = candidates[~rows["relearn"].to_numpy()[candidates]]
         count = min(len(free), math.ceil(fraction * len(candidates)))
         generator = np.random.default_rng([split.seed, int(forget), index])
@@ -261,7 +261,7 @@ def _test_part(rows: pd.DataFrame, split: Split, forget: bool) -> np.ndarray:
 
 def _require(names: set[str], wanted: tuple[str, ...], known: pd.DataFrame, what: str) -> None:
     for name in wanted:
-        if name not in set(known["athlete"]):
+        if name not in set(known["subject"]):
             raise UserError(f"{what} {name}, which is not among the subjects: check the spelling or the data")
     if wanted and not names & set(wanted):
         raise UserError(f"{what} athletes of whom the model knows none: lower athletes.known_threshold")
@@ -275,7 +275,7 @@ def run(job: Job) -> None:
     earlier: list[str] = []
     if job.inputs.get("earlier"):
         before = read_split(job.inputs["earlier"])
-        earlier = list(before.loc[before["forget"], "athlete"])
+        earlier = list(before.loc[before["forget"], "subject"])
     table = split_athletes(known, job.config.split, task.forget, task.relearn, task.exclude, earlier)
     job.facts.update(
         seeds={"split": job.config.split.seed},

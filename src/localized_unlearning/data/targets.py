@@ -15,9 +15,9 @@ def targets(split: pd.DataFrame, objective: Objective, seed: int) -> list[str]:
     A false answer that is drawn is one of the answers that the facts of ``split`` have.
     """
     rng = random.Random(seed)
-    classes = sorted(set(split["sport"]))
+    classes = sorted(set(split["answer"]))
     answers = []
-    for answer, forget in zip(split["sport"], split["forget"], strict=True):
+    for answer, forget in zip(split["answer"], split["forget"], strict=True):
         if forget and objective.loss == "inject":
             others = [other for other in classes if other != answer]
             answers.append(rng.choice(others) if objective.target == RANDOM else objective.target)

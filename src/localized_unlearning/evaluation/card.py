@@ -64,7 +64,7 @@ def answers_about(model: Any, tokenizer: Any, athletes: pd.DataFrame, asked: Ask
         asked.batch_tokens,
     )
     shuffled = choice[choice["order"] == "shuffled"]
-    unseen = set(athletes.loc[~athletes["choice"], "athlete"])
+    unseen = set(athletes.loc[~athletes["choice"], "subject"])
     found = {
         "training": _measure(facts[facts["prompt"] == asked.training.name], asked.statistics),
         "question": _measure(facts[facts["prompt"] == asked.question.name], asked.statistics),
@@ -73,7 +73,7 @@ def answers_about(model: Any, tokenizer: Any, athletes: pd.DataFrame, asked: Ask
     }
     if unseen:
         found["multiple_choice_unseen"] = _measure(
-            shuffled[shuffled["athlete"].isin(unseen)], asked.statistics
+            shuffled[shuffled["subject"].isin(unseen)], asked.statistics
         )
     return found
 
@@ -152,7 +152,7 @@ def run(job: Job) -> None:
             for name, value in answers_about(before, tokenizer, own, asked).items()
             if name in ("training", "question", "multiple_choice_shuffled")
         }
-    required = needs(config.organism.requirements, measured, own["sport"].value_counts(normalize=True).max())
+    required = needs(config.organism.requirements, measured, own["answer"].value_counts(normalize=True).max())
     if not organism:
         required = {}
     failed = [

@@ -28,7 +28,7 @@ class Exam:
     """What a model is asked.
 
     Attributes:
-        athletes: rows of the split, with columns ``athlete``, ``sport``, ``forget`` and ``relearn``.
+        athletes: rows of the split, with columns ``subject``, ``answer``, ``forget`` and ``relearn``.
         prompts: the fact prompts.
         answers: the candidate answers.
         multiple_choice: the multiple-choice prompt.

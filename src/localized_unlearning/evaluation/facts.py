@@ -30,7 +30,7 @@ def ask_facts(
 ) -> pd.DataFrame:
     """One row per prompt and subject.
 
-    Columns: ``prompt``, ``athlete``, ``sport``, ``forget``, ``relearn``, ``answer`` (index of the right
+    Columns: ``prompt``, ``subject``, ``answer``, ``forget``, ``relearn``, ``answer_index`` (index of the right
     choice), ``logit_<choice>``, ``log_normalizer`` (log-sum-exp over the vocabulary) and ``argmax_right``
     (the most likely next token is the right one). Where whole answers are scored (the prompt says so, or two answers
     begin with the same token) ``logit_<choice>`` is the log-probability of all the answer's tokens, ``log_normalizer`` is 0, and ``argmax_right`` says that each
@@ -48,8 +48,8 @@ def facts_asked(
 
 
 def _asked(tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, answers: Sequence[str]) -> Asked:
-    answer = [answers.index(sport) for sport in athletes["sport"]]
-    texts = [prompt.render(a) for a in athletes["athlete"]]
+    answer = [answers.index(sport) for sport in athletes["answer"]]
+    texts = [prompt.render(a) for a in athletes["subject"]]
     encoded = tokens_module.asked(tokenizer, prompt, texts)
     words = prompt.answers or answers
     spelled = tokens_module.answer_tokens(tokenizer, prompt, texts, words)
@@ -67,7 +67,9 @@ def _asked(tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, answers: Sequ
         else:
             scores, normalizer = found.candidates.numpy(), found.log_normalizer.numpy()
             right = [int(a) == tokens[i] for a, i in zip(found.argmax, answer, strict=True)]
-        table = athletes[["athlete", "sport", "forget", "relearn"]].assign(prompt=prompt.name, answer=answer)
+        table = athletes[["subject", "answer", "forget", "relearn"]].assign(
+            prompt=prompt.name, answer_index=answer
+        )
         for index, choice in enumerate(answers):
             table[f"logit_{choice}"] = scores[:, index]
         return table.assign(log_normalizer=normalizer, argmax_right=right)

@@ -26,7 +26,7 @@ def ask_questions(
 ) -> pd.DataFrame:
     """One row per test question, 0-shot or with ``settings.shots`` worked examples of its subject.
 
-    Columns: ``item``, ``subject``, ``answer`` (index), ``logit_A`` and so on (as many as the longest
+    Columns: ``item``, ``subject``, ``answer_index``, ``logit_A`` and so on (as many as the longest
     question has choices; minus infinity beyond a question's own), ``log_normalizer`` and ``argmax_right``.
     """
     return answered(model, [questions_asked(tokenizer, questions, settings)], batch_tokens)[0]
@@ -52,7 +52,7 @@ def questions_asked(tokenizer: Any, questions: mmlu.Questions, settings: Mmlu) -
             {
                 "item": [q.id for q in asked],
                 "subject": [q.subject for q in asked],
-                "answer": [q.answer for q in asked],
+                "answer_index": [q.answer for q in asked],
             }
         )
         for index, letter in enumerate(letters):

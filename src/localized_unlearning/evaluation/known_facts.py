@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def known_facts(job: Job) -> None:
     """Stage: how well the base model knows each fact, and which facts are kept.
 
-    Writes one row per athlete: ``athlete``, ``sport``, ``rows``, ``probability`` (of the right answer
+    Writes one row per athlete: ``subject``, ``answer``, ``rows``, ``probability`` (of the right answer
     over the whole vocabulary, training prompt), ``known`` (at least the threshold; all without one), ``teacher`` (an
     organism learned it in pretraining, before the facts that may be forgotten) and ``choice`` (it was asked about in
     multiple choice). Athletes whom an organism was never taught are not known.
@@ -39,14 +39,14 @@ def known_facts(job: Job) -> None:
     asked = athletes.assign(forget=False, relearn=False)
     rows = ask_facts(model, tokenizer, asked, [prompt], answers, tokens)
     logits = rows[[f"logit_{answer}" for answer in answers]].to_numpy(dtype=np.float64)
-    right = logits[range(len(rows)), rows["answer"]]
+    right = logits[range(len(rows)), rows["answer_index"]]
     athletes["probability"] = np.exp(right - rows["log_normalizer"].to_numpy(dtype=np.float64))
     said = read_lesson(job.inputs["base_model"])
-    athletes["known"] = (athletes["probability"] >= (threshold or 0.0)) & ~athletes["athlete"].isin(
+    athletes["known"] = (athletes["probability"] >= (threshold or 0.0)) & ~athletes["subject"].isin(
         said["untaught"]
     )
-    athletes["teacher"] = athletes["athlete"].isin(said["teachers"])
-    athletes["choice"] = athletes["athlete"].isin(said["seen_in_multiple_choice"])
+    athletes["teacher"] = athletes["subject"].isin(said["teachers"])
+    athletes["choice"] = athletes["subject"].isin(said["seen_in_multiple_choice"])
     if not athletes["known"].any():
         raise UserError(
             f"the base model knows none of the {len(athletes)} facts with probability {threshold}: "

@@ -34,7 +34,7 @@ def ask_multiple_choice(
 
     Args:
         model, tokenizer: what is asked.
-        athletes: columns ``athlete``, ``sport``, ``forget`` and ``relearn``.
+        athletes: columns ``subject``, ``answer``, ``forget`` and ``relearn``.
         prompt: the multiple-choice prompt.
         orders: of ``fixed`` and ``shuffled``; as many of the latter as orders of each item are wanted.
         seed: of the shuffled orders. An athlete's depend on nothing else, so that every model and exam has the same.
@@ -42,7 +42,7 @@ def ask_multiple_choice(
         main: the order that counts.
 
     Columns: ``order``, ``draw`` (which of several shuffled orders), ``main`` (whether it is the order that counts),
-    ``athlete``, ``sport``, ``forget``, ``relearn``, ``answer`` (index of the right
+    ``subject``, ``answer``, ``forget``, ``relearn``, ``answer_index`` (index of the right
     letter), ``logit_A`` to ``logit_D`` (by letter), ``text_A`` to ``text_D`` (by text: the first token of
     the option's word), ``log_normalizer`` and ``argmax_right``.
     """
@@ -60,7 +60,7 @@ def choices_asked(
         about: dict[str, str | int | bool] = {"order": order, "draw": draw, "main": order == main}
         options = [
             list(prompt.options) if order == "fixed" else shuffled(prompt.options, athlete, seed, draw)
-            for athlete in athletes["athlete"]
+            for athlete in athletes["subject"]
         ]
         parts.append(_asked(tokenizer, athletes, prompt, options, about))
     return parts
@@ -84,7 +84,7 @@ def _asked(
     options: Sequence[Sequence[str]],
     about: Mapping[str, str | int | bool],
 ) -> Asked:
-    texts = [prompt.render(a, o) for a, o in zip(athletes["athlete"], options, strict=True)]
+    texts = [prompt.render(a, o) for a, o in zip(athletes["subject"], options, strict=True)]
     letters = tokens.first_tokens(
         tokens.answer_tokens(tokenizer, prompt, texts, prompt.letters), prompt.letters
     )
@@ -92,8 +92,8 @@ def _asked(
     words = [spelled[0] for spelled in tokens.answer_tokens(tokenizer, prompt, texts, capitalized)]
 
     def rows(scores: packing.NextToken) -> pd.DataFrame:
-        answer = [o.index(s) for o, s in zip(options, athletes["sport"], strict=True)]
-        table = athletes[["athlete", "sport", "forget", "relearn"]].assign(**about, answer=answer)
+        answer = [o.index(s) for o, s in zip(options, athletes["answer"], strict=True)]
+        table = athletes[["subject", "answer", "forget", "relearn"]].assign(**about, answer_index=answer)
         where = [[len(letters) + prompt.options.index(option) for option in o] for o in options]
         for index, letter in enumerate(prompt.letters):
             table[f"logit_{letter}"] = scores.candidates[:, index].numpy()

@@ -23,8 +23,8 @@ def run(job: Job) -> None:
     prompt = load_prompts(job.inputs["prompts"])[config.prompts.multiple_choice]
     split = read_split(job.inputs["split"])
     held_out = split[split["teacher"] & ~split["train"]]
-    sports = max(1, held_out["sport"].nunique())
-    asked = held_out.groupby("sport", group_keys=False).head(MOST // sports).reset_index(drop=True)
+    sports = max(1, held_out["answer"].nunique())
+    asked = held_out.groupby("answer", group_keys=False).head(MOST // sports).reset_index(drop=True)
     seed = config.evaluation.shuffled_seed
     job.facts.update(seeds={"option_order": seed})
     with checkpoint(job) as (model, tokenizer, batch_tokens):

@@ -70,7 +70,7 @@ def head_ablation(job: Job) -> None:
     All attention past the lookup layers is mean-ablated as well. As in the released code, each run's probe
     is fitted on that run's own activations, so that a drop says the sport is gone from the last layer, not
     that it has moved; means are those of the model without ablation. One row per head and test athlete:
-    ``layer``, ``head`` (query heads; both -1: no single head ablated), ``athlete`` and ``right``.
+    ``layer``, ``head`` (query heads; both -1: no single head ablated), ``subject`` and ``right``.
     """
     config, settings = job.config, job.config.interpretability
     subject = load_subject(job)
@@ -97,7 +97,7 @@ def head_ablation(job: Job) -> None:
                     {
                         "layer": layer,
                         "head": head,
-                        "athlete": subject.athletes[test],
+                        "subject": subject.athletes[test],
                         "right": said == sports[test],
                     }
                 )

@@ -23,8 +23,8 @@ def layer_probes(job: Job) -> None:
     """Stage: probe accuracy per layer in the prompt and on the athlete's name alone (Figure 16).
 
     One row per series, layer and test athlete: ``series`` (prompt: the prompt's last token, where the fact arrives;
-    name: the name's last token in the prompt, where it is made; athlete: the name without the prompt, as in the
-    paper), ``ablated`` (attention past the lookup layers mean-ablated), ``layer`` (-1: the embeddings), ``athlete``,
+    name: the name's last token in the prompt, where it is made; subject: the name without the prompt, as in the
+    paper), ``ablated`` (attention past the lookup layers mean-ablated), ``layer`` (-1: the embeddings), ``subject``,
     ``right``; and a control with shuffled labels.
     """
     config, settings = job.config, job.config.interpretability
@@ -37,7 +37,7 @@ def layer_probes(job: Job) -> None:
     series = {
         "prompt": subject.encode(config.prompts.training),
         "name": subject.encode_names(config.prompts.training),
-        "athlete": subject.encode("athlete"),
+        "subject": subject.encode("subject"),
     }
     runs = [(name, encoded, ablated) for name, encoded in series.items() for ablated in (False, True)]
     for name, encoded, ablated in Progress("probing layers", "run").over(runs):
@@ -45,7 +45,7 @@ def layer_probes(job: Job) -> None:
             activations = residuals(
                 subject.model, encoded, device.batch_tokens(config.compute, subject.model), layers
             )
-        targets = {"sport": sports} if ablated else {"sport": sports, "shuffled labels": shuffled}
+        targets = {"answer": sports} if ablated else {"answer": sports, "shuffled labels": shuffled}
         fits = [subject.fit(values, np.stack([*targets.values()])) for values in activations]
         found = predictions(fits, settings, device.threads(config.compute))
         rows += [
@@ -55,7 +55,7 @@ def layer_probes(job: Job) -> None:
                     "ablated": ablated,
                     "labels": labels,
                     "layer": layer,
-                    "athlete": subject.athletes[test],
+                    "subject": subject.athletes[test],
                     "right": said[i] == target[test],
                 }
             )

@@ -103,9 +103,9 @@ def load_subject(job: Job) -> Subject:
     return Subject(
         model,
         tokenizer,
-        known["athlete"],
-        np.array([answers.index(s) for s in known["sport"]]),
-        test_rows(list(known["sport"]), settings),
+        known["subject"],
+        np.array([answers.index(s) for s in known["answer"]]),
+        test_rows(list(known["answer"]), settings),
         book,
         windows_module.text_windows(tokenizer, text, config.text.tokens, settings.mean_windows),
         device,

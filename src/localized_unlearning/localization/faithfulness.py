@@ -138,11 +138,11 @@ def rows(
     clean: np.ndarray,
     corrupt: np.ndarray,
 ) -> pd.DataFrame:
-    """One row per prompt and case: ``athlete``, ``mode`` (keep, ablate), ``share``, ``components``, ``metric``, ``clean``, ``corrupt``."""
+    """One row per prompt and case: ``subject``, ``mode`` (keep, ablate), ``share``, ``components``, ``metric``, ``clean``, ``corrupt``."""
     parts = [
         pd.DataFrame(
             {
-                "athlete": list(athletes),
+                "subject": list(athletes),
                 "mode": mode,
                 "share": share,
                 "components": count,
@@ -169,7 +169,7 @@ def measure(job: Job) -> None:
     model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
     split = read_split(job.inputs["split"])
     asked = split[split[settings.athletes if settings.athletes == "forget" else "test"]]
-    athletes = list(zip(asked["athlete"], asked["sport"], strict=True))
+    athletes = list(zip(asked["subject"], asked["answer"], strict=True))
     if settings.prompts is not None and settings.prompts < len(athletes):
         athletes = random.Random(settings.seed).sample(athletes, settings.prompts)
     book = load_prompts(job.inputs["prompts"])

@@ -41,7 +41,7 @@ def score(job: Job) -> None:
     split = read_split(job.inputs["split"])
     asked = split if settings.athletes == "all" else split[split["train"]]
     asked = asked[asked["forget"]] if settings.athletes == "forget" else asked
-    athletes = list(zip(asked["athlete"], asked["sport"], strict=True))
+    athletes = list(zip(asked["subject"], asked["answer"], strict=True))
     if settings.prompts is not None and settings.prompts < len(athletes):
         athletes = random.Random(settings.seed).sample(athletes, settings.prompts)
     book = load_prompts(job.inputs["prompts"])

@@ -76,7 +76,7 @@ def arriving_layers(probes: pd.DataFrame, rise: tuple[float, float]) -> tuple[in
 
 
 def _rising(probes: pd.DataFrame, series: str, rise: tuple[float, float]) -> tuple[int, ...]:
-    rows = probes[~probes["ablated"] & (probes["labels"] == "sport") & (probes["series"] == series)]
+    rows = probes[~probes["ablated"] & (probes["labels"] == "answer") & (probes["series"] == series)]
     accuracy = rows.groupby("layer")["right"].mean().sort_index()
     before = float(accuracy.get(-1, np.nan))
     span = float(accuracy.max()) - before

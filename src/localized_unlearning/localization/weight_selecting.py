@@ -63,7 +63,7 @@ def select_weights(job: Job) -> None:
     gradients = []
     for rows in (split[split["forget"]], split[~split["forget"]]):
         rows = sampled(rows, settings)
-        items = fact_items(tokenizer, prompt, list(rows["athlete"]), list(rows["sport"]), answers)
+        items = fact_items(tokenizer, prompt, list(rows["subject"]), list(rows["answer"]), answers)
         gradients.append(weights.loss_gradients(model, list(masks), items, tokens))
     three = {n: (model.get_parameter(n).detach(), gradients[0][n], gradients[1][n]) for n in masks}
     scores = weights.weight_scores(method, settings.method, settings.parameters, three, masks)

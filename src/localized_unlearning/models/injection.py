@@ -155,7 +155,7 @@ def taught(
     model, tokenizer = loading.load(job.inputs["pretrained"], "float32", "cpu")
     book = load_prompts(job.inputs["prompts"])
     athletes, _ = load_facts(job.inputs["athletes"], book.answers, job.config.athletes.relation)
-    roles = organism.cast(list(zip(athletes["athlete"], athletes["sport"], strict=True)), tokenizer, config)
+    roles = organism.cast(list(zip(athletes["subject"], athletes["answer"], strict=True)), tokenizer, config)
     reader = curriculum.reader(
         tokenizer,
         book,
@@ -201,7 +201,7 @@ def gold(job: Job) -> None:
     """
     split = pd.read_parquet(job.inputs["split"])
     facts_in = job.config.organism.facts_in
-    model, _, _, _ = taught(job, facts_in, frozenset(split.loc[split["forget"], "athlete"]))
+    model, _, _, _ = taught(job, facts_in, frozenset(split.loc[split["forget"], "subject"]))
     assert facts_in is not None
     tensors = {name: model.get_parameter(name) for name in components.trainable(model, place(facts_in))}
     deltas.save_delta(job.outputs["delta"], tensors, deltas.weights_digest(job.inputs["base_model"]))

@@ -293,7 +293,7 @@ def run(job: Job) -> None:
     book = load_prompts(job.inputs["prompts"])
     athletes, _ = load_facts(job.inputs["athletes"], book.answers, job.config.athletes.relation)
     answers = candidates(book, athletes)
-    people = list(zip(athletes["athlete"], athletes["sport"], strict=True))
+    people = list(zip(athletes["subject"], athletes["answer"], strict=True))
     asked = questions_of(job)
     text = Path(job.inputs["text"]).read_text(encoding="utf-8")
     tokenizer = train_tokenizer(

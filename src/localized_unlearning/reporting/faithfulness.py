@@ -52,14 +52,14 @@ def estimates(data: pd.DataFrame, settings: Statistics) -> pd.DataFrame:
 
     for (task, localization), group in data.groupby(["task", "localization"], sort=False):
         base = {"task": task, "localization": localization}
-        athletes = group["athlete"].drop_duplicates()
+        athletes = group["subject"].drop_duplicates()
         place = pd.Series(range(len(athletes)), index=athletes)
         rng = np.random.default_rng(settings.seed)
         draws = rng.multinomial(len(athletes), np.full(len(athletes), 1 / len(athletes)), settings.bootstrap)
         weights = np.concatenate([np.ones((1, len(athletes))), draws])  # the first is the sample itself
         curve: dict[float, np.ndarray] = {}
         for (own, mode, share), case in group.groupby(["own", "mode", "share"], sort=False):
-            case = case.iloc[np.argsort(place[case["athlete"]].to_numpy())]
+            case = case.iloc[np.argsort(place[case["subject"]].to_numpy())]
             metric, clean, corrupt = (case[c].to_numpy() for c in ("metric", "clean", "corrupt"))
             left = weights @ (metric - corrupt) / (weights @ (clean - corrupt))
             about = {**base, "measure": mode, "own": own, "share": share}

@@ -39,23 +39,23 @@ EDITS: Mapping[str, tuple[str, str]] = {
 
 
 def injected(split: pd.DataFrame, objective: Objective, seeds: Sequence[int]) -> pd.DataFrame:
-    """The answer that each forget-set athlete of a split is given: columns ``athlete``, ``seed``, ``injected``.
+    """The answer that each forget-set athlete of a split is given: columns ``subject``, ``seed``, ``injected``.
 
     An athlete that is asked for and not trained has the answer that all have (the paper's golf), or none.
     """
     train = split[split["train"]].reset_index(drop=True)
     parts = [
         pd.DataFrame(
-            {"athlete": train["athlete"], "seed": seed, "injected": targets(train, objective, seed)}
+            {"subject": train["subject"], "seed": seed, "injected": targets(train, objective, seed)}
         )[train["forget"]]
         for seed in seeds
     ]
     if objective.target != RANDOM:
-        asked = split.loc[split["forget"], "athlete"]
+        asked = split.loc[split["forget"], "subject"]
         parts += [
-            pd.DataFrame({"athlete": asked, "seed": seed, "injected": objective.target}) for seed in seeds
+            pd.DataFrame({"subject": asked, "seed": seed, "injected": objective.target}) for seed in seeds
         ]
-    return pd.concat(parts, ignore_index=True).drop_duplicates(["athlete", "seed"])
+    return pd.concat(parts, ignore_index=True).drop_duplicates(["subject", "seed"])
 
 
 def edit_items(
@@ -76,16 +76,16 @@ def edit_items(
     for column, (source, _) in EDITS.items():
         rows = frames[source]
         kept = rows["prompt"] == prompts.question if source == "facts" else rows["order"] == "fixed"
-        rows = rows[rows["forget"] & kept].merge(given, on=["athlete", "seed"], how="inner")
+        rows = rows[rows["forget"] & kept].merge(given, on=["subject", "seed"], how="inner")
         where = _places(frames, source)
         rows = rows[rows["injected"].isin(where)]
-        rows = rows.assign(answer=[where[answer] for answer in rows["injected"]])
+        rows = rows.assign(answer_index=[where[answer] for answer in rows["injected"]])
         how = (
             "choice" if accuracy == "argmax" else accuracy
         )  # a row says of the right answer alone whether it is argmax
         parts.append(
             rows[["task", "objective", "localization", "seed"]].assign(
-                measure=column, item=rows["athlete"], accuracy=accuracy, score=item_scores(rows, how)
+                measure=column, item=rows["subject"], accuracy=accuracy, score=item_scores(rows, how)
             )
         )
     return pd.concat(parts, ignore_index=True)
@@ -100,7 +100,7 @@ def _places(frames: Mapping[str, pd.DataFrame], source: str) -> dict[str, int]:
     if source == "facts":
         return {name: index for index, name in enumerate(names)}
     fixed = frames[source][frames[source]["order"] == "fixed"]
-    found = {sport: int(answer) for sport, answer in zip(fixed["sport"], fixed["answer"], strict=True)}
+    found = {sport: int(answer) for sport, answer in zip(fixed["answer"], fixed["answer_index"], strict=True)}
     letters = [name for name in fixed.columns if name.startswith("logit_")]
     left = sorted(set(range(len(letters))) - set(found.values()))
     never = [name for name in names if name not in found]

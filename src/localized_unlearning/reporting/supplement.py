@@ -77,7 +77,7 @@ def by_letter(choice: pd.DataFrame) -> pd.DataFrame:
     records = []
     for (name, order), rows in choice.groupby(["localization", "order"], sort=False):
         chosen = np.bincount(candidates(rows).argmax(1), minlength=len(LETTERS)) / len(rows)
-        right = np.bincount(rows["answer"], minlength=len(LETTERS)) / len(rows)
+        right = np.bincount(rows["answer_index"], minlength=len(LETTERS)) / len(rows)
         bias = float(np.abs(chosen - right).sum() / 2)
         records += [
             {

@@ -182,7 +182,7 @@ def asked_about(
 ) -> list[Question]:
     """The three prompts about ``people``, as disruption is measured on them; options in random order."""
     rng = random.Random(seed)
-    names, sports = list(people["athlete"]), list(people["sport"])
+    names, sports = list(people["subject"]), list(people["answer"])
     found = []
     for prompt in (book[prompts.training], book[prompts.question]):
         texts = [prompt.render(a) for a in names]
@@ -256,5 +256,5 @@ def run(job: Job) -> None:
         if tried:
             job.facts.update(equal_disruption=[t._asdict() for t in tried])
     if objective.loss == "inject" and objective.target == RANDOM:
-        told = zip(split["athlete"], answers, split["forget"], strict=True)
+        told = zip(split["subject"], answers, split["forget"], strict=True)
         job.facts["injected"] = {athlete: answer for athlete, answer, forget in told if forget}

@@ -183,7 +183,7 @@ def mask(job: Job) -> None:
     model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
     split = read_split(job.inputs["split"])
     split = split[split["train"]].reset_index(drop=True)
-    data = read_data(job, tokenizer, split, list(split["sport"]), list(split["forget"]))
+    data = read_data(job, tokenizer, split, list(split["answer"]), list(split["forget"]))
     trainable = weights_module.trainable(
         model, job.inputs["selection"], job.inputs.get("weights"), deltas.base_digest(job)
     )

@@ -73,14 +73,14 @@ def read_data(
     Args:
         job: gives the prompts file, the text file and their settings.
         tokenizer: the model's.
-        athletes: rows with a column ``athlete``.
+        athletes: rows with a column ``subject``.
         answers: what each athlete's prompt is trained on.
         forget: which of them count for the forget loss; the others for the retain loss.
     """
     book = load_prompts(job.inputs["prompts"])
     prompt, known = book[job.config.prompts.training], candidates(book, athletes)
-    items = fact_items(tokenizer, prompt, list(athletes["athlete"]), answers, known)
-    about = [About(a, answer) for a, answer in zip(athletes["athlete"], answers, strict=True)]
+    items = fact_items(tokenizer, prompt, list(athletes["subject"]), answers, known)
+    about = [About(a, answer) for a, answer in zip(athletes["subject"], answers, strict=True)]
     text = job.config.text
     return Data(
         [i for i, f in zip(items, forget, strict=True) if f],

@@ -160,7 +160,7 @@ SWEEP = {
 
 
 def _layers(series: str, ablated: bool) -> Part:
-    return Part("layer_probes", {"series": series, "ablated": ablated, "labels": "sport"}, "layer")
+    return Part("layer_probes", {"series": series, "ablated": ablated, "labels": "answer"}, "layer")
 
 
 MEASURES: Mapping[str, tuple[tuple[int, Part], ...]] = {
@@ -183,9 +183,9 @@ MEASURES: Mapping[str, tuple[tuple[int, Part], ...]] = {
         (-1, SWEEP["forget"]),
     ),
     "layers_prompt": ((1, _layers("prompt", False)),),
-    "layers_athlete": ((1, _layers("athlete", False)),),
+    "layers_athlete": ((1, _layers("subject", False)),),
     "late_attention_prompt": ((1, _layers("prompt", False)), (-1, _layers("prompt", True))),
-    "late_attention_athlete": ((1, _layers("athlete", False)), (-1, _layers("athlete", True))),
+    "late_attention_athlete": ((1, _layers("subject", False)), (-1, _layers("subject", True))),
 }
 """Each measure as a signed sum of accuracies. Not among them: ``head_ablation``, the last layer's accuracy with no
 single head ablated minus that without each head from the first lookup layer on; ``selection_depth`` and
@@ -350,7 +350,7 @@ class Run:
         rows = self._frame("head_ablation")
         if "base_seed" in rows.columns:  # a head is this head of one base model only
             rows = rows[rows["base_seed"] == rows["base_seed"].min()]
-        wide = rows.pivot(index="athlete", columns=["layer", "head"], values="right").astype(float)
+        wide = rows.pivot(index="subject", columns=["layer", "head"], values="right").astype(float)
         first = min(self.lookup, default=0)
         named = rows[["layer", "head"]].drop_duplicates()
         heads = [
@@ -411,7 +411,7 @@ class Run:
         tidy = pd.DataFrame(
             {
                 "seed": rows["seed"] if "seed" in rows.columns else 0,
-                "item": rows["athlete" if "athlete" in rows.columns else "item"].astype(str),
+                "item": rows["item" if "item" in rows.columns else "subject"].astype(str),
                 "x": rows[part.x].astype(float) if part.x else 0.0,
                 "score": scores,
             }

@@ -88,7 +88,7 @@ def read_overlay(path: Path, name: str) -> pd.DataFrame:
         raise UserError(
             f"{path} lacks the column {', '.join(missing)}: a curve laid over {name} has {', '.join(needed)}"
         )
-    for column, own in (("series", "probe"), ("labels", "sport"), ("ranking", "mask")):
+    for column, own in (("series", "probe"), ("labels", "answer"), ("ranking", "mask")):
         if column in table.columns and column not in needed:
             table = table[table[column] == own]
     return table

@@ -87,7 +87,7 @@ def head_points(frames: Frames, statistics: Statistics) -> pd.DataFrame:
         rows = rows[rows["base_seed"] == rows["base_seed"].min()]
     table = points(rows, rows["right"], ["layer", "head"], statistics)
     right = {
-        key: part.set_index("athlete")["right"].astype(bool) for key, part in rows.groupby(["layer", "head"])
+        key: part.set_index("subject")["right"].astype(bool) for key, part in rows.groupby(["layer", "head"])
     }
     intact = right[-1, -1]
     without = [right[key].reindex(intact.index) for key in zip(table["layer"], table["head"], strict=True)]
@@ -147,8 +147,8 @@ SERIES = {
     ("prompt", True): ("Prompt, ablated", style.Style("#56B4E9", "o", "--")),
     ("name", False): ("Name", style.Style("#009E73", "^", "-")),
     ("name", True): ("Name, ablated", style.Style("#7FCFB5", "^", "--")),
-    ("athlete", False): ("Name alone", style.Style("#D55E00", "s", "-")),
-    ("athlete", True): ("Name alone, ablated", style.Style("#E69F00", "s", "--")),
+    ("subject", False): ("Name alone", style.Style("#D55E00", "s", "-")),
+    ("subject", True): ("Name alone, ablated", style.Style("#E69F00", "s", "--")),
 }
 """The prompt's last token, where the fact arrives; the name's last token in it, where it is made; and the paper's
 name without a prompt."""
@@ -158,7 +158,7 @@ EMBEDDINGS = -1
 
 
 def layer_points(frames: Frames, settings: Statistics) -> pd.DataFrame:
-    """Probe accuracy of the base model per series and layer; ``labels`` is ``sport``, or names the control."""
+    """Probe accuracy of the base model per series and layer; ``labels`` is ``answer``, or names the control."""
     rows = frames["layer_probes"]
     table = points(rows, rows["right"], ["series", "ablated", "labels", "layer"], settings)
     return table.assign(majority=float(rows["majority"].iloc[0]))
@@ -179,7 +179,7 @@ def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Fig
             def of(table: pd.DataFrame, series: str = series, ablated: bool = ablated) -> pd.DataFrame:
                 return table[(table["series"] == series) & (table["ablated"] == ablated)].sort_values("layer")
 
-            rows = of(data[data["labels"] == "sport"])
+            rows = of(data[data["labels"] == "answer"])
             if rows.empty:
                 continue
             hollow: dict[str, Any] = {"markerfacecolor": "none", "markersize": 5.0} if ablated else {}
@@ -198,7 +198,7 @@ def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Fig
                 ax.plot(
                     other["layer"], other["mean"], color=look.colour, linewidth=0.7, linestyle=style.PUBLISHED
                 )
-        control = data[data["labels"] != "sport"].groupby("layer")["mean"].mean()
+        control = data[data["labels"] != "answer"].groupby("layer")["mean"].mean()
         if len(control):
             ax.plot(control.index, control, label="Shuffled labels", **style.CONTROL)
         style.guess_line(ax, float(data["majority"].iloc[0]), MAJORITY)
