@@ -30,15 +30,22 @@ class CharacterTokenizer:
 
 
 def test_check_tokenizer() -> None:
-    check_tokenizer(CharacterTokenizer(), "x.gguf", single_tokens=(" golf",))
-    with pytest.raises(UserError, match=r"tokenizer of x.gguf needs 7 tokens for ' tennis'"):
-        check_tokenizer(CharacterTokenizer(), "x.gguf", single_tokens=(" tennis",))
-    with pytest.raises(UserError, match=r"turns .*\\t.* into .*use another source"):
-        check_tokenizer(CharacterTokenizer(forget="\t"), "x.gguf", single_tokens=())
+    """Catches a BOS that the file promises and the tokenizer lost, and a model without one (Qwen) that is refused."""
     without_bos: Any = CharacterTokenizer()
     without_bos.bos_token_id = None
-    with pytest.raises(UserError, match="does not start texts with BOS"):
-        check_tokenizer(without_bos, "x.gguf", single_tokens=())
+    for own, said in (
+        (CharacterTokenizer(), True),
+        (without_bos, False),
+        (CharacterTokenizer(), None),
+        (without_bos, None),
+    ):
+        check_tokenizer(own, "x.gguf", said)
+    with pytest.raises(UserError, match=r"turns .*\\t.* into .*use another source"):
+        check_tokenizer(CharacterTokenizer(forget="\t"), "x.gguf", True)
+    with pytest.raises(UserError, match="does not start texts with BOS, as the file says"):
+        check_tokenizer(without_bos, "x.gguf", True)
+    with pytest.raises(UserError, match="starts texts with BOS, which the file denies"):
+        check_tokenizer(CharacterTokenizer(), "x.gguf", False)
 
 
 def test_round_trip_strings_are_many_and_different() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,7 @@ if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
 
 
-# Words that prompts and answers rest on: each must be one token, with its leading space.
-SINGLE_TOKENS = (" football", " baseball", " basketball", " golf", " A", " B", " C", " D")
-
-
-def convert_gguf(gguf: Path, output: Path, single_tokens: Sequence[str] = SINGLE_TOKENS) -> None:
+def convert_gguf(gguf: Path, output: Path) -> None:
     """Dequantise the model in `gguf` and save it, with its tokenizer, in the folder `output`.
 
     The folder has config.json, generation_config.json, model.safetensors, tokenizer.json and
@@ -34,7 +29,7 @@ def convert_gguf(gguf: Path, output: Path, single_tokens: Sequence[str] = SINGLE
     part = output.with_name(output.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        _save_tokenizer(gguf, part, single_tokens)  # first: the check is cheap, the weights not
+        _save_tokenizer(gguf, part)  # first: the check is cheap, the weights not
         _save_model(gguf, part)
         if output.exists():
             shutil.rmtree(output)
@@ -43,14 +38,14 @@ def convert_gguf(gguf: Path, output: Path, single_tokens: Sequence[str] = SINGLE
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _save_tokenizer(gguf: Path, folder: Path, single_tokens: Sequence[str]) -> None:
+def _save_tokenizer(gguf: Path, folder: Path) -> None:
     """Save the tokenizer and check the saved copy, which must give the ids of the original."""
     from transformers import AutoTokenizer
 
     original = _load(AutoTokenizer, gguf)
     original.save_pretrained(folder)
-    saved = AutoTokenizer.from_pretrained(folder)
-    check_tokenizer(saved, gguf.name, single_tokens)
+    saved = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    check_tokenizer(saved, gguf.name, begins_with_bos(gguf))
     for text in round_trip_strings():
         if saved.encode(text) != original.encode(text):
             raise UserError(
@@ -80,7 +75,9 @@ def _save_model(gguf: Path, folder: Path) -> None:
 
 def _load(auto_class: Any, gguf: Path, **options: Any) -> Any:
     try:
-        return auto_class.from_pretrained(gguf.parent, gguf_file=gguf.name, **options)
+        return auto_class.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, local_files_only=True, trust_remote_code=False, **options
+        )
     except UserError:
         raise
     except Exception as error:  # the reader unpacks what the file says: a damaged one fails in any way
@@ -94,24 +91,50 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def check_tokenizer(tokenizer: Any, name: str, single_tokens: Sequence[str] = SINGLE_TOKENS) -> None:
-    """Raise UserError unless the tokenizer is faithful; `name` is what messages call it.
+def begins_with_bos(gguf: Path) -> bool | None:
+    """Whether a GGUF file says that texts begin with BOS; None where it leaves that to its reader.
 
-    Faithful: each of `round_trip_strings` is decoded to what was encoded, every encoding starts
-    with the beginning-of-sequence token, and each of `single_tokens` is a single token.
+    Qwen's say no; a SentencePiece vocabulary that says nothing has one (as llama.cpp reads it).
+    """
+    from gguf import GGUFReader
+
+    fields = GGUFReader(gguf).fields
+    said = fields.get("tokenizer.ggml.add_bos_token")
+    if said is not None:
+        return bool(said.contents())
+    kind = fields.get("tokenizer.ggml.model")
+    return True if kind is not None and kind.contents() == "llama" else None
+
+
+def check_tokenizer(tokenizer: Any, name: str, bos: bool | None) -> None:
+    """Refuse a tokenizer that is not faithful.
+
+    Faithful: each of :func:`round_trip_strings` is decoded to what was encoded, and every encoding starts with the
+    beginning-of-sequence token where the file says so, none where it says that it does not.
+
+    Args:
+        tokenizer: the tokenizer.
+        name: what messages call it.
+        bos: what the file says (:func:`begins_with_bos`); None: either, but the same for every text.
+
+    Raises:
+        UserError: naming what is not as it should be.
     """
     remedy = "use another source of this model, whose tokenizer is complete"
     for text in round_trip_strings():
         ids = tokenizer.encode(text)
-        if tokenizer.bos_token_id is None or ids[0] != tokenizer.bos_token_id:
-            raise UserError(f"the tokenizer of {name} does not start texts with BOS: {remedy}")
-        back = tokenizer.decode(ids[1:])
+        starts = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+        bos = starts if bos is None else bos
+        if starts != bos:
+            what = (
+                "does not start texts with BOS, as the file says"
+                if bos
+                else "starts texts with BOS, which the file denies"
+            )
+            raise UserError(f"the tokenizer of {name} {what}: {remedy}")
+        back = tokenizer.decode(ids[1:] if starts else ids)
         if back != text:
             raise UserError(f"the tokenizer of {name} turns {text!r} into {back!r}: {remedy}")
-    for word in single_tokens:
-        ids = tokenizer.encode(word, add_special_tokens=False)
-        if len(ids) != 1:
-            raise UserError(f"the tokenizer of {name} needs {len(ids)} tokens for {word!r}: {remedy}")
 
 
 def round_trip_strings() -> list[str]:
