@@ -21,6 +21,9 @@ from tiny_run import ROOT, TINY, environment, workplace
 # One localization: every rule is here, with few jobs of each.
 RUN = merge(TINY, {"localizations": {"manual": None, "random": None}})
 
+PATIENCE = 3600
+"""Seconds after which something hangs: a busy machine may take twenty times as long as a quiet one."""
+
 PAUSE = 5
 """Seconds before Snakemake asks Slurm for the first time: the site's edit of the installed profile."""
 
@@ -42,7 +45,7 @@ class Checkout:
         outside = {k: v for k, v in environment(self.folder).items() if not k.startswith(("SLURM_", "OMP_"))}
         return {**outside, "XDG_CONFIG_HOME": str(self.home)}
 
-    def run(self, line: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
+    def run(self, line: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """One line at this user's prompt, to its end."""
         return subprocess.run(
             ["bash", "-c", line], cwd=self.folder, env=self.environment, capture_output=True, text=True,
@@ -111,7 +114,7 @@ def set_up(folder: Path) -> Checkout:
     return checkout
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 240) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s for {what}"
