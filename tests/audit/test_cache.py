@@ -265,7 +265,7 @@ def test_restoring_imports_no_torch_even_with_warm_starts(tmp_path: Path) -> Non
         answer = subprocess.run(
             [sys.executable, "-c", script, how, *job, "--out-split", f"results/r/{folder}/split.parquet"],
             cwd=tmp_path, capture_output=True, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "LOCALIZED_UNLEARNING_WARM": "1" if how == "bare" else ""},
+            env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "LOCALIZED_UNLEARNING_WARM": "cache" if how == "bare" else ""},
         )  # fmt: skip
         assert answer.returncode == 0, answer.stderr
     one, two = (tmp_path / f"results/r/{folder}/split.parquet" for folder in ("one", "two"))

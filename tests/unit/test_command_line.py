@@ -12,7 +12,8 @@ import pytest
 from pydantic import ValidationError
 
 from localized_unlearning.cli import words
-from localized_unlearning.cli.main import build_parser, main
+from localized_unlearning.cli.commands import build_parser
+from localized_unlearning.cli.main import main
 from localized_unlearning.cli.presets import find, sentence
 from localized_unlearning.config import reading
 from localized_unlearning.config.run import Config

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from localized_unlearning.cli import main
+from localized_unlearning.cli import commands
 from localized_unlearning.config.source import Source
 from localized_unlearning.workflow import preflight
 from tiny_base import ROOT
@@ -75,7 +75,7 @@ def ask(checkout: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
             "overlay.yaml",
         ]
         given = [word for file in files for word in ("--config", file)]
-        arguments = main.build_parser().parse_args(["preflight", *given, *words])
+        arguments = commands.build_parser().parse_args(["preflight", *given, *words])
         status = preflight.run(arguments, Fake(**answers))
         return status, capsys.readouterr().out
 

@@ -14,12 +14,15 @@ from pathlib import Path
 import pytest
 
 from localized_unlearning.cli import warm
+from localized_unlearning.provenance import code
 
 CLI = """
 import os, signal, sys, time
 from pathlib import Path
-def main(arguments, warm_start=True):
-    assert warm_start is False
+def preload(): pass
+def can_be_warm(arguments): return arguments[0] != "fetch"
+def main(arguments, imported):
+    assert "localized_unlearning.cli.commands" in imported
     verb, *rest = arguments
     if verb == "say":
         print(os.getcwd(), os.environ.get("WORD"), *rest)
@@ -57,7 +60,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     package.mkdir(parents=True)
     for folder in (package, package.parent):
         (folder / "__init__.py").touch()
-    (package / "main.py").write_text(CLI)
+    (package / "commands.py").write_text(CLI)
     shutil.copy(warm.__file__, package / "warm.py")
     command = f"from pathlib import Path; from localized_unlearning.cli.warm import serve; serve(Path({str(tmp_path / 's')!r}), (), 3)"
     server = subprocess.Popen([sys.executable, "-c", command], env=environment(tmp_path))
@@ -96,10 +99,22 @@ def test_no_status_is_lost(place: Path, words: tuple[str, ...], status: int) -> 
     assert ("RuntimeError: broken" in done.stderr) == (words[0] == "raise")
 
 
-def test_changed_code_is_read_afresh(place: Path) -> None:
+def test_a_server_whose_code_has_changed_forks_no_more(place: Path) -> None:
+    """Catches a job that runs what was imported before an edit: it is run cold, and the server makes room."""
     assert client(place, "say").returncode == 0
-    (place / "localized_unlearning" / "cli" / "main.py").write_text("def main(a, warm_start): return 7")
-    assert client(place, "say").returncode == 7
+    (place / "localized_unlearning" / "cli" / "commands.py").write_text(CLI.replace("return 0", "return 7"))
+    assert client(place, "say").returncode == 99
+    wait_for(lambda: not (place / "s").exists())
+
+
+def test_a_command_that_cannot_be_warm_is_run_by_its_client(place: Path) -> None:
+    assert client(place, "fetch").returncode == 99
+    assert client(place, "say").returncode == 0
+
+
+def test_the_client_knows_each_source_file_as_the_records_do() -> None:
+    found = warm.sources()
+    assert found == code.state(found) and "localized_unlearning.models" in found
 
 
 def running(place: Path, verb: str) -> tuple[subprocess.Popen[bytes], Path]:
@@ -191,7 +206,9 @@ def test_the_address_is_private_and_changes_with_what_was_imported(
     first = warm.address()
     assert first == warm.address() and first.parent.stat().st_mode & 0o077 == 0
     monkeypatch.setenv("OMP_NUM_THREADS", "13")
-    assert warm.address() != first
+    second = warm.address()
+    monkeypatch.setattr(warm, "sources", dict)
+    assert len({first, second, warm.address()}) == 3
     first.parent.chmod(0o755)
     with pytest.raises(PermissionError, match="not private"):
         warm.address()

@@ -1,180 +1,31 @@
-"""The command line: one subcommand a stage, and the tools beside them.
+"""Where the command begins: a job of the workflow is handed to a warm process, everything else is run here.
 
-``localized-unlearning finetune --config results/organism/config.yaml --task sports ...`` is what the
-Snakemake rule runs, what a Slurm job runs and what a person can run at a prompt.
+Light on purpose: a run has hundreds of jobs, and the client of a warm start reads neither the config nor the stages.
 """
 
 from __future__ import annotations
 
-import argparse
-import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-from localized_unlearning import __version__
-from localized_unlearning.cli import warm, words
-from localized_unlearning.config import reading
-from localized_unlearning.errors import UserError
-from localized_unlearning.jobs.job import Stage
-from localized_unlearning.jobs.stages import STAGES
-from localized_unlearning.workflow import runner
-
-DESCRIPTION = """Unlearning of facts at chosen places in a language model, measured.
-
-The workflow runs these commands: `make all`, or `snakemake figure_3`. Each can be run by hand as well."""
+from localized_unlearning.cli import warm
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _add_stage(commands: words.Commands, stage: Stage) -> None:
-    sentence = stage.help or f"stage {stage.name}"
-    parser = commands.add_parser(stage.name, help=sentence)
-    parser.add_argument("--config", type=Path, action="append", required=True, help=words.CONFIG)
-    for name in stage.wildcards:
-        parser.add_argument(
-            _option(name),
-            dest=f"wildcard_{name}",
-            required=True,
-            metavar="NAME",
-            help=words.WILDCARDS.get(name, name),
-        )
-    for given in stage.inputs:
-        # an absent optional input is an option without a file, as a rule's shell line writes it
-        parser.add_argument(
-            _option(given.name),
-            dest=f"input_{given.name}",
-            type=Path,
-            nargs="*",
-            default=[],
-            metavar="PATH",
-            help=f"where the {given.name.replace('_', ' ')} lies that this job reads",
-        )
-    for name in stage.outputs:
-        parser.add_argument(
-            _option(f"out_{name}"),
-            dest=f"output_{name}",
-            type=Path,
-            required=True,
-            metavar="PATH",
-            help=f"where to write the {name.replace('_', ' ')}",
-        )
-    parser.set_defaults(stage=stage)
-
-
-def _inputs(stage: Stage, given: Mapping[str, list[Path]]) -> dict[str, Path | list[Path] | None]:
-    """A stage's inputs from the command line: a list, one file, or None.
-
-    Raises:
-        UserError: when one file is wanted and none or several are given.
-    """
-    found: dict[str, Path | list[Path] | None] = {}
-    for wanted in stage.inputs:
-        files = given[f"input_{wanted.name}"]
-        if wanted.many:
-            found[wanted.name] = files
-        elif len(files) == 1 or (wanted.optional and not files):
-            found[wanted.name] = files[0] if files else None
-        else:
-            raise UserError(
-                f"{stage.name} takes one file for {_option(wanted.name)}, not {len(files)}: give one"
-            )
-    return found
-
-
-def build_parser(command: str | None = None) -> argparse.ArgumentParser:
-    """The parser of all subcommands, or where ``command`` is a stage's name, of that one alone."""
-    parser = argparse.ArgumentParser(
-        prog="localized-unlearning",
-        description=DESCRIPTION,
-        usage="%(prog)s COMMAND [OPTION ...]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    subparsers = parser.add_subparsers(
-        required=True, metavar="COMMAND", prog="localized-unlearning", help=argparse.SUPPRESS
-    )
-    commands = words.Commands(subparsers)
-    if command in STAGES:
-        _add_stage(commands, STAGES[command])
-        return parser
-    for stage in STAGES.values():
-        _add_stage(commands, stage)
-    from localized_unlearning.cli.tools import (
-        add_commands,  # brings pandas: half a second of each job's start
-    )
-
-    add_commands(commands)
-    parser.epilog = commands.overview()
-    if command is not None and not command.startswith("-") and command not in commands.sentences:
-        near = difflib.get_close_matches(command, commands.sentences, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else "--help lists them"
-        parser.error(f"there is no command '{command}': {hint}")
-    return parser
-
-
-def _run_stage(arguments: argparse.Namespace, compute: bool = True) -> bool:
-    """Run a stage's job; without ``compute`` only restore it from the cache. Returns whether it is done."""
-    stage: Stage = arguments.stage
-    given = vars(arguments)
-    loaded = reading.load(arguments.config)
-    if not compute and loaded.cache.dir is None:
-        return False
-    record = runner.execute(
-        stage,
-        loaded,
-        {name: given[f"wildcard_{name}"] for name in stage.wildcards},
-        _inputs(stage, given),
-        {name: given[f"output_{name}"] for name in stage.outputs},
-        Path.cwd(),
-        compute,
-    )
-    return record is not None
-
-
-def main(argv: Sequence[str] | None = None, warm_start: bool = True) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 for a fault told in one sentence, 2 for wrong usage.
 
-    With ``LOCALIZED_UNLEARNING_WARM`` in the environment, as the workflow sets it, a stage starts warm
-    (see :mod:`localized_unlearning.cli.warm`); ``warm_start`` is false in the forked child itself.
+    With ``LOCALIZED_UNLEARNING_WARM=1`` in the environment, as the workflow sets it, a stage starts warm (see
+    :mod:`localized_unlearning.cli.warm`); with ``cache`` after a look into the cache.
     """
     given = sys.argv[1:] if argv is None else list(argv)
-    arguments = build_parser(given[0] if given else None).parse_args(given)
-    online = "stage" not in arguments or arguments.stage.online
-    if not online:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library is imported, which reads it once
-    try:
-        if "stage" not in arguments:
-            return int(arguments.function(arguments))
-        asked = warm_start and not online and os.environ.get("LOCALIZED_UNLEARNING_WARM")
-        if asked and warm.possible():
-            if _run_stage(arguments, compute=False):  # before any process imports torch for it
-                return 0
-            status = warm.run(
-                given, start=any(given.name == "base_model" for given in arguments.stage.inputs)
-            )
-            if status is not None:
-                return status
-        _run_stage(arguments)
-        return 0
-    except UserError as error:
-        print(f"error: {error}{_elsewhere(Path.cwd())}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # `localized-unlearning summary | head`: nobody reads any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    asked = given and os.environ.get(warm.VARIABLE) == "1" and not given[0].startswith("-")
+    status = warm.run(given, start=warm.starts(given)) if asked and warm.possible() else None
+    if status is None:
+        from localized_unlearning.cli import commands  # the whole package: a third of a second
 
-
-def _elsewhere(folder: Path) -> str:
-    """Where the workflow's folder is, if this is not it."""
-    if (folder / "Snakefile").is_file():
-        return ""
-    places = [*folder.parents, Path(__file__).parents[3]]
-    found = next((place for place in places if (place / "workflow/rules").is_dir()), None)
-    return f" (this is not the workflow's folder: cd {found})" if found else ""
+        status = commands.main(given)
+    return status
 
 
 if __name__ == "__main__":

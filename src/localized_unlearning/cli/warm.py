@@ -1,10 +1,11 @@
 """Warm starts: jobs are forked from a process that has imported torch and transformers already.
 
-A stage that loads a model spends five seconds on imports, and a run has over a hundred such jobs. With
+A stage that loads a model spends five seconds on imports, and a run has hundreds of such jobs. With
 ``compute.warm_start`` the command hands its arguments, folder, environment and streams to a server on the same
-machine, which forks; the child does the work and its exit status becomes the command's. The server imports
-third-party packages only, so that the project's own code is read afresh by every job. It is private to one
-user, one Python, one set of installed packages, one thread count, one nice value and one set of limits, starts with
+machine, which forks; the child does the work and its exit status becomes the command's. The server imports the stages
+too and remembers their source files as they were before: once one has changed it forks no more, and a child compares
+them with what its record says was run. It is private to one user, one Python, one set of installed packages, one
+state of this package's files, one thread count, one nice value and one set of limits, starts with
 the first job and leaves after a minute without one; the child takes the client's umask, CPU set, folder and
 environment. Whatever goes wrong before the child has started, the job runs cold, as it does
 inside a Slurm allocation and where the operating system cannot fork or pass streams; a server that could not start
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import gc
 import hashlib
 import importlib
 import json
@@ -29,7 +31,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 PRELOADED = (
@@ -51,11 +53,31 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_V
 
 STARTED = b"+"
 
+VARIABLE = "LOCALIZED_UNLEARNING_WARM"
+"""In the environment: ``1`` for a warm start, ``cache`` for one after a look into the cache of finished jobs."""
+
 LONGEST = (
     90  # bytes of a socket's address; the kernel takes 108 (macOS: 104), and it is bound under a longer name
 )
 
 FAILED_FOR = 3600.0  # seconds for which a server that could not start is not tried again
+
+
+def starts(arguments: Sequence[str]) -> bool:
+    """Whether a job is worth a server of its own: one that loads or makes a model."""
+    return arguments[0] in ("pretrain", "inject") or "--base-model" in arguments
+
+
+def sources() -> dict[str, tuple[int, int, int]]:
+    """Size, modification time (ns) and inode of each source file of this package, by module."""
+    package = Path(__file__).parents[1]
+    found = {}
+    for file in sorted(package.rglob("*.py")):
+        parts = file.relative_to(package.parent).with_suffix("").parts
+        status = file.stat()
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = (status.st_size, status.st_mtime_ns, status.st_ino)
+    return found
 
 
 def possible() -> bool:
@@ -64,7 +86,7 @@ def possible() -> bool:
 
 
 def address() -> Path:
-    """The socket of the server for this user, Python, installed packages and thread count.
+    """The socket of the server for this user, Python, installed packages, source files and thread count.
 
     Raises:
         OSError: when no folder private to this user can be had, or its name is too long for a socket.
@@ -77,12 +99,11 @@ def address() -> Path:
     packages = [
         (p, os.stat(p).st_mtime_ns) for p in sys.path if p.endswith("site-packages") and os.path.isdir(p)
     ]
-    own = Path(__file__).read_bytes()
     identity = [
         sys.executable,
         packages,
         [os.environ.get(name) for name in THREADS],
-        hashlib.sha256(own).hexdigest(),
+        [str(Path(__file__).parents[1]), sources()],
         os.nice(0),
         [resource.getrlimit(limit) for limit in _limits()],
     ]
@@ -219,6 +240,10 @@ def serve(path: Path, modules: Sequence[str] = PRELOADED, idle: float = IDLE) ->
             importlib.import_module(name)
         except ImportError:
             continue
+    imported = sources()
+    commands = importlib.import_module("localized_unlearning.cli.commands")  # which imports this module
+    commands.preload()
+    gc.freeze()  # a child that collects garbage would else copy all of it
     os.replace(waiting_room, path)
     listener.listen(64)
     inode = path.stat().st_ino
@@ -232,7 +257,7 @@ def serve(path: Path, modules: Sequence[str] = PRELOADED, idle: float = IDLE) ->
             idle = 0.0  # another server took the place, or the folder was cleared: finish what runs
         for ready in readable:
             if ready is listener:
-                _accept(listener, children)
+                idle = idle if _accept(listener, children, imported) else 0.0
             else:  # a client says nothing while it waits: this is its end
                 pid = next(p for p, c in children.items() if c is ready)
                 _kill(pid, signal.SIGTERM)
@@ -263,7 +288,12 @@ def _reply(connection: socket.socket, code: int) -> None:
         connection.sendall(code.to_bytes(4, "big"))
 
 
-def _accept(listener: socket.socket, children: dict[int, socket.socket]) -> None:
+def _accept(
+    listener: socket.socket,
+    children: dict[int, socket.socket],
+    imported: Mapping[str, tuple[int, int, int]],
+) -> bool:
+    """Fork a child for the request that waits; False once the code is no longer what was imported."""
     connection, _ = listener.accept()
     try:
         header, streams, _, _ = socket.recv_fds(connection, 8, 3)
@@ -276,19 +306,37 @@ def _accept(listener: socket.socket, children: dict[int, socket.socket]) -> None
         request = json.loads(message)
     except (OSError, ValueError):
         connection.close()
-        return
+        return True
+    commands = sys.modules["localized_unlearning.cli.commands"]
+    is_current = sources() == imported
+    if is_current and commands.can_be_warm(request["arguments"]):
+        children[_fork(request, list(streams), connection, [listener, *children.values()], imported)] = (
+            connection
+        )
+    else:  # the client runs its job itself
+        connection.close()
+    for stream in streams:
+        os.close(stream)
+    return is_current
+
+
+def _fork(
+    request: dict[str, object],
+    streams: list[int],
+    connection: socket.socket,
+    others: Sequence[socket.socket],
+    imported: Mapping[str, tuple[int, int, int]],
+) -> int:
+    """Start the child of a request; returns its process's number."""
     server = os.getpid()
     pid = os.fork()
     if pid == 0:
-        listener.close()
-        for other in children.values():
+        for other in others:
             other.close()
         connection.sendall(STARTED)
         connection.close()
-        _work(request, list(streams), server)
-    for stream in streams:
-        os.close(stream)
-    children[pid] = connection
+        _work(request, streams, server, imported)
+    return pid
 
 
 def _end_with(server: int) -> None:
@@ -302,7 +350,12 @@ def _end_with(server: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _work(request: dict[str, object], streams: list[int], server: int) -> None:
+def _work(
+    request: dict[str, object],
+    streams: list[int],
+    server: int,
+    imported: Mapping[str, tuple[int, int, int]],
+) -> None:
     """The child: become the client, run its command, and never return."""
     code = 1
     try:
@@ -321,9 +374,7 @@ def _work(request: dict[str, object], streams: list[int], server: int) -> None:
         arguments = [str(a) for a in request["arguments"]]  # type: ignore[attr-defined]
         sys.argv = ["localized-unlearning", *arguments]
 
-        from localized_unlearning.cli.main import main  # which imports this module
-
-        code = main(arguments, warm_start=False)
+        code = sys.modules["localized_unlearning.cli.commands"].main(arguments, imported)
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else 1
     except BaseException:

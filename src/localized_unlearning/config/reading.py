@@ -13,6 +13,9 @@ from pydantic import BaseModel, ValidationError
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""The same language; libyaml's parser, where PyYAML was built with it, takes a tenth of the time."""
+
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
     """``base`` with ``overlay`` laid over it, mapping by mapping, as Snakemake does."""
@@ -31,7 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: when the file is missing, is no YAML or holds no mapping.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), LOADER)
     except FileNotFoundError:
         raise UserError(f"config file {path} does not exist: check the path") from None
     except yaml.YAMLError as error:

@@ -28,6 +28,10 @@ NOT_CODE = frozenset(
 )
 
 
+State = tuple[int, int, int]
+"""Size, modification time (ns) and inode of a source file."""
+
+
 class _Parsed(NamedTuple):
     digest: str  # of the whole syntax tree
     imports: frozenset[str]  # dotted names that may be modules
@@ -63,8 +67,8 @@ def code_digest(modules: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def state(modules: Iterable[str]) -> dict[str, tuple[int, int, int]]:
-    """Size, modification time (ns) and inode of each module's file; a module that is gone is absent."""
+def state(modules: Iterable[str]) -> dict[str, State]:
+    """The state of each module's file; a module that is gone is absent."""
     found = {}
     for module in modules:
         path = _file(_folder(module.partition(".")[0]), module)

@@ -34,6 +34,12 @@ _PIN = re.compile(r"([A-Za-z0-9._-]+)==([^\s;\\]+)")
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that can move a number; absent ones are left out."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> Mapping[str, str]:
+    """Read once: what a process has imported does not change under it."""
     found = {"python": platform.python_version()}
     for name in (*PACKAGES, *_of_torch()):
         try:

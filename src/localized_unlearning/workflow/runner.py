@@ -57,7 +57,7 @@ class _Basis:
 
     settings: dict[str, Any]
     modules: dict[str, str]
-    sources: dict[str, tuple[int, int, int]]
+    sources: dict[str, code.State]
     seen: tuple[_Seen, ...]
     lock_name: str | None
     lock: str | None
@@ -76,6 +76,7 @@ def execute(
     outputs: Mapping[str, Path],
     root: Path,
     compute: bool = True,
+    imported: Mapping[str, code.State] | None = None,
 ) -> records.Record | None:
     """Run one job, or restore it from the cache that the config names, and return its record.
 
@@ -87,6 +88,7 @@ def execute(
         outputs: path by name, all in one folder.
         root: folder that recorded input paths are relative to.
         compute: whether to run the stage when the cache has no such job; if not, None is returned.
+        imported: the state of the source files that this process has imported already, by module.
 
     Raises:
         UserError: for a missing input, an input that is not what its record says or that changed while the job
@@ -105,7 +107,16 @@ def execute(
         first.parent.mkdir(parents=True, exist_ok=True)
         with locks.held(first), signals.seen_by(signals.stop):
             return _locked(
-                stage, config, wildcards, flat, inputs, outputs, root, compute, (started, before, spent)
+                stage,
+                config,
+                wildcards,
+                flat,
+                inputs,
+                outputs,
+                root,
+                compute,
+                imported or {},
+                (started, before, spent),
             )
     except Exception as error:
         if sentence := room.exhausted(error, stage.name):
@@ -132,6 +143,7 @@ def _locked(
     outputs: Mapping[str, Path],
     root: Path,
     compute: bool,
+    imported: Mapping[str, code.State],
     begun: tuple[datetime, float | None, float],
 ) -> records.Record | None:
     """The job itself, while it holds the lock of its outputs."""
@@ -144,6 +156,9 @@ def _locked(
         for path in (*outputs.values(), records.path_for(first)):
             _sweep(path)
         basis = _basis(stage, config, wildcards, flat, root)
+        now = {name: basis.sources.get(name) for name in basis.modules if name in imported}
+        if changed := next((name for name, state in now.items() if state != imported[name]), None):
+            raise UserError(_changed(stage, f"{changed.replace('.', '/')}.py"))
         seen = restrict(config, stage, wildcards)
         job = Job(stage, seen, wildcards, inputs, temporary, basis.key, basis.files)
         store = cache.of(config) if stage.cached else None

@@ -100,7 +100,8 @@ class Rules:
     @property
     def shell_prefix(self) -> str:
         """What stands before every command: Snakemake's own strict mode, the attempt, and whether to start warm."""
-        warm = " LOCALIZED_UNLEARNING_WARM=1" if self.config.compute.warm_start else ""
+        how = "cache" if self.config.cache.dir else "1"
+        warm = f" LOCALIZED_UNLEARNING_WARM={how}" if self.config.compute.warm_start else ""
         return f"set -euo pipefail; export LOCALIZED_UNLEARNING_ATTEMPT={_attempt(sys.argv)}{warm}; "
 
     def folders(self) -> list[str]:
