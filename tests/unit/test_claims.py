@@ -138,7 +138,7 @@ def world(seeds: tuple[int, ...] = (0,)) -> dict[str, pd.DataFrame]:
 
 
 SELECTIONS = {
-    ("sports", "finetune", name): ["4.attn.q", "5.attn.o", "5.mlp.up"] if name != "manual" else ["1.mlp.up", "2.mlp.down"]
+    ("sports", name): [["4.attn.q", "5.attn.o", "5.mlp.up"] if name != "manual" else ["1.mlp.up", "2.mlp.down"]]
     for name in (*AUTOMATED, "manual", "random")
 }  # fmt: skip
 
@@ -501,3 +501,36 @@ def test_option_orders_and_base_models_are_averaged(true_world: dict[str, pd.Dat
     }
     run = Run(bases, "question", STATISTICS, LOOKUP)
     assert (run.curve(cell).items, run.curve(cell).seeds, run.bases) == (ITEMS["forget"], 2, 2)
+
+
+def test_selections_reach_the_claims_base_model_by_base_model(tmp_path: Path) -> None:
+    """What the selection stage writes is what claims about components read: their kinds and depths, over base models."""
+    from types import SimpleNamespace
+
+    from localized_unlearning.config.localization import Localization
+    from localized_unlearning.localization.selecting import described
+
+    paths, model = [], SimpleNamespace(parameters=lambda: [np.zeros(8)])
+    model.parameters = lambda: [SimpleNamespace(numel=lambda: 8)]
+    chosen = {
+        "attribution_patching": (["4.attn.q", "5.mlp.up"], ["4.attn.q", "4.attn.k"], ["6.attn.q", "3.attn.o"]),
+        "manual": (["1.mlp.up"], ["1.mlp.up"], ["0.mlp.up", "1.mlp.up"]),
+    }  # fmt: skip
+    for name, by_base in chosen.items():
+        for base, names in enumerate(by_base):
+            job: Any = SimpleNamespace(
+                wildcards={"base_seed": str(base), "task": "sports", "localization": name}
+            )
+            kind = Localization(label=name, kind="all")
+            paths.append(tmp_path / f"{name}{base}.json")
+            paths[-1].write_text(json.dumps(described(job, kind, names, 4, 2, model)))
+    found = Run({}, "question", STATISTICS, LOOKUP, selections=claims.selections(paths))
+    share = found.curve(Cell("sports", "erase", "attribution_patching", "selection_attention"))
+    assert share.mean == pytest.approx([2.5 / 3]) and share.seeds == 3
+    assert share.samples.min() < share.mean[0] < share.samples.max()
+    depth = found.curve(Cell("sports", "erase", "manual", "selection_depth"))
+    assert depth.mean == pytest.approx([2.5 / 3])
+    claim = next(claim for claim in CLAIMS if claim.id == "automated-choose-attention")
+    tested = verdicts.judge(claim, found, 0.95)
+    assert {c.localization for c in tested.comparisons if c.margin is not None} == {"attribution_patching"}
+    assert "no selection of causal_tracing" in str(tested.reason)

@@ -64,6 +64,15 @@ def test_a_row_cannot_claim_what_no_key_switches(checkout: Path, released: Any, 
         discrepancies.page(checkout)
 
 
+def test_what_no_key_brings_back_names_none(checkout: Path) -> None:
+    path = checkout / discrepancies.REASONS
+    data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    data["fixed"].append({"did": "Something.", "ours": "As masking.momentum has it."})
+    path.write_text(yaml.safe_dump(data), encoding="utf-8")
+    with pytest.raises(UserError, match=r"no key brings back 'Something\..*names masking\.momentum"):
+        discrepancies.page(checkout)
+
+
 @pytest.mark.parametrize(
     ("file", "key", "value", "complaint"),
     [

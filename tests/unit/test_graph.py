@@ -16,6 +16,7 @@ from localized_unlearning.paper.artefacts import FIGURES, TABLES
 from localized_unlearning.provenance import records
 from localized_unlearning.workflow.graph import INPUTS, Graph
 from localized_unlearning.workflow.layout import PLACES, JobId, Layout
+from localized_unlearning.workflow.products import Product
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
@@ -99,6 +100,34 @@ def test_no_job_of_a_run_is_an_orphan(change: dict[str, object]) -> None:
     assert len(graph.jobs) > 150 and all(graph.has(job) for job in graph.jobs)
     usual = Graph(Config()).jobs.keys() - graph.jobs.keys()
     assert all(not graph.has(job) for job in usual)
+
+
+def test_every_table_and_figure_of_the_default_run_covers_its_base_models() -> None:
+    """Three pretrainings at least, and rows of each behind every number; a head is one base model's."""
+
+    def behind(config: Config) -> dict[str, set[str]]:
+        graph = Graph(config)
+        of = {**dict.fromkeys(TABLES, "table"), **dict.fromkeys(FIGURES, "figure")}
+        found = {}
+        for name, stage in of.items():
+            given = [g for values in graph.inputs(JobId.of(stage, **{stage: name})).values() for g in values]
+            found[name] = {g.job.named["base_seed"] for g in given if isinstance(g, Product)}
+        claims = graph.inputs(JobId.of("claims"))
+        assert {g.job.named["base_seed"] for g in claims["selections"] if isinstance(g, Product)} == {
+            "0",
+            "1",
+            "2",
+        }
+        return found
+
+    every = {"0", "1", "2"}
+    found = behind(reading.load([ROOT / "config.yaml"]))
+    assert found.pop("figure_15") == {"0"}
+    assert found == dict.fromkeys(found, every)
+    fewer = behind(reading.load([ROOT / "config.yaml"], {"figure_base_seeds": [1]}))
+    assert {name for name, bases in fewer.items() if bases == {"1"}} == {
+        name for name, figure in FIGURES.items() if figure.kind in ("relearning", "edits", "price")
+    }
 
 
 def test_stages_read_and_write_what_the_table_says() -> None:

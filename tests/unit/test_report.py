@@ -76,6 +76,48 @@ def test_every_item_has_a_caption_of_its_own() -> None:
     assert "all basketball athletes" in captions["figure_5"] and "athletes" in captions["figure_9"]
 
 
+def test_a_caption_says_whose_models_the_intervals_cover() -> None:
+    """The default's figures rest on all base models; one that shows fewer says so, and no other does."""
+
+    def fewer(config: Config) -> set[str]:
+        captions = read_captions(TEMPLATES / CAPTIONS.name, config)
+        assert "test items and 3 base models" in captions["reading"]
+        return {name for name in FIGURES if "of the run's 3 base models alone" in captions[name]}
+
+    assert fewer(Config()) == set()
+    dear = {name for name, figure in FIGURES.items() if figure.kind in ("relearning", "edits", "price")}
+    assert fewer(Config(figure_base_seeds=(0,))) == dear
+    assert "Of the first base model alone" in read_captions(TEMPLATES / CAPTIONS.name, Config())["figure_15"]
+
+
+@pytest.mark.parametrize(
+    ("masking", "said"),
+    [
+        (
+            {},
+            "trained by SGD, at the rate at which a weight at percentile 90 of |w dL/dw| loses 5 % of itself",
+        ),
+        ({"optimizer": "adam", "learning_rate": 0.05}, "not by importance, at rate 0.05;"),
+        ({"controls": []}, "each mask's record holds its rate and that distribution."),
+    ],
+    ids=["default", "adam", "no controls"],
+)
+def test_a_sweeps_caption_says_how_masks_were_trained(masking: dict[str, Any], said: str) -> None:
+    caption = read_captions(TEMPLATES / CAPTIONS.name, Config.model_validate({"masking": masking}))[
+        "figure_5"
+    ]
+    assert said in caption
+    assert ("Thin lines are controls" in caption) == (masking.get("controls") != [])
+
+
+def test_the_claims_table_names_measures_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "claims.json"
+    test = {"measure": "sweep_retain_minus_forget", "interval": [0.1, 0.3], "margin": 0.2}
+    path.write_text(json.dumps([{"interval": None, "margin": None, "tests": [test]}]))
+    (claim,) = page_module.judged(path, "training")
+    assert claim["tests"][0]["shown_measure"] == "Retain minus Forget along the edits"
+
+
 def test_a_config_that_lacks_an_objective_says_so() -> None:
     """A researcher's run without it still has ``figures``; asking for one by name tells the remedy."""
     plan = Rules([("mine", {"objectives": {"inject": None, "erase": {}}})])

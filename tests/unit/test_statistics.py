@@ -271,3 +271,39 @@ def test_base_models_are_drawn_like_seeds_and_hold_the_mean_of_theirs() -> None:
     assert found.covers == "base models and test items" and found.high - found.low > 0.6
     one = rows[rows["base_seed"] == 1]
     assert design_of(one, one["score"])[0].scores.shape == (2, 100)  # training seeds of one base model
+
+
+@pytest.mark.parametrize("bases", [1, 3, 5])
+@pytest.mark.parametrize(("mean", "alike"), [(0.05, 0.5), (0.35, 3.0), (0.9, 1.0), (0.98, 50.0)])
+def test_intervals_of_averaged_option_orders_hold_the_truth(bases: int, mean: float, alike: float) -> None:
+    """Means of four answers an item: quantiles and t both held too little near 0 and 1, and left them (1.050, -0.024).
+
+    ``alike`` says how the orders of an item agree: near 0 they are answered alike, at 50 nearly independently. Base models
+    differ by .3 logits.
+    """
+    from scipy.special import expit, logit
+
+    rng, held, runs, count = np.random.default_rng(2), 0, 200, 46
+    shift = rng.normal(0, 0.3, 20_000) if bases > 1 else np.zeros(1)
+    truth = float(expit(logit(mean) + shift).mean())
+    for _ in range(runs):
+        easy = rng.beta(mean * alike, (1 - mean) * alike, count).clip(1e-9, 1 - 1e-9)
+        own = rng.choice(shift, bases)[:, None]
+        scores = rng.binomial(4, expit(logit(easy) + own)) / 4
+        found = pooled([Answers(scores, np.arange(count), bases)], QUICK, True)
+        assert 0 <= found.low <= found.mean <= found.high <= 1
+        held += found.low <= truth <= found.high
+    assert held / runs > 0.91
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 4), st.integers(1, 30), st.integers(0, 2**32 - 1), st.booleans())
+def test_scores_from_0_to_1_have_intervals_there(seeds: int, count: int, seed: int, near_one: bool) -> None:
+    """Averaged option orders and probabilities, of one seed or several, and their differences."""
+    scores = np.random.default_rng(seed).integers(0, 5, (seeds, count)) / 4
+    scores = np.maximum(scores, 0.75) if near_one else scores
+    one, other = Answers(scores, np.arange(count)), Answers(1 - scores, np.arange(count))
+    found = pooled([one], QUICK, True)
+    assert 0 <= found.low <= found.mean <= found.high <= 1 and found.high > found.low
+    apart = compare([one], [other], QUICK, True)
+    assert -1 <= apart.low <= apart.difference <= apart.high <= 1

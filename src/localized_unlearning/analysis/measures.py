@@ -115,7 +115,7 @@ def estimates(scores: pd.DataFrame, settings: Statistics, by: Sequence[str] = MO
     keys = [*(name for name in by if name in scores.columns), "measure", "accuracy"]
     for key, group in scores.groupby(keys, sort=False):
         design = design_of(group, group["score"])
-        share = key[-1] in ("choice", "argmax") or key[-2] == "text_worse"
+        share = key[-1] != "loss" or key[-2] == "text_worse"
         value = pooled(design, settings, share)
         spread = [float(a.scores.mean(1).std(ddof=1)) if len(a.scores) > 1 else 0.0 for a in design]
         found.append(

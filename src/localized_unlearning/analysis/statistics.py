@@ -184,29 +184,37 @@ def spread(design: Design, samples: int, seed: int) -> Spread:
 def pooled(design: Design, settings: Statistics, share: bool) -> Estimate:
     """Mean of a design with the interval that :class:`Estimate` says.
 
-    One seed of one set: Wilson for shares, percentile bootstrap for other scores, over items. More: shares get
-    a Wilson interval at the effective number of items, which the hierarchical bootstrap gives (never more than
-    the items of one seed, so that unanimous answers are not taken for certainty), with Student's t for few
-    seeds or sets (Korn and Graubard 1998); other scores get t standard errors to either side.
+    Scores from 0 to 1 get Wilson's interval, which stays there: of one seed's right and wrong answers at their number;
+    else at the effective number of items, that of right and wrong answers whose mean would be as uncertain (Korn and
+    Graubard 1998), with Student's t for few seeds or sets. How uncertain is what the hierarchical bootstrap says. So that
+    unanimous answers are not taken for certainty, right and wrong answers count as no more items than there are, and
+    scores between (means over option orders, probabilities) get two more items, one of 0 and one of 1, first. Other
+    scores: percentile bootstrap over the items of one seed, or else t standard errors to either side.
 
     Args:
         design: answers by forget set.
         settings: level, bootstrap samples and their seed.
-        share: whether scores are shares of right answers; means over option orders are none of 0 and 1 alone.
+        share: whether scores lie from 0 to 1.
     """
-    share = share and shares(design)
     items, seeds = len(_units(design)[0]), min(len(answers.scores) for answers in design)
-    if len(design) == 1 and seeds == 1:
+    mean = float(np.mean([answers.scores.mean() for answers in design]))
+    whole = share and shares(design)
+    if len(design) == 1 and seeds == 1 and (whole or not share):
         scores = design[0].scores[0]
-        if share:
+        if whole:
             return wilson(scores > 0.5, settings.confidence)
         return bootstrap_mean(scores, settings.confidence, settings.bootstrap, settings.seed)
-    mean = float(np.mean([answers.scores.mean() for answers in design]))
-    found = spread(design, settings.bootstrap, settings.seed)
-    reach = found.quantile(settings.confidence)
-    if share:
+    if share and not whole:
+        smoothed = [_with(answers, index, (0.0, 1.0)) for index, answers in enumerate(design)]
+        found = spread(smoothed, settings.bootstrap, settings.seed)
+        centre = float(np.mean([answers.scores.mean() for answers in smoothed]))
+        effective = centre * (1 - centre) / found.error**2
+    else:
+        found = spread(design, settings.bootstrap, settings.seed)
         variance = mean * (1 - mean)
         effective = min(items, variance / found.error**2) if variance > 0 < found.error else items
+    reach = found.quantile(settings.confidence)
+    if share:
         low, high = score_interval(mean, effective, reach)
     else:
         low, high = mean - reach * found.error, mean + reach * found.error
@@ -309,7 +317,7 @@ def estimate(
 ) -> Estimate:
     """Accuracy of one localization over the rows of ``table``: all its items, seeds and forget sets."""
     design = design_of(table, item_scores(table, accuracy, prefix))
-    return pooled(design, settings, share=accuracy != "probability")
+    return pooled(design, settings, share=True)
 
 
 def grouped(
@@ -362,7 +370,7 @@ def compare(first: Design, second: Design, settings: Statistics, share: bool) ->
         first: answers by forget set.
         second: those compared with, of the same sets in the same order.
         settings: level, bootstrap samples and their seed.
-        share: whether every score is 0 or 1.
+        share: whether scores lie from 0 to 1.
 
     Raises:
         UserError: when they have different sets, seeds or items.
@@ -370,7 +378,7 @@ def compare(first: Design, second: Design, settings: Statistics, share: bool) ->
     from scipy.stats import t
     from statsmodels.stats.proportion import proportion_effectsize
 
-    share = share and shares(first, second)
+    bounded, share = share, share and shares(first, second)
     design = _differences(first, second)
     means = [float(np.mean([a.scores.mean() for a in side])) for side in (first, second)]
     scores = [answers.scores for answers in design]
@@ -397,7 +405,7 @@ def compare(first: Design, second: Design, settings: Statistics, share: bool) ->
     else:
         effect = difference / spread_of_items if spread_of_items else 0.0
     low, high = min(centre - reach, difference), max(centre + reach, difference)
-    if share:
+    if bounded:
         low, high = max(-1.0, low), min(1.0, high)
     return Difference(difference, low, high, p, effect, only[0], only[1], items, seeds, sets, bases, test)
 
@@ -420,9 +428,16 @@ def _differences(first: Design, second: Design) -> list[Answers]:
 
 
 def _smoothed(answers: Answers, index: int) -> Answers:
-    """With two more items of their own, one for each side; together they weigh as half an item in each cell."""
-    extra = np.tile(np.sqrt([0.5, 0.5]) * [1, -1], (len(answers.scores), 1))
-    units = np.concatenate([answers.units, [-1 - 2 * index, -2 - 2 * index]])
+    """With two more items, one for each side of a difference; together they weigh as half an item in each cell."""
+    return _with(answers, index, (math.sqrt(0.5), -math.sqrt(0.5)))
+
+
+def _with(answers: Answers, index: int, two: tuple[float, float]) -> Answers:
+    """With two more items of their own, of which every seed has these scores."""
+    extra = np.tile(two, (len(answers.scores), 1))
+    names = [-1 - 2 * index, -2 - 2 * index]
+    numbers = np.issubdtype(answers.units.dtype, np.integer)
+    units = np.concatenate([answers.units if numbers else answers.units.astype(str), names])
     return Answers(np.concatenate([answers.scores, extra], 1), units, answers.bases)
 
 

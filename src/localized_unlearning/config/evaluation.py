@@ -37,6 +37,11 @@ class Series(Section):
     questions: int | None = Field(
         36, ge=1, description="MMLU-format questions, stratified (the paper: tinyMMLU's 100); null asks all."
     )
+    orders: Count = Field(
+        1,
+        description="Shuffled option orders of each multiple-choice item, the first of evaluation.orders, whose mean the tables "
+        "take; the seeds and base models of a curve share the time that more would take.",
+    )
     shots: int = Field(0, ge=0, le=5, description="Worked examples before each question (tinyMMLU: 5).")
     seed: int = Field(0, description="Seed of the retained athletes.")
     source: Source | None = Field(

@@ -74,10 +74,10 @@ class Config(Section):
         description="Seeds of pretraining; one base model per seed, each with everything below it (model kind organism).",
     )
     figure_base_seeds: tuple[int, ...] | None = Field(
-        (0,),
+        None,
         min_length=1,
-        description="Base models behind the figures (masks, relearning, probes, ablations) and Tables 3 and 4; null: all. "
-        "Tables 1 and 2, attacks and localizers have all of base_seeds.",
+        description="Base models behind the figures of relearning and weight masks (1, 2, 5 to 13), the dearest part of a run; "
+        "null: all of base_seeds, as every table and the other figures have (a single head's, Figure 15, are the first one's).",
     )
     mask_seeds: tuple[int, ...] | None = Field(
         None, description="Seeds of weight masks; null: those of unlearning; empty: no masks."

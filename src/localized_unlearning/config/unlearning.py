@@ -116,6 +116,10 @@ class Finetune(Section):
     equal_disruption: EqualDisruption = EqualDisruption()
 
 
+AT, FIRST_STEP = 90, 0.05
+"""A mask's learning rate is chosen so that a weight at this percentile of |w dL/dw| loses this part of itself in the first step."""
+
+
 class Masking(Section):
     """A differentiable mask over the weights of the selected components (sections 2.4, 3.2 and A.3)."""
 

@@ -78,7 +78,7 @@ class Passes(Counts):
         _, forget, retain = self.parts(task)
         if c.series.retain is not None:
             retain = min(retain, c.series.retain)
-        orders = c.evaluation.orders if c.evaluation.option_order == "shuffled" else 1
+        orders = min(c.series.orders, c.evaluation.orders) if c.evaluation.option_order == "shuffled" else 1
         work = self.ask_choice(forget + retain, orders)
         work += self.ask(getattr(c.prompts, c.measures.prompts[0]), forget + retain)
         if c.series.source is not None:  # tinyMMLU, whose questions bring their examples

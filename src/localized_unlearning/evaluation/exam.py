@@ -64,7 +64,7 @@ def short_exam(job: Job) -> Exam:
         (book[getattr(config.prompts, config.measures.prompts[0])],),
         candidates(book, athletes),
         book[config.prompts.multiple_choice],
-        orders_of(config.evaluation, both=False),
+        orders_of(config.evaluation, both=False)[: series.orders],
         config.evaluation.shuffled_seed,
         load_questions(job.inputs["mmlu"]),
         config.mmlu.model_copy(update={"questions": series.questions, "shots": series.shots}),

@@ -225,11 +225,13 @@ def _within(
 
 
 def described(
-    name: str, localization: Localization, chosen: Sequence[object], of: int, parameters: int, model: Any
+    job: Job, localization: Localization, chosen: Sequence[object], of: int, parameters: int, model: Any
 ) -> dict[str, Any]:
-    """What a selection file says: the chosen components, their parameters, and their share of the model."""
+    """What a selection file says: whose it is, the chosen components, their parameters, and their share of the model."""
     return {
-        "localization": name,
+        "base_seed": int(job.wildcards["base_seed"]),
+        "task": job.wildcards["task"],
+        "localization": job.wildcards["localization"],
         "label": localization.label,
         "components": [str(component) for component in chosen],
         "parameters": parameters,
@@ -293,7 +295,7 @@ def _select(job: Job, localization: Localization) -> None:
     else:
         chosen = choose(localization, found, sizes, scores, manual_parameters)
     parameters = sum(sizes[c] for c in chosen)
-    selection = described(name, localization, chosen, len(sizes), parameters, model)
+    selection = described(job, localization, chosen, len(sizes), parameters, model)
     if localization.kind == "random":
         job.facts.update(seeds={"random": localization.seed})
     job.outputs["selection"].write_text(json.dumps(selection, indent=1) + "\n", encoding="utf-8")

@@ -77,7 +77,7 @@ def select_weights(job: Job) -> None:
     shares = {c: share_of(model, c, chosen) for c in allowed}
     held = [c for c in allowed if shares[c]]
     selection = described(
-        name, localization, held, len(every), sum(int(m.sum()) for m in chosen.values()), model
+        job, localization, held, len(every), sum(int(m.sum()) for m in chosen.values()), model
     )
     selection["share_by_component"] = {str(c): shares[c] for c in held}
     job.facts.update(seeds={"localization": settings.seed}, device=device)

@@ -56,6 +56,22 @@ FIGURES: Mapping[str, FigureOf] = {
 """Every figure of the paper; captions are in workflow/report/captions.yaml."""
 
 
+DEAR = ("relearning", "edits", "price")
+"""Kinds of figures that may rest on fewer base models than the run has (``figure_base_seeds``)."""
+
+
+def bases_of(config: Config, figure: str) -> tuple[int, ...]:
+    """Seeds of the base models that a figure shows; ablated heads are those of one, which has no counterpart in another."""
+    every = config.base_seeds if config.model.kind == "organism" else (0,)
+    kind = FIGURES[figure].kind
+    if kind == "heads":
+        return every[:1]
+    chosen = config.figure_base_seeds
+    if kind not in DEAR or chosen is None:
+        return every
+    return tuple(seed for seed in every if seed in chosen) or every[:1]
+
+
 def lacking(config: Config, name: str) -> str | None:
     """What a config lacks for a table or figure, with the remedy; None when it lacks nothing."""
     task, objective = TABLES[name] if name in TABLES else FIGURES[name][1:3]

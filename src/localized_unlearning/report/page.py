@@ -25,9 +25,11 @@ from localized_unlearning.audit.words import absolute
 from localized_unlearning.config.reading import load
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
+from localized_unlearning.paper import terms
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.progress import clock
 from localized_unlearning.provenance import pages, records
+from localized_unlearning.reporting import claim_pages
 from localized_unlearning.reporting.captions import CAPTIONS, read_captions
 from localized_unlearning.workflow.graph import Graph
 from localized_unlearning.workflow.layout import JobId, Layout
@@ -160,7 +162,7 @@ def marked(head: Sequence[str], rows: list[list[dict[str, Any]]]) -> list[list[d
     """Rows in which each number says how far it is from the base model's, and which are best.
 
     ``best`` is ``best`` for the best trained model of a column with an arrow, and ``near`` for those whose interval holds
-    that value. A column in which the base model is at chance (†), or in which all are equal, has no best.
+    that value. A column in which the base model is at chance or below (†, ‡), or in which all are equal, has no best.
     """
     base = next((row for row in rows if row[0]["text"].startswith("Base model")), None)
     trained = [row for row in rows if row is not base]
@@ -170,7 +172,7 @@ def marked(head: Sequence[str], rows: list[list[dict[str, Any]]]) -> list[list[d
         numbers = {id(row): value for row in trained if (value := _number(row, column)) is not None}
         start = _number(base, column) if base else None
         best = (min if "↓" in title else max)(numbers.values(), default=0.0)
-        ranked = "†" not in title and len(set(numbers.values())) > 1
+        ranked = not re.search("[†‡]", title) and len(set(numbers.values())) > 1
         for row in trained:
             value = numbers.get(id(row))
             if value is None:
@@ -209,12 +211,14 @@ def headline(shown: Iterable[Item]) -> dict[str, Any] | None:
     return {"item": first, "head": [grid["head"][index] for index in kept], "rows": rows}
 
 
-def judged(path: Path) -> list[dict[str, Any]]:
-    """The claims of a run as ``claims.json`` holds them, margins as text; none when it is not made."""
+def judged(path: Path, prompt: terms.Prompt) -> list[dict[str, Any]]:
+    """The claims of a run as ``claims.json`` holds them, measures and margins as words; none when it is not made."""
     if not path.is_file():
         return []
     found: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     for claim in found:
+        for test in claim["tests"]:
+            test["shown_measure"] = claim_pages.words_of(test["measure"], prompt)
         for item in (claim, *claim["tests"]):
             ends = item["interval"]
             item["shown_margin"] = "" if ends is None else f"{item['margin']:+.3f}"
@@ -334,7 +338,7 @@ def page(config: Config, templates: Path) -> str:
         headline=headline(shown),
         reading=captions["reading"],
         about_tables=captions["tables"],
-        claims=judged(results / "claims.json"),
+        claims=judged(results / "claims.json", config.measures.prompts[0]),
         about_claims=captions["claims"],
         changed=changes(config),
         settings=yaml.safe_dump(_shown(config), sort_keys=False, allow_unicode=True),

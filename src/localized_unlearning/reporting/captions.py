@@ -7,9 +7,10 @@ from pathlib import Path
 import yaml
 
 from localized_unlearning.config.run import Config
+from localized_unlearning.config.unlearning import AT, FIRST_STEP
 from localized_unlearning.data.tasks import in_words
 from localized_unlearning.paper import terms
-from localized_unlearning.paper.artefacts import FIGURES, TABLES
+from localized_unlearning.paper.artefacts import FIGURES, TABLES, bases_of
 from localized_unlearning.reporting.markup import clean
 
 CAPTIONS = Path("workflow/report/captions.yaml")
@@ -23,6 +24,10 @@ def forgotten(config: Config) -> dict[str, str]:
         if task is not None:
             words[name] = in_words(task.forget)
     return words
+
+
+RANKED = {"saliency": "ranked by plain saliency, |w dL/dw|", "random": "in random order"}
+"""What masks are compared with, in words."""
 
 
 def read_captions(path: Path, config: Config) -> dict[str, str]:
@@ -50,16 +55,39 @@ def read_captions(path: Path, config: Config) -> dict[str, str]:
         "marks": " ".join(f"{mark} {text}" for mark, text in terms.MARKS.values()),
     }
 
+    masking = config.masking
+    values |= {
+        "optimizer": masking.optimizer,
+        "rate": masking.learning_rate,
+        "percentile": AT,
+        "first_step": f"{100 * FIRST_STEP:g} %",
+        "controls": " and ".join(RANKED[name] for name in masking.controls),
+    }
+
     def filled(text: str) -> str:
         return " ".join(jinja2.Template(text, undefined=jinja2.StrictUndefined).render(values).split())
 
+    values["masks"] = filled(texts["masks"])
     return {
         "reading": filled(texts["reading"]),
         "tables": filled(texts["tables"]),
         "claims": filled(texts["claims"]),
         **{name: filled(texts["items"][name]) for name in TABLES},
-        **{name: filled(f"{texts['items'][name]} {texts['kinds'][f.kind]}") for name, f in FIGURES.items()},
+        **{
+            name: filled(
+                f"{texts['items'][name]} {texts['kinds'][f.kind]} {_fewer(texts['fewer'], name, config)}"
+            )
+            for name, f in FIGURES.items()
+        },
     }
+
+
+def _fewer(text: str, figure: str, config: Config) -> str:
+    """What a caption says of a figure that rests on fewer base models than the run has; nothing where it has all."""
+    behind, every = len(bases_of(config, figure)), len(config.base_seeds)
+    if config.model.kind != "organism" or behind == every or FIGURES[figure].kind == "heads":
+        return ""
+    return text.replace("BEHIND", terms.runs(1, behind) if behind > 1 else "one").replace("EVERY", str(every))
 
 
 def title(name: str) -> str:

@@ -38,7 +38,7 @@ def run(job: Job) -> None:
     prompt = config.measures.prompts[0]
     accuracy = config.measures.accuracy
     asked = getattr(config.prompts, prompt)
-    chosen = selections(job.inputs.get("selections", ()))
+    chosen = selections(job.inputs["selections"])
     rows = evidence.Run(frames, asked, config.statistics, lookup, accuracy, chosen)
     level = config.statistics.confidence
     sets = {name: task.of for name, task in config.tasks.items() if task and task.of}
@@ -62,12 +62,12 @@ def lookup_layers(selection: Path | None) -> tuple[int, ...]:
     return tuple(sorted({int(name.partition(".")[0]) for name in components}))
 
 
-def selections(paths: Iterable[Path]) -> dict[tuple[str, str, str], list[str]]:
-    """Names of the chosen components by task, method and localization, of selection files."""
-    found = {}
+def selections(paths: Iterable[Path]) -> dict[tuple[str, str], list[list[str]]]:
+    """Names of the chosen components by task and localization, base model by base model, of selection files."""
+    found: dict[tuple[str, str], list[list[str]]] = {}
     for path in paths:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
-        found[data["task"], data["method"], data["localization"]] = list(data["components"])
+        found.setdefault((data["task"], data["localization"]), []).append(list(data["components"]))
     return found
 
 

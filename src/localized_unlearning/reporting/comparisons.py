@@ -66,7 +66,7 @@ def compared(
     """
     found = designs(scores)
     shares = {
-        str(m): how in ("choice", "argmax")
+        str(m): how != "loss" or m == "text_worse"
         for m, how in scores.groupby("measure")["accuracy"].first().items()
     }
     records = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning.analysis.measures import estimates, items, read_frames
+from localized_unlearning.analysis.measures import MODEL, estimates, items, read_frames
 from localized_unlearning.analysis.statistics import Accuracy, item_scores
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.evaluation import Published, Study
@@ -84,7 +84,7 @@ def edit_items(
             "choice" if accuracy == "argmax" else accuracy
         )  # a row says of the right answer alone whether it is argmax
         parts.append(
-            rows[["task", "objective", "localization", "seed"]].assign(
+            rows[[name for name in MODEL if name in rows.columns]].assign(
                 measure=column, item=rows["subject"], accuracy=accuracy, score=item_scores(rows, how)
             )
         )

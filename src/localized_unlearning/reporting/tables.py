@@ -215,11 +215,14 @@ def reading(data: pd.DataFrame, task: str, config: Config) -> str:
     )
     if seeds > 1:
         how = (
-            f"over {covers(seeds, 1, bases)} (hierarchical bootstrap, Wilson at the effective number of items), "
+            f"over {covers(seeds, 1, bases)} (hierarchical bootstrap; Wilson at the effective number of items, t for text), "
             f"{terms.runs(seeds, bases)}"
         )
     else:
-        how = "over test items (Wilson; bootstrap for text), one training seed"
+        how = (
+            "over test items (Wilson, at the effective number of items where answers are averaged over option orders; "
+            "bootstrap for text), one training seed"
+        )
     if bases > 1:
         how += "; components and parameters are of the first"
     text = (

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning.config.unlearning import Masking
+from localized_unlearning.config.unlearning import AT, Masking
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.localization import weights as weights_module
 from localized_unlearning.models import components, deltas, loading, sharding
@@ -23,9 +23,9 @@ from localized_unlearning.unlearning import method
 from localized_unlearning.unlearning.masks import Mask, Ranking, save_mask
 from localized_unlearning.unlearning.objectives.erase import erase
 from localized_unlearning.unlearning.saliency import (
-    AT,
     PERCENTILES,
     Distribution,
+    chosen_by,
     random_sizes,
     rate_of,
     saliencies,
@@ -236,6 +236,7 @@ def mask(job: Job) -> None:
         masked_weights=sum(components.selected(parameters[name], part) for name, part in trainable.items()),
         optimizer=settings.optimizer,
         learning_rate=rate,
+        learning_rate_from=chosen_by(config.masking),
         saliency={
             **{f"percentile_{p}": distribution.percentile(p) for p in PERCENTILES},
             "largest": distribution.largest,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from localized_unlearning.config.unlearning import Masking
+from localized_unlearning.config.unlearning import AT, FIRST_STEP, Masking
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import device as device_module
 from localized_unlearning.models import sharding
@@ -20,11 +20,6 @@ from localized_unlearning.unlearning.steps import Data, Sizes, Weights, gradient
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-FIRST_STEP = 0.05
-"""Part of itself that a weight at the :data:`AT` percentile of saliency loses in the first step, for rate ``auto``."""
-
-AT = 90
 
 PERCENTILES = (10, 50, AT, 99)
 """Percentiles of the saliency that are recorded."""
@@ -110,7 +105,7 @@ class Distribution:
 
 
 def rate_of(settings: Masking, found: Distribution) -> float:
-    """The mask's learning rate: the config's, or one that moves the mask (:data:`FIRST_STEP`).
+    """The mask's learning rate: the config's, or one that moves the mask (:data:`localized_unlearning.config.unlearning.FIRST_STEP`).
 
     Raises:
         UserError: when so many weights have no gradient that none follows from it.
@@ -123,6 +118,13 @@ def rate_of(settings: Masking, found: Distribution) -> float:
             f"{AT} of 100 masked weights have no gradient, so that no learning rate follows from it: give masking.learning_rate"
         )
     return FIRST_STEP / size
+
+
+def chosen_by(settings: Masking) -> str:
+    """How a mask's learning rate came about, in words."""
+    if settings.learning_rate != "auto":
+        return "the settings"
+    return f"a weight at percentile {AT} of |w dL/dw| loses {FIRST_STEP:g} of itself in the first step"
 
 
 def random_sizes(model: Any, trainable: Mapping[str, Any], seed: int) -> Iterator[tuple[str, Tensor]]:

@@ -174,14 +174,10 @@ class Checkpoints(Wanted):
         models = list(models)
         return {name: [Product(JobId.of(name, **m), name) for m in models] for name in names}
 
-    def _selections(self, task: str, names: Iterable[str], bases: Sequence[int]) -> list[Given]:
+    def _selections(self, task: str, names: Iterable[str]) -> list[Given]:
         names = list(names)
         return [
             self.trained({"base_seed": str(start), "task": task, "localization": name})
-            for start in bases
+            for start in self.bases
             for name in names
         ]
-
-    def _bases_of(self, objective: str) -> tuple[int, ...]:
-        """Seeds of the base models behind a table: Tables 1 and 2, which erase, have all."""
-        return self.bases if objective == "erase" else self.shown

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from localized_unlearning.paper.artefacts import FIGURES, TABLES
+from localized_unlearning.paper.artefacts import FIGURES, TABLES, bases_of
 from localized_unlearning.workflow.checkpoints import Checkpoints
 from localized_unlearning.workflow.layout import JobId
 from localized_unlearning.workflow.products import (
@@ -33,17 +33,15 @@ class Collected(Checkpoints):
     def _table(self, w: Mapping[str, str]) -> dict[str, list[Given]]:
         """A table's rows, forget set by forget set, and its selections."""
         task, objective = TABLES[w["table"]]
-        bases = self._bases_of(objective)
-        models = [m for s in self.forget_sets(task) for m in self.models(s, objective, bases=bases)]
-        return {**self._rows(models, EVALUATIONS), "selections": self._selections(task, self.compared, bases)}
+        models = [m for s in self.forget_sets(task) for m in self.models(s, objective)]
+        return {**self._rows(models, EVALUATIONS), "selections": self._selections(task, self.compared)}
 
     def _table_and_gold(self, w: Mapping[str, str]) -> dict[str, list[Given]]:
         """What :meth:`_table` gives, with the rows of gold and of everyone's teachers where facts were injected."""
         task, objective = TABLES[w["table"]]
         sets = self.forget_sets(task)
-        bases = self._bases_of(objective)
-        gold = [m for s in sets for m in self.gold(s) if int(m["base_seed"]) in bases]
-        models = [m for s in sets for m in self.models(s, objective, bases=bases)] + gold
+        gold = [m for s in sets for m in self.gold(s)]
+        models = [m for s in sets for m in self.models(s, objective)] + gold
         found, more = self._table(w), self._rows(gold, EVALUATIONS)
         teachers = self._rows(models, ("teachers",)) if self.config.has_injection else {}
         return {**{name: rows + more.get(name, []) for name, rows in found.items()}, **teachers}
@@ -51,12 +49,9 @@ class Collected(Checkpoints):
     def _compared(self, w: Mapping[str, str]) -> dict[str, list[Given]]:
         """A table's rows and selections, and those of its null distribution."""
         task, objective = TABLES[w["table"]]
-        bases = self._bases_of(objective)
-        null = self._rows(
-            (m for m in self.null_models(task, objective) if int(m["base_seed"]) in bases), EVALUATIONS
-        )
+        null = self._rows(self.null_models(task, objective), EVALUATIONS)
         found = {name: rows + null.get(name, []) for name, rows in self._table(w).items()}
-        return {**found, "selections": self._selections(task, self.localizations, bases)}
+        return {**found, "selections": self._selections(task, self.localizations)}
 
     def _localizers(self, w: Mapping[str, str]) -> dict[str, list[Given]]:
         """All scores of a task and all selections but the null distribution's."""
@@ -69,7 +64,7 @@ class Collected(Checkpoints):
                 for start in self.bases
                 for name in scores
             ],
-            "selections": self._selections(w["task"], self.compared, self.bases),
+            "selections": self._selections(w["task"], self.compared),
         }
 
     def _study(self, w: Mapping[str, str]) -> dict[str, Given | list[Given] | None]:
@@ -87,7 +82,7 @@ class Collected(Checkpoints):
         ]
         return {
             **self._rows(models, EVALUATIONS),
-            "selections": self._selections(study.tasks[0], self.compared, self.bases),
+            "selections": self._selections(study.tasks[0], self.compared),
             "splits": [Product(job, "split") for job in splits],
             "published": None
             if study.published is None
@@ -120,18 +115,17 @@ class Collected(Checkpoints):
 
     def data(self, name: str) -> list[Given]:
         """The rows a figure is drawn from."""
-        figure = FIGURES[name]
+        figure, bases = FIGURES[name], bases_of(self.config, name)
         if figure.kind in ("heads", "layers"):
             stage, output = {"heads": ("head_ablation", "ablation"), "layers": ("layer_probes", "probes")}[
                 figure.kind
             ]
-            bases = self.bases[:1] if figure.kind == "heads" else self.shown  # a head is one base model's
             return [Product(JobId.of(stage, base_seed=start), output) for start in bases]
         everything = self.config.figures.forget_sets == "all"
         models = [
             model
             for task in (self.forget_sets(figure.task) if everything else [figure.task])
-            for model in self.models(task, figure.objective, base=figure.kind == "probes", bases=self.shown)
+            for model in self.models(task, figure.objective, base=figure.kind == "probes", bases=bases)
         ]
         if figure.kind == "probes":
             return [Product(JobId.of("probe", **model), "probes") for model in models]
@@ -151,6 +145,7 @@ class Collected(Checkpoints):
             "claims": self.config.claims.file,
             "rows": self.claim_rows(),
             "selection": self.lookup_selection(),
+            "selections": self.claim_selections(),
         }
 
     def claim_rows(self) -> list[Given]:
@@ -161,6 +156,13 @@ class Collected(Checkpoints):
         tables = (rows for name in self.possible(TABLES) for rows in self._claimed(name))
         figures = (rows for name in self.possible(FIGURES) for rows in self.data(name))
         return list(dict.fromkeys([*tables, *figures]))
+
+    def claim_selections(self) -> list[Given]:
+        """The chosen components of every localization and forget set, or of those that lie there: claims are about them too."""
+        planned = [given for task in self.tasks for given in self._selections(task, self.compared)]
+        if self.config.claims.rows == "planned":
+            return planned
+        return [given for given in planned if Path(self.path(given)).is_file()]
 
     def _claimed(self, table: str) -> Iterator[Given]:
         rows = self._table({"table": table})

@@ -46,12 +46,6 @@ class Wanted:
         return self.config.base_seeds if self.config.model.kind == "organism" else (0,)
 
     @property
-    def shown(self) -> tuple[int, ...]:
-        """Seeds of the base models behind the figures and Tables 3 and 4."""
-        chosen = self.config.figure_base_seeds
-        return self.bases if chosen is None else tuple(b for b in self.bases if b in chosen) or self.bases[:1]
-
-    @property
     def maker(self) -> str:
         """The stage that makes the base model."""
         if self.config.has_injection:

@@ -245,7 +245,7 @@ class Run:
         settings: bootstrap samples and seed.
         lookup: layers of the manual localization.
         accuracy: how answers are scored, see :mod:`localized_unlearning.analysis.statistics`.
-        selections: names of the chosen components by task, method (``finetune`` or ``mask``) and localization.
+        selections: names of the chosen components by task and localization, base model by base model.
     """
 
     retained = True
@@ -257,7 +257,7 @@ class Run:
         settings: Statistics,
         lookup: tuple[int, ...],
         accuracy: Accuracy = "choice",
-        selections: Mapping[tuple[str, str, str], Sequence[str]] | None = None,
+        selections: Mapping[tuple[str, str], Sequence[Sequence[str]]] | None = None,
     ) -> None:
         self.frames, self.prompt, self.settings, self.lookup = frames, prompt, settings, lookup
         self.accuracy, self.selections = accuracy, selections or {}
@@ -331,20 +331,17 @@ class Run:
             )
 
     def _selection(self, cell: Cell) -> Curve:
-        """Depth or share of attention of the chosen components: a count, which has no sampling error."""
-        method = "mask" if cell.objective == "mask" else "finetune"
-        names = self.selections.get((cell.task, method, cell.localization))
-        if not names:
+        """Depth or share of attention of the chosen components: a count, which only base models make uncertain."""
+        found = self.selections.get((cell.task, cell.localization))
+        if not found:
             raise NotTestable(f"the run has no selection of {cell.localization} ({cell.task})")
-        layers = [int(name.partition(".")[0]) for name in names]
-        kinds = [name.split(".")[1] for name in names]
-        values = {
-            "selection_depth": float(np.mean(layers)),
-            "selection_attention": float(np.mean([kind == "attn" for kind in kinds])),
-        }
-        value = values[cell.measure]
-        samples = np.full((self.settings.bootstrap, 1), value)
-        return Curve((0.0,), np.array([value]), samples, samples, len(names), 1)
+        of: Callable[[str], float] = {
+            "selection_depth": lambda name: float(name.partition(".")[0]),
+            "selection_attention": lambda name: float(name.split(".")[1] == "attn"),
+        }[cell.measure]
+        values = np.array([[np.mean([of(name) for name in names])] for names in found])
+        samples = self._by_seed(len(values)) @ values
+        return Curve((0.0,), values.mean(0), samples, samples, min(map(len, found)), len(values))
 
     def _heads(self) -> Curve:
         rows = self._frame("head_ablation")
@@ -441,10 +438,14 @@ class Run:
             self._weights[name] = drawn / draws
         return self._weights[name]
 
+    def _by_seed(self, seeds: int) -> np.ndarray:
+        """Weights of so many seeds ``[sample, seed]``, widened for their number (see hierarchical_bootstrap)."""
+        drawn = self._draws(f"seeds {seeds}", seeds, max(1, seeds - 1))
+        return np.asarray(1 / seeds + _few(seeds, self.settings.confidence) * (drawn - 1 / seeds))
+
     def _sampled(self, x: tuple[float, ...], scores: np.ndarray, names: tuple[str, ...]) -> Curve:
         seeds, count, points = scores.shape
-        by_seed = self._draws(f"seeds {seeds}", seeds, max(1, seeds - 1))  # see hierarchical_bootstrap
-        by_seed = 1 / seeds + _few(seeds, self.settings.confidence) * (by_seed - 1 / seeds)
+        by_seed = self._by_seed(seeds)
         ordered = np.sort(names)
         by_item = self._draws("items " + "\n".join(ordered), count + 2, count + 2)
         by_item = by_item[

@@ -79,12 +79,11 @@ def series(frames: Frames, how: Asked, x: str, settings: Statistics) -> pd.DataF
     tables = []
     for panel, rows in parts.items():
         scores = pd.Series(item_scores(rows, how.accuracy), index=rows.index)
-        share = how.accuracy != "probability"
         of_series = rows[x].notna()
-        table = grouped(rows[of_series], scores[of_series], [*keys_of(frames), x], settings, share)
+        table = grouped(rows[of_series], scores[of_series], [*keys_of(frames), x], settings)
         tables.append(table.assign(panel=panel))
         if not of_series.all():
-            base = grouped(rows[~of_series], scores[~of_series], ["localization"], settings, share)
+            base = grouped(rows[~of_series], scores[~of_series], ["localization"], settings)
             tables.append(base.assign(panel=panel))
     found = pd.concat(tables, ignore_index=True)
     return found.assign(prompt=how.prompt, accuracy=how.accuracy)
