@@ -40,7 +40,7 @@ def choose(*paths: str) -> Path:
 
 
 def machine_rates(threads: int) -> tuple[float, float]:
-    """FLOP a second of a float32 product as in Gemma 3 270M's MLP, and bytes a second of a copy: the best of five."""
+    """FLOP per second of a float32 product as in Gemma 3 270M's MLP, and bytes per second of a copy: the best of five."""
     import torch
 
     torch.set_num_threads(threads)

@@ -315,7 +315,7 @@ CASES: dict[str, Case] = {
         facts_ours, facts_theirs, close("logp", 1e-3), careful=facts_careful,
     ),
     "causal_tracing": Case(
-        "causal tracing, all units", "TransformerLens, one forward a site", 5,
+        "causal tracing, all units", "TransformerLens, one forward per site", 5,
         tracing_ours, tracing_theirs, close("score", 1e-2), careful=careful.tracing,
     ),
     "attribution_patching": Case(

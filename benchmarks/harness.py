@@ -28,7 +28,7 @@ TEMPLATE = {
 
 
 def tasks(questions: Questions, folder: Path) -> list[dict[str, Any]]:
-    """One task a subject, over CSV files written to ``folder``."""
+    """One task per subject, over CSV files written to ``folder``."""
     found = []
     for subject in sorted({q.subject for q in questions.test}):
         files = {}

@@ -76,7 +76,7 @@ def causal_tracing(
         found: whole matrices, restored one at a time.
         scale: standard deviation of the noise on the subject's embeddings.
         width: the embeddings' width.
-        seed: of the noise, one draw a prompt.
+        seed: of the noise, one draw per prompt.
     """
     generator = torch.Generator().manual_seed(seed)
     shares = torch.zeros(len(found), dtype=torch.float64)

@@ -166,7 +166,7 @@ def probes(subject: Subject) -> Iterator[Result]:
             for s, fit in enumerate(fits)
         ]
         plain.append(np.all(said, axis=0))
-    yield result("three probes a layer", "scikit-learn, a plain loop", "right or not", right.astype(float), np.array(plain, dtype=float))  # fmt: skip
+    yield result("three probes per layer", "scikit-learn, a plain loop", "right or not", right.astype(float), np.array(plain, dtype=float))  # fmt: skip
 
 
 def data_of(subject: Subject) -> steps.Data:

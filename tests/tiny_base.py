@@ -15,10 +15,11 @@ import torch
 import transformers
 
 from localized_unlearning.config.run import Config
-from localized_unlearning.jobs.job import Job, restrict
+from localized_unlearning.jobs.job import Job, Kept, restrict
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.models import deltas
 from localized_unlearning.models.organism import train_tokenizer
+from localized_unlearning.provenance import hashing
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ROOT / "workflow/resources/prompts.yaml"
@@ -53,12 +54,21 @@ class TinyBase:
         folder: Path,
         inputs: Mapping[str, Path | None],
         wildcards: Mapping[str, str] | None = None,
+        kept: Kept | None = None,
     ) -> dict[str, pd.DataFrame]:
-        """The tables that a stage writes; it sees its own settings only, as in a real run."""
+        """The tables that a stage writes; it sees its own settings only, as in a real run, and what is ``kept``."""
         found, wildcards = STAGES[stage], {"base_seed": "0", **(wildcards or {})}
         outputs = {name: folder / f"{stage}-{name}.parquet" for name in found.outputs}
         fixed = {"base_model": self.folder, "prompts": PROMPTS, "text": TEXT}
-        job = Job(found, restrict(config, found, wildcards), wildcards, {**fixed, **inputs}, outputs, "key")
+        given = {**fixed, **inputs}
+        job = Job(
+            found, restrict(config, found, wildcards), wildcards, given, outputs, "key", kept=kept or Kept()
+        )
+        job.digests = {
+            name: {file: each.sha256 for file, each in hashing.digest_tree(path).items()}
+            for name, path in given.items()
+            if path is not None
+        }
         module = __import__(found.module, fromlist=[found.function])
         getattr(module, found.function)(job)
         return {name: pd.read_parquet(path) for name, path in outputs.items()}

@@ -49,7 +49,7 @@ if [ "$lock" -ef envs/cpu.txt ]; then
         arguments=(--extra-index-url "$cpu_index")
     else
         lock=envs/cuda.txt
-        echo "torch's small CPU build is not to be had here ($cpu_index): PyPI's build runs on a CPU too, but is larger"
+        echo "torch's small CPU build is not available here ($cpu_index): PyPI's build runs on a CPU too, but is larger"
     fi
     [ $build = CUDA ] || size='about 0.5 GB to fetch, 2 GB on disk'
 fi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -28,3 +29,13 @@ def peak_memory(before: float | None) -> dict[str, float] | None:
         devices = range(torch.cuda.device_count())
         found["device"] = round(sum(torch.cuda.max_memory_allocated(d) for d in devices) / 1e9, 4)
     return found
+
+
+def forget_peaks() -> None:
+    """Begin to count peaks anew, for a process that runs another job."""
+    with suppress(OSError):  # some containers do not allow it: the peak is then that of all jobs so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(device)

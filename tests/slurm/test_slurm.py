@@ -136,7 +136,7 @@ def test_faults_of_a_cluster_cost_a_retry_each(
         else:
             assert job == held[output]["slurm_job"]
         assert output not in hit or record["attempt"] > 1, output
-    said = [path.read_text() for path in checkout.folder.glob("logs/slurm/group_evaluations_probe/*.log")]
+    said = [path.read_text() for path in checkout.folder.glob("logs/slurm/group_evaluations_*_probe/*.log")]
     assert any("exceeded memory limit" in text for text in said)
     assert checkout.record(PROBES)["attempt"] > 1
     audit(checkout)
@@ -219,7 +219,8 @@ def test_a_model_in_two_processes(started: tuple[Checkout, list[subprocess.Popen
 
 
 def test_files_in_a_folder_that_a_shell_would_take_apart(cluster: Cluster, tmp_path: Path) -> None:
-    """Catches a path that is quoted here, but not in the line that a Slurm job runs."""
+    """Catches a path that is quoted here, but not in the line that a Slurm job runs, and a checkpoint's evaluations that
+    have an allocation each, or load its model one by one inside it."""
     checkout = set_up(tmp_path)
     (checkout.folder / "config.yaml").write_bytes((ROOT / "config.yaml").read_bytes())
     overlay = checkout.folder / ODD / "my overlay.yaml"
@@ -227,9 +228,15 @@ def test_files_in_a_folder_that_a_shell_would_take_apart(cluster: Cluster, tmp_p
     overlay.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
     model = "results/tiny/base0/sports/erase/manual/seed0"
     done = checkout.run(
-        f'snakemake --profile slurm {model}/mmlu.parquet --configfile "{ODD}/my overlay.yaml"'
+        f'snakemake --profile slurm {model}/{{mmlu,text,facts}}.parquet --configfile "{ODD}/my overlay.yaml"'
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    asked = [checkout.record(f"{model}/{name}.parquet") for name in ("mmlu", "text", "facts")]
+    assert len({record["host"]["slurm_job"] for record in asked}) == 1
+    assert sorted("model" in record["compute"] for record in asked) == [False, True, True]
+    assert (
+        "model" not in asked[1]["compute"]
+    )  # the text came first, since it reads the base model before the delta
     assert checkout.record(f"{model}/delta.safetensors")["host"]["slurm_partition"] == "gpu"
 
 

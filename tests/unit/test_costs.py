@@ -115,7 +115,7 @@ def test_deltas_and_operations_at_the_papers_size() -> None:
     exam = plain.ask_questions(None, 0)
     assert (exam.flops + exam.logit_flops) / PFLOP == pytest.approx(
         25, rel=0.15
-    )  # 127 tokens a question, not 115
+    )  # 127 tokens per question, not 115
     naive = plain.forward(476 * 1567 * 22, 22, 0).flops / PFLOP
     assert naive == pytest.approx(254, rel=0.01)
     everything = replace(plain, config=plain.config.model_copy(update={"scores": {

@@ -11,7 +11,7 @@ import torch
 from localized_unlearning.unlearning import disruption
 
 if TYPE_CHECKING:
-    from tests.tiny_base import TinyBase
+    from tiny_base import TinyBase
 
 NAMES = ["model.layers.1.mlp.down_proj.weight"]
 

@@ -117,7 +117,9 @@ def test_the_cpu_build_is_taken_where_it_is_offered(
         assert (f"--extra-index-url {address} " in told) == (answer == "index")
     else:
         assert (
-            "envs/cuda.txt" in said and "torch's CUDA build: about 3.1 GB" in said and "not to be had" in said
+            "envs/cuda.txt" in said
+            and "torch's CUDA build: about 3.1 GB" in said
+            and "not available here" in said
         )
         assert "--extra-index-url" not in told
     assert (

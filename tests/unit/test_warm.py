@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -13,16 +14,22 @@ from pathlib import Path
 
 import pytest
 
-from localized_unlearning.cli import warm
+from localized_unlearning.cli import serving, warm
 from localized_unlearning.provenance import code
 
 CLI = """
 import os, signal, sys, time
 from pathlib import Path
+from localized_unlearning.jobs import job
 def preload(): pass
 def can_be_warm(arguments): return arguments[0] != "fetch"
-def main(arguments, imported):
-    assert "localized_unlearning.cli.commands" in imported
+def shared(arguments): return arguments[1:2] if arguments[0] in ("keep", "spoil", "lose") else None
+class Model:
+    size = 8
+    def __init__(self, device):
+        self.model = self; self.device = self; self.type = device
+def main(arguments, kept):
+    assert "localized_unlearning.cli.commands" in kept.imported
     verb, *rest = arguments
     if verb == "say":
         print(os.getcwd(), os.environ.get("WORD"), *rest)
@@ -41,7 +48,17 @@ def main(arguments, imported):
         def stop(number, frame):
             Path(rest[0]).write_text("tidied"); sys.exit(143)
         signal.signal(signal.SIGTERM, stop); Path(rest[0]).write_text("running"); time.sleep(60)
+    elif verb == "keep":
+        print(os.getpid(), kept.model is not None, os.environ.get("LOCALIZED_UNLEARNING_ATTEMPT"), os.umask(0))
+        kept.model = Model(rest[1])
+    elif verb == "spoil": kept.model = Model("cpu"); raise RuntimeError("broken")
+    elif verb == "lose": os.kill(os.getpid(), 9)
     return 0
+"""
+JOB = """
+class Kept:
+    model = None
+    def __init__(self, imported): self.imported = imported
 """
 CLIENT = """
 import sys
@@ -58,17 +75,31 @@ def place(tmp_path: Path) -> Iterator[Path]:
     """A folder with a stub package around the real warm.py, and a server of it."""
     package = tmp_path / "localized_unlearning" / "cli"
     package.mkdir(parents=True)
-    for folder in (package, package.parent):
+    (package.parent / "jobs").mkdir()
+    for folder in (package, package.parent, package.parent / "jobs"):
         (folder / "__init__.py").touch()
     (package / "commands.py").write_text(CLI)
-    shutil.copy(warm.__file__, package / "warm.py")
-    command = f"from pathlib import Path; from localized_unlearning.cli.warm import serve; serve(Path({str(tmp_path / 's')!r}), (), 3)"
+    (package.parent / "jobs/job.py").write_text(JOB)
+    for module in (warm, serving):
+        shutil.copy(str(module.__file__), package)
+    with serving_at(tmp_path):
+        yield tmp_path
+
+
+@contextlib.contextmanager
+def serving_at(
+    tmp_path: Path, owner: int | None = None, idle: float = 60
+) -> Iterator[subprocess.Popen[bytes]]:
+    command = (
+        "from pathlib import Path; from localized_unlearning.cli.serving import serve; "
+        f"serve(Path({str(tmp_path / 's')!r}), (), {idle}, {owner})"
+    )
     server = subprocess.Popen([sys.executable, "-c", command], env=environment(tmp_path))
     deadline = time.monotonic() + 20
     while not (tmp_path / "s").exists():
         assert time.monotonic() < deadline and server.poll() is None
         time.sleep(0.02)
-    yield tmp_path
+    yield server
     server.kill()
     server.wait()
 
@@ -101,10 +132,10 @@ def test_no_status_is_lost(place: Path, words: tuple[str, ...], status: int) -> 
 
 def test_a_server_whose_code_has_changed_forks_no_more(place: Path) -> None:
     """Catches a job that runs what was imported before an edit: it is run cold, and the server makes room."""
-    assert client(place, "say").returncode == 0
+    waiting = keep(place, "a")[0]
     (place / "localized_unlearning" / "cli" / "commands.py").write_text(CLI.replace("return 0", "return 7"))
-    assert client(place, "say").returncode == 99
-    wait_for(lambda: not (place / "s").exists())
+    assert client(place, "keep", "a", "cpu").returncode == 99
+    wait_for(lambda: not (place / "s").exists() and not alive(waiting))
 
 
 def test_a_command_that_cannot_be_warm_is_run_by_its_client(place: Path) -> None:
@@ -191,8 +222,83 @@ def test_many_at_once(place: Path) -> None:
     assert [p.wait(30) for p in processes] == list(range(12))
 
 
+def keep(
+    place: Path, model: str, device: str = "cpu", attempt: str = "1", umask: int = 0o022, **more: str
+) -> list[str]:
+    """Run a job that leaves a model; its process, whether it found one, its environment and its umask."""
+    words = [sys.executable, "-c", CLIENT, str(place / "s"), "keep", model, device]
+    done = subprocess.run(
+        words, env=environment(place, LOCALIZED_UNLEARNING_ATTEMPT=attempt, **more), cwd=place, umask=umask,
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def alive(pid: str) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()
+
+
+def test_the_next_job_of_a_checkpoint_finds_its_model_and_nothing_else_of_the_last(place: Path) -> None:
+    """Catches a job that loads anew, and one that sees the environment or the umask of the job before."""
+    first = keep(place, "a", attempt="1", umask=0o077)
+    second = keep(place, "a", attempt="2", umask=0o002)
+    assert first[1:] == ["False", "1", str(0o077)] and second[1:] == ["True", "2", str(0o002)]
+    assert first[0] == second[0]
+    assert keep(place, "b")[0] != first[0]  # another checkpoint's
+    assert (
+        keep(place, "a", HF_HOME="elsewhere")[1] == "False"
+    )  # libraries read the environment when they like
+    assert client(place, "say").returncode == 0  # and a job that shares with none has a process of its own
+
+
+@pytest.mark.parametrize(("verb", "status"), [("spoil", 1), ("lose", 137)])
+def test_a_process_in_which_a_job_failed_serves_no_other(place: Path, verb: str, status: int) -> None:
+    first = keep(place, "a")
+    failed = client(place, verb, "a", LOCALIZED_UNLEARNING_ATTEMPT="1")
+    assert failed.returncode == status and ("RuntimeError: broken" in failed.stderr) == (verb == "spoil")
+    wait_for(lambda: not alive(first[0]))
+    assert keep(place, "a")[1] == "False"
+
+
+def test_what_waits_on_a_gpu_is_freed_before_another_job_starts(place: Path) -> None:
+    """Catches a training job that shares the device's memory with the last evaluation's model."""
+    first = keep(place, "a", "cuda")
+    assert alive(first[0])
+    assert keep(place, "a", "cuda")[0] == first[0]
+    assert client(place, "say").returncode == 0
+    assert not alive(first[0])
+
+
+def test_few_wait_on_a_cpu(place: Path) -> None:
+    found = [keep(place, str(number))[0] for number in range(serving.WAITING + 2)]
+    wait_for(lambda: sum(map(alive, found)) == serving.WAITING)
+    assert [alive(pid) for pid in found] == [False] * 2 + [True] * serving.WAITING
+
+
+def test_two_jobs_of_a_checkpoint_at_once_have_a_process_each(place: Path) -> None:
+    words = [sys.executable, "-c", CLIENT, str(place / "s"), "keep", "a", "cpu"]
+    env = environment(place)
+    running = [subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    assert [process.wait(30) for process in running] == [0] * 6
+
+
+def test_a_server_leaves_with_the_process_it_works_for(place: Path) -> None:
+    """Inside a Slurm allocation: what waits there with a GPU's memory goes with the group's Snakemake."""
+    (place / "s").unlink()
+    snakemake = subprocess.Popen(["sleep", "60"])
+    with serving_at(place, owner=snakemake.pid, idle=600) as server:
+        waiting = keep(place, "a")[0]
+        snakemake.kill()
+        snakemake.wait()
+        assert server.wait(20) == 0 and not alive(waiting) and not (place / "s").exists()
+
+
 def test_an_idle_server_leaves_and_the_next_job_runs_cold(place: Path) -> None:
-    wait_for(lambda: not (place / "s").exists())
+    (place / "s").unlink()
+    with serving_at(place, idle=0.5):
+        wait_for(lambda: not (place / "s").exists())
     assert client(place, "say").returncode == 99
 
 
@@ -208,7 +314,9 @@ def test_the_address_is_private_and_changes_with_what_was_imported(
     monkeypatch.setenv("OMP_NUM_THREADS", "13")
     second = warm.address()
     monkeypatch.setattr(warm, "sources", dict)
-    assert len({first, second, warm.address()}) == 3
+    third = warm.address()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert len({first, second, third, warm.address()}) == 4
     first.parent.chmod(0o755)
     with pytest.raises(PermissionError, match="not private"):
         warm.address()

@@ -33,6 +33,7 @@ rule probe:
         plan.log("probe"),
     conda:
         "../../envs/cpu.yaml"
+    priority: 1
     threads: plan.config.compute.threads
     resources:
         mem_mb=plan.memory("probe"),

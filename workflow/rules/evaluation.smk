@@ -1,4 +1,6 @@
 # Evaluations branch off each checkpoint, each a job of its own (3.1.1); a sweep asks at ever larger edits (3.2).
+# They go before other work, so that those of one checkpoint follow one another and its model is loaded once; and the text
+# before the others, since it reads the base model before the delta is put over it.
 
 
 rule facts:
@@ -11,6 +13,7 @@ rule facts:
         plan.log("facts"),
     conda:
         "../../envs/cpu.yaml"
+    priority: 1
     threads: plan.config.compute.threads
     resources:
         mem_mb=plan.memory("facts"),
@@ -33,6 +36,7 @@ rule multiple_choice:
         plan.log("multiple_choice"),
     conda:
         "../../envs/cpu.yaml"
+    priority: 1
     threads: plan.config.compute.threads
     resources:
         mem_mb=plan.memory("multiple_choice"),
@@ -55,6 +59,7 @@ rule mmlu:
         plan.log("mmlu"),
     conda:
         "../../envs/cpu.yaml"
+    priority: 1
     threads: plan.config.compute.threads
     resources:
         mem_mb=plan.memory("mmlu"),
@@ -77,6 +82,7 @@ rule text:
         plan.log("text"),
     conda:
         "../../envs/cpu.yaml"
+    priority: 2
     threads: plan.config.compute.threads
     resources:
         mem_mb=plan.memory("text"),
@@ -121,6 +127,7 @@ rule teachers:
         plan.log("teachers"),
     conda:
         "../../envs/cpu.yaml"
+    priority: 1
     threads: plan.config.compute.threads
     resources:
         mem_mb=plan.memory("teachers"),

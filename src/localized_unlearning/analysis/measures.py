@@ -55,7 +55,7 @@ def rows_of(frames: Frames, measure: Measure, prompts: Prompts) -> pd.DataFrame:
 
 
 def items(frames: Frames, prompts: Prompts, accuracy: Accuracy = "choice") -> pd.DataFrame:
-    """Every score of every model: one row a model, measure and item.
+    """Every score of every model: one row per model, measure and item.
 
     Args:
         frames: row tables; measures of an absent table are left out.
@@ -103,7 +103,7 @@ def text_scores(rows: pd.DataFrame, measure: str) -> np.ndarray:
 def estimates(scores: pd.DataFrame, settings: Statistics, by: Sequence[str] = MODEL) -> pd.DataFrame:
     """Tidy estimates, by measure and by any columns of :func:`items`.
 
-    ``by=MODEL`` gives one row a model, over its items. Leave ``seed`` out and the mean is over seeds, with an
+    ``by=MODEL`` gives one row per model, over its items. Leave ``seed`` out and the mean is over seeds, with an
     interval over seeds and items; leave ``task`` out as well and it is over forget sets too.
 
     Returns:

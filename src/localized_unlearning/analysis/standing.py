@@ -2,7 +2,7 @@
 
 A forget set is one sport and the retain set two, so that a model which answers everything alike is right for all
 of one part and for none or half of the other. Both parts are therefore judged together, by the mean over the right
-answers that occur of how often each is given (balanced accuracy): whoever does not read the question gets 1/k of it
+answers that occur of how often each is given (balanced accuracy): a model that does not read the question gets 1/k of it
 at most, whatever the answer. Marks of tables and refusals of claims both rest on this.
 """
 

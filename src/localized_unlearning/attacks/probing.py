@@ -1,6 +1,6 @@
 """Latent knowledge (sections 3.1.3 and A.4.3): can a probe on the residual stream still tell the sport?
 
-For every layer, one logistic regression a sport on the last token of the training prompt. An athlete
+For every layer, one logistic regression per sport on the last token of the training prompt. An athlete
 counts as right when all three probes are, as the paper says; the released code left out sports that a
 test set lacks. A control with shuffled labels shows what a probe of this size finds where nothing is
 to be found.
@@ -21,9 +21,8 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation.rows import identity
 from localized_unlearning.interpretability.probes import all_right
 from localized_unlearning.models import device as device_module
-from localized_unlearning.models import loading
 from localized_unlearning.models.activations import residuals
-from localized_unlearning.models.deltas import unlearned
+from localized_unlearning.models.checkpoint import checkpoint
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
@@ -65,15 +64,13 @@ def run(job: Job) -> None:
 
     config = job.config
     settings = config.probing
-    device = device_module.setup(config.compute)
     split = read_split(job.inputs["split"])
     train, test = probe_parts(split, config.split.kind, settings.seed)
-    model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
     book = load_prompts(job.inputs["prompts"])
     prompt, answers = book[config.prompts.training], occurring(candidates(book, split), split)
-    encoded = tokens.asked(tokenizer, prompt, [prompt.render(a) for a in split["subject"]])
-    with unlearned(job, model):
-        activations = residuals(model, encoded, device_module.batch_tokens(config.compute, model))
+    with checkpoint(job) as (model, tokenizer, batch_tokens):
+        encoded = tokens.asked(tokenizer, prompt, [prompt.render(a) for a in split["subject"]])
+        activations = residuals(model, encoded, batch_tokens)
     sports = np.array([answers.index(s) for s in split["answer"]])
     shuffled = np.random.default_rng(settings.seed).permutation(sports[train])
     tested = split.loc[test, ["subject", "answer", "forget"]].reset_index(drop=True)
@@ -85,7 +82,7 @@ def run(job: Job) -> None:
             settings, device_module.threads(config.compute),
         )  # fmt: skip
         tables += [tested.assign(layer=i, control=control, right=row) for i, row in enumerate(right)]
-    job.facts.update(seeds={"probing": settings.seed}, device=device, trained_on=int(train.sum()))
+    job.facts.update(seeds={"probing": settings.seed}, trained_on=int(train.sum()))
     pd.concat(tables, ignore_index=True).assign(**identity(job)).to_parquet(
         job.outputs["probes"], index=False
     )

@@ -20,7 +20,7 @@ from localized_unlearning.attacks.subject import Subject, ask, halves
 from localized_unlearning.config.data import Forget, Split
 from localized_unlearning.config.localization import Components, Score
 from localized_unlearning.config.model import FactsIn
-from localized_unlearning.config.unlearning import EqualDisruption
+from localized_unlearning.config.unlearning import EqualDisruption, Finetune
 from localized_unlearning.data import windows as windows_module
 from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.documents import read_documents
@@ -157,16 +157,13 @@ def unlearned(
     own = job.config.finetune.model_copy(update={"equal_disruption": equal})
     trainable = components.trainable(subject.model, list(chosen.components))
     weights = Weights(0.2, own.lambda_retain, own.lambda_sft)
-    _, tried = finetune.within_budget(
-        subject.model,
-        data,
-        trainable,
-        own,
-        weights,
-        method_module.of(erase, {}, "erase"),
-        subject.seed,
-        retained_loss(subject.model, asked, subject.batch_tokens),
-    )
+    method = method_module.of(erase, {}, "erase")
+
+    def train(data: Data, settings: Finetune) -> pd.DataFrame:
+        return finetune.train(subject.model, data, trainable, settings, weights, method, subject.seed)
+
+    cost = retained_loss(subject.model, asked, subject.batch_tokens)
+    _, tried = finetune.within_budget(subject.model, data, list(trainable), own, train, cost)
     last = tried[-1]
     return {"learning_rate": last.learning_rate, "disruption": last.cost, "within": last.within}
 

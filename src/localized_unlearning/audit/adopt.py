@@ -6,13 +6,12 @@ goes before the job's record, which stays. Everything made from the file shows t
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 from localized_unlearning.audit.findings import Audit
 from localized_unlearning.audit.words import shown
 from localized_unlearning.errors import UserError
-from localized_unlearning.provenance import code, environment, hashing, records
+from localized_unlearning.provenance import hashing, pages, records
 
 ADOPTED_STAGE = "adopted"
 
@@ -60,28 +59,12 @@ def _record(path: Path, reason: str, audit: Audit) -> records.Record:
     tree = hashing.digest_tree(path)
     sha256 = hashing.combined(tree)
     files = tuple(records.File(name=name, size=d.size, sha256=d.sha256) for name, d in tree.items())
-    now = datetime.now(UTC).isoformat(timespec="milliseconds")
     replaced = audit.index.producer(path)
-    settings = {"sha256": sha256}
-    code_digest = code.code_digest({})
-    return records.Record(
-        stage=ADOPTED_STAGE,
-        key=records.key_of(ADOPTED_STAGE, None, settings, {}, code_digest, None, {}, []),
-        folder=replaced.record.folder if replaced else audit.index.recorded_folder(path.parent),
-        wildcards={},
-        settings=settings,
-        code={},
-        code_digest=code_digest,
-        versions={},
-        inputs=(),
-        outputs=(records.Output(name="file", path=path.name, sha256=sha256, files=files),),
-        facts={},
-        commit=environment.commit(),
-        host={},
-        started=now,
-        ended=now,
-        seconds=0.0,
-        attempt=1,
+    return pages.record_without_code(
+        ADOPTED_STAGE,
+        records.Output(name="file", path=path.name, sha256=sha256, files=files),
+        replaced.record.folder if replaced else audit.index.recorded_folder(path.parent),
+        {"sha256": sha256},
         adopted=records.Adoption(reason=reason),
         replaces=(records.record_id(replaced.record), *replaced.record.replaces) if replaced else (),
     )

@@ -18,7 +18,7 @@ from localized_unlearning import __version__
 from localized_unlearning.cli import warm, words
 from localized_unlearning.config import reading
 from localized_unlearning.errors import UserError
-from localized_unlearning.jobs.job import Stage
+from localized_unlearning.jobs.job import Kept, Stage
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.provenance import code, environment
 from localized_unlearning.workflow import runner
@@ -118,9 +118,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
-def _run_stage(
-    arguments: argparse.Namespace, compute: bool = True, imported: Mapping[str, code.State] | None = None
-) -> bool:
+def _run_stage(arguments: argparse.Namespace, compute: bool = True, kept: Kept | None = None) -> bool:
     """Run a stage's job; without ``compute`` only restore it from the cache. Returns whether it is done."""
     stage: Stage = arguments.stage
     given = vars(arguments)
@@ -135,17 +133,17 @@ def _run_stage(
         {name: given[f"output_{name}"] for name in stage.outputs},
         Path.cwd(),
         compute,
-        imported,
+        kept,
     )
     return record is not None
 
 
-def main(given: Sequence[str], imported: Mapping[str, code.State] | None = None) -> int:
+def main(given: Sequence[str], kept: Kept | None = None) -> int:
     """Run one command; 0 on success, 1 for a fault told in one sentence, 2 for wrong usage.
 
     Args:
         given: the command line.
-        imported: in a forked child, the source files of this package as they were when the code was imported.
+        kept: in a forked child, what it has imported and kept of the jobs before.
     """
     arguments = build_parser(given[0] if given else None).parse_args(given)
     online = "stage" not in arguments or arguments.stage.online
@@ -154,14 +152,14 @@ def main(given: Sequence[str], imported: Mapping[str, code.State] | None = None)
     try:
         if "stage" not in arguments:
             return int(arguments.function(arguments))
-        asked = imported is None and not online and os.environ.get(warm.VARIABLE) == "cache"
+        asked = kept is None and not online and warm.asked() == "cache"
         if asked and warm.possible():
             if _run_stage(arguments, compute=False):  # before any process imports torch for it
                 return 0
             status = warm.run(given, start=warm.starts(given))
             if status is not None:
                 return status
-        _run_stage(arguments, imported=imported)
+        _run_stage(arguments, kept=kept)
         return 0
     except UserError as error:
         print(f"error: {error}{_elsewhere(Path.cwd())}", file=sys.stderr)
@@ -174,6 +172,19 @@ def main(given: Sequence[str], imported: Mapping[str, code.State] | None = None)
 def can_be_warm(given: Sequence[str]) -> bool:
     """Whether a command is a stage that needs no network: what a warm process has imported is offline."""
     return bool(given) and given[0] in STAGES and not STAGES[given[0]].online
+
+
+def shared(given: Sequence[str]) -> list[str] | None:
+    """What two jobs have in common that read the model of one checkpoint; None for a job that shares with none.
+
+    Its base model and delta, and the configs, which say how and on what it is loaded, by their names and states.
+    """
+    if not STAGES[given[0]].shares:
+        return None
+    arguments = build_parser(given[0]).parse_args(given)
+    states = [file.stat() for file in arguments.config if file.is_file()]
+    paths = [*arguments.config, *arguments.input_base_model, *arguments.input_delta]
+    return [*map(str, paths), *(f"{state.st_size} {state.st_mtime_ns}" for state in states)]
 
 
 def preload() -> None:

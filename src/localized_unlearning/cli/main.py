@@ -5,7 +5,6 @@ Light on purpose: a run has hundreds of jobs, and the client of a warm start rea
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -15,11 +14,10 @@ from localized_unlearning.cli import warm
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 on success, 1 for a fault told in one sentence, 2 for wrong usage.
 
-    With ``LOCALIZED_UNLEARNING_WARM=1`` in the environment, as the workflow sets it, a stage starts warm (see
-    :mod:`localized_unlearning.cli.warm`); with ``cache`` after a look into the cache.
+    With :data:`localized_unlearning.cli.warm.VARIABLE` in the environment, as the workflow sets it, a stage starts warm.
     """
     given = sys.argv[1:] if argv is None else list(argv)
-    asked = given and os.environ.get(warm.VARIABLE) == "1" and not given[0].startswith("-")
+    asked = given and warm.asked() == "1" and not given[0].startswith("-")
     status = warm.run(given, start=warm.starts(given)) if asked and warm.possible() else None
     if status is None:
         from localized_unlearning.cli import commands  # the whole package: a third of a second

@@ -1,15 +1,14 @@
-"""Warm starts: jobs are forked from a process that has imported torch and transformers already.
+"""Warm starts: jobs run in processes that have imported torch and transformers already.
 
 A stage that loads a model spends five seconds on imports, and a run has hundreds of such jobs. With
 ``compute.warm_start`` the command hands its arguments, folder, environment and streams to a server on the same
-machine, which forks; the child does the work and its exit status becomes the command's. The server imports the stages
-too and remembers their source files as they were before: once one has changed it forks no more, and a child compares
-them with what its record says was run. It is private to one user, one Python, one set of installed packages, one
-state of this package's files, one thread count, one nice value and one set of limits, starts with
-the first job and leaves after a minute without one; the child takes the client's umask, CPU set, folder and
-environment. Whatever goes wrong before the child has started, the job runs cold, as it does
-inside a Slurm allocation and where the operating system cannot fork or pass streams; a server that could not start
-is said once and not tried again for an hour. A child ends with its server, and its client says so.
+machine (:mod:`localized_unlearning.cli.serving`), which forks; the child does the work and its exit status becomes the
+command's. The server is private to one user, one Python, one set of installed packages, one state of this package's
+files, one thread count, one nice value, one set of limits and one step of a Slurm job, starts with the first job and
+leaves after a minute without one, in a Slurm job with the Snakemake that it works for; the child takes the client's umask,
+CPU set, folder and environment. Whatever goes wrong before the child has started, the job runs cold, as it does where the
+operating system cannot fork or pass streams; a server that could not start is said once and not tried again for an hour.
+A child ends with its server, and its client says so.
 """
 
 from __future__ import annotations
@@ -17,50 +16,48 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import gc
 import hashlib
-import importlib
 import json
 import os
 import resource
-import select
-import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-PRELOADED = (
-    "torch", "torch._dynamo", "numpy", "pandas", "pyarrow.parquet", "safetensors.torch", "scipy.stats",
-    "sklearn.linear_model", "sklearn.pipeline", "sklearn.preprocessing", "sklearn.model_selection",
-    "transformers.modeling_utils", "transformers.models.auto.modeling_auto",
-    "transformers.models.gemma.modeling_gemma", "transformers.models.gemma3.modeling_gemma3",
-    "transformers.models.auto.tokenization_auto", "peft", "pydantic", "yaml", "matplotlib.figure",
-    "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf",
-)  # fmt: skip
-"""What the server imports. A module that is not installed is left to the job that needs it."""
-
-IDLE = 60.0  # seconds without a job after which the server leaves
 
 STARTING = 60.0  # seconds that a client waits for a server it started
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTHONPATH")
 """Variables that the imported packages read once: each value has its own server."""
 
+SLURM = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURMD_NODENAME")
+"""Variables that name a step of a Slurm job: a server ends with it, and serves no other."""
+
 STARTED = b"+"
 
 VARIABLE = "LOCALIZED_UNLEARNING_WARM"
-"""In the environment: ``1`` for a warm start, ``cache`` for one after a look into the cache of finished jobs."""
+"""In the environment: ``1`` for a warm start, ``cache`` for one after a look into the cache of finished jobs; then a colon
+and the process id of the Snakemake that set it."""
 
 LONGEST = (
     90  # bytes of a socket's address; the kernel takes 108 (macOS: 104), and it is bound under a longer name
 )
 
 FAILED_FOR = 3600.0  # seconds for which a server that could not start is not tried again
+
+
+def asked() -> str:
+    """Whether the environment asks for a warm start, and how; empty if not."""
+    return os.environ.get(VARIABLE, "").partition(":")[0]
+
+
+def owner() -> list[str]:
+    """The process that a server leaves with, inside a Slurm allocation: the Snakemake that runs there."""
+    said = os.environ.get(VARIABLE, "").partition(":")[2]
+    return [said] if "SLURM_JOB_ID" in os.environ and said.isdigit() else []
 
 
 def starts(arguments: Sequence[str]) -> bool:
@@ -81,8 +78,8 @@ def sources() -> dict[str, tuple[int, int, int]]:
 
 
 def possible() -> bool:
-    """Whether this machine and place can do it: Unix streams over sockets, and not inside a Slurm allocation."""
-    return hasattr(socket, "send_fds") and hasattr(os, "fork") and "SLURM_JOB_ID" not in os.environ
+    """Whether this machine can do it: Unix streams over sockets, and forks."""
+    return hasattr(socket, "send_fds") and hasattr(os, "fork")
 
 
 def address() -> Path:
@@ -105,6 +102,7 @@ def address() -> Path:
         [os.environ.get(name) for name in THREADS],
         [str(Path(__file__).parents[1]), sources()],
         os.nice(0),
+        [os.environ.get(name) for name in SLURM],
         [resource.getrlimit(limit) for limit in _limits()],
     ]
     found = folder / (hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16] + ".sock")
@@ -192,7 +190,7 @@ def _connect(path: Path, start: bool) -> socket.socket | None:
         if found is not None or _is_fresh(failed):
             return found
         process = subprocess.Popen(
-            [sys.executable, "-m", "localized_unlearning.cli.warm", str(path)],
+            [sys.executable, "-m", "localized_unlearning.cli.serving", str(path), *owner()],
             start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, pass_fds=(), close_fds=True,
         )  # fmt: skip
@@ -222,170 +220,3 @@ def _try(path: Path) -> socket.socket | None:
     except OSError:
         connection.close()
         return None
-
-
-def serve(path: Path, modules: Sequence[str] = PRELOADED, idle: float = IDLE) -> None:
-    """Import ``modules``, then fork a child for every request on the socket ``path``, until nobody asks any more.
-
-    No thread of ours runs here before a fork (pyarrow's allocator has one of its own, and handles forks). When a client goes away its child is told to stop, and killed
-    if it has not after ten seconds.
-    """
-    listener = socket.socket(socket.AF_UNIX)
-    waiting_room = path.with_name(f"{path.name}.{os.getpid()}")
-    old = os.umask(0o177)
-    listener.bind(str(waiting_room))  # before anything is imported: should it fail, it fails at once
-    os.umask(old)
-    for name in modules:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            continue
-    imported = sources()
-    commands = importlib.import_module("localized_unlearning.cli.commands")  # which imports this module
-    commands.preload()
-    gc.freeze()  # a child that collects garbage would else copy all of it
-    os.replace(waiting_room, path)
-    listener.listen(64)
-    inode = path.stat().st_ino
-    children: dict[int, socket.socket] = {}
-    doomed: dict[int, float] = {}
-    last = time.monotonic()
-    while children or time.monotonic() - last < idle:
-        waiting = [c for pid, c in children.items() if pid not in doomed]
-        readable, _, _ = select.select([listener, *waiting], [], [], 0.02 if children else 1.0)
-        if not path.exists() or path.stat().st_ino != inode:
-            idle = 0.0  # another server took the place, or the folder was cleared: finish what runs
-        for ready in readable:
-            if ready is listener:
-                idle = idle if _accept(listener, children, imported) else 0.0
-            else:  # a client says nothing while it waits: this is its end
-                pid = next(p for p, c in children.items() if c is ready)
-                _kill(pid, signal.SIGTERM)
-                doomed[pid] = time.monotonic() + 10
-        for pid, when in doomed.items():
-            if time.monotonic() > when:
-                _kill(pid, signal.SIGKILL)
-        for pid in list(children):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                code = os.waitstatus_to_exitcode(status)
-                _reply(children.pop(pid), code if code >= 0 else 128 - code)
-                doomed.pop(pid, None)
-                last = time.monotonic()
-    if path.exists() and path.stat().st_ino == inode:
-        path.unlink()
-
-
-def _kill(pid: int, number: int) -> None:
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        os.kill(pid, number)
-
-
-def _reply(connection: socket.socket, code: int) -> None:
-    with connection, contextlib.suppress(OSError):
-        connection.sendall(code.to_bytes(4, "big"))
-
-
-def _accept(
-    listener: socket.socket,
-    children: dict[int, socket.socket],
-    imported: Mapping[str, tuple[int, int, int]],
-) -> bool:
-    """Fork a child for the request that waits; False once the code is no longer what was imported."""
-    connection, _ = listener.accept()
-    try:
-        header, streams, _, _ = socket.recv_fds(connection, 8, 3)
-        message = b""
-        while len(message) < int.from_bytes(header, "big"):
-            part = connection.recv(1 << 20)
-            if not part:
-                raise OSError("the client went away")
-            message += part
-        request = json.loads(message)
-    except (OSError, ValueError):
-        connection.close()
-        return True
-    commands = sys.modules["localized_unlearning.cli.commands"]
-    is_current = sources() == imported
-    if is_current and commands.can_be_warm(request["arguments"]):
-        children[_fork(request, list(streams), connection, [listener, *children.values()], imported)] = (
-            connection
-        )
-    else:  # the client runs its job itself
-        connection.close()
-    for stream in streams:
-        os.close(stream)
-    return is_current
-
-
-def _fork(
-    request: dict[str, object],
-    streams: list[int],
-    connection: socket.socket,
-    others: Sequence[socket.socket],
-    imported: Mapping[str, tuple[int, int, int]],
-) -> int:
-    """Start the child of a request; returns its process's number."""
-    server = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        for other in others:
-            other.close()
-        connection.sendall(STARTED)
-        connection.close()
-        _work(request, streams, server, imported)
-    return pid
-
-
-def _end_with(server: int) -> None:
-    """End this process, politely, once its server is gone: nobody would hear of its end."""
-
-    def watch() -> None:
-        while os.getppid() == server:
-            time.sleep(1)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _work(
-    request: dict[str, object],
-    streams: list[int],
-    server: int,
-    imported: Mapping[str, tuple[int, int, int]],
-) -> None:
-    """The child: become the client, run its command, and never return."""
-    code = 1
-    try:
-        os.setpgid(0, 0)
-        _end_with(server)
-        os.umask(int(str(request["umask"])))
-        if cpus := request["cpus"]:
-            os.sched_setaffinity(0, cpus)  # type: ignore[arg-type]
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-        os.environ.clear()
-        os.environ.update(request["environment"])  # type: ignore[call-overload]
-        os.chdir(str(request["folder"]))
-        arguments = [str(a) for a in request["arguments"]]  # type: ignore[attr-defined]
-        sys.argv = ["localized-unlearning", *arguments]
-
-        code = sys.modules["localized_unlearning.cli.commands"].main(arguments, imported)
-    except SystemExit as ending:
-        code = ending.code if isinstance(ending.code, int) else 1
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-if __name__ == "__main__":
-    serve(Path(sys.argv[1]))

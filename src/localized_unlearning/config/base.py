@@ -69,7 +69,7 @@ class Compute(Section):
     )
     warm_start: bool = Field(
         True,
-        description="Fork jobs from a process that has imported torch and transformers; never inside a Slurm allocation.",
+        description="Fork jobs from a process that has imported torch and transformers, and let jobs of one checkpoint share its loaded model.",
     )
 
 

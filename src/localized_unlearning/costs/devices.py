@@ -81,7 +81,7 @@ class Device:
         memory: bytes.
         utilisation: share of that rate that a model's layers reach.
         call: seconds that running a layer takes at least.
-        disk: bytes a second when weights are read.
+        disk: bytes per second when weights are read.
         start: seconds before a job begins to compute.
         gpu: whether the host is another memory.
         cores: of the host, that fit probes at a time.

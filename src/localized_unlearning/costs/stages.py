@@ -2,7 +2,7 @@
 
 The rules' memory and time, ``preflight`` and ``docs/scale.md`` all come from here. Everything is arithmetic over the
 config, the sizes of the model and of the data; nothing is loaded, neither torch nor weights. What a rule computes is
-described in one function a stage below; how fast a device is stands in ``DEVICES``.
+described in one function per stage below; how fast a device is stands in ``DEVICES``.
 
 Operations are counted as multiply and add (2 for each weight and token of a forward pass); B below is billion.
 """
@@ -164,7 +164,7 @@ def _score(model: Model, w: Wildcards) -> Cost:
         matrices = len(s.kinds) + (3 * s.heads if counted == "head" else 0)
         heads = 1 if score.sites == "blocks" else s.heads
         sites = s.layers * (matrices if exact else heads + 1)
-        again = once * (sites / 2)  # each restarts at its layer: half the network in the mean
+        again = once * (sites / 2)  # each restarts at its layer: half the network on average
         together = max(1, model.batch_tokens // nodes)
         work = once * 2 + replace(again, calls=again.calls / together)
         device = model.evaluating(min(together, s.heads) * nodes)  # the sites of a layer run side by side
@@ -277,7 +277,7 @@ def _question(model: Model, w: Wildcards) -> Cost:
 
 
 def _attack(model: Model, w: Wildcards) -> Cost:
-    """Half and half is the dearest but for the search, which does it once per cell; both hold adapters and states."""
+    """Half and half costs most, apart from the search, which does it once per cell; both hold adapters and states."""
     a, asked = model.config.attacks, _facts(model, w)
     cells = {
         "search": len(a.search.learning_rates) * len(a.search.steps) * len(a.search.ranks),

@@ -151,15 +151,22 @@ def _local_path(source: Source, root: Path | None) -> Path:
 def _copy(origin: Path, part: Path) -> None:
     """Copy a file, or a folder with its files, to `part`, replacing what an earlier try left."""
     _remove(part)
-    try:
+    with _copying(str(origin), part):
         if origin.is_dir():
             shutil.copytree(origin, part)
         else:
             shutil.copyfile(origin, part)
+
+
+@contextmanager
+def _copying(what: str, target: Path) -> Iterator[None]:
+    """An error while `what` is copied to `target` as a UserError, and nothing left of what was copied."""
+    try:
+        yield
     except OSError as error:
-        _remove(part)
+        _remove(target)
         raise UserError(
-            f"{origin} could not be copied to {part.parent} ({error.strerror or error}): "
+            f"{what} could not be copied to {target.parent} ({error.strerror or error}): "
             "check its permissions and the free space"
         ) from error
 
@@ -295,14 +302,8 @@ def _bring(cached: Path, target: Path) -> None:
     right = blob.name == (sha256_of(blob) if _SHA256.fullmatch(blob.name) else _git_hash(blob))
     if not right and (_SHA256.fullmatch(blob.name) or _COMMIT.fullmatch(blob.name)):
         raise UserError(f"{cached.name} is damaged in the Hugging Face cache: {_AFTER_WRONG_HASH['hub']}")
-    try:
+    with _copying(cached.name, target):
         files.copy(blob, target)
-    except OSError as error:
-        _remove(target)
-        raise UserError(
-            f"{cached.name} could not be copied to {target.parent} ({error.strerror or error}): "
-            "check its permissions and the free space"
-        ) from error
 
 
 def _git_hash(path: Path) -> str:

@@ -10,7 +10,6 @@ from localized_unlearning.data import windows as windows_module
 from localized_unlearning.data.documents import read_documents
 from localized_unlearning.evaluation.rows import write_rows
 from localized_unlearning.models.checkpoint import base_model
-from localized_unlearning.models.deltas import unlearned
 from localized_unlearning.models.vocabulary import kl_divergence
 from localized_unlearning.unlearning import losses
 
@@ -73,10 +72,11 @@ def run(job: Job) -> None:
     """Stage: one model's loss on held-out text, the base model's, and the KL divergence between the two."""
     settings = job.config.text
     documents = read_documents(job.inputs["text"], settings.documents)
-    model, tokenizer, tokens = base_model(job)
-    windows = windows_module.text_windows(tokenizer, documents, settings.tokens, settings.windows)
-    base = hidden_states(model, windows, tokens)
-    with unlearned(job, model):
+    with base_model(job) as (loaded, tokens):
+        model = loaded.model
+        windows = windows_module.text_windows(loaded.tokenizer, documents, settings.tokens, settings.windows)
+        base = hidden_states(model, windows, tokens)
+        loaded.change(job)
         hidden = hidden_states(model, windows, tokens)
         rows = compare_text(model, windows, base, hidden, tokens)
     write_rows(job, "text", rows)

@@ -51,6 +51,8 @@ class Stage:
         function: the function inside ``module``.
         cached: whether the shared cache may keep it; not where it reads what its key does not name.
         gpu: whether it loads a model to run it: on a GPU where there is one, in parts where ``compute.shards`` says so.
+        shares: whether it only reads its checkpoint's model, so that the next job of the same checkpoint may take the
+            loaded one over (:class:`Kept`).
         online: whether it may use the network. All others run with ``HF_HUB_OFFLINE``, since compute nodes
             seldom have one, and a run must not depend on what a hub says today.
         help: what it does, in one sentence.
@@ -65,12 +67,29 @@ class Stage:
     function: str = "run"
     cached: bool = True
     gpu: bool = False
+    shares: bool = False
     online: bool = False
     help: str = ""
 
     def paths(self, wildcards: Mapping[str, str]) -> tuple[str, ...]:
         """The dotted config paths of this stage for one job."""
         return tuple(path.format(**wildcards) for path in self.settings)
+
+
+@dataclass
+class Kept:
+    """What one process keeps between its jobs. A job that runs by itself begins with nothing kept.
+
+    Attributes:
+        model: the model loaded last, as :mod:`localized_unlearning.models.checkpoint` left it; None when there is none.
+        resident: memory of the process in bytes when its first job began.
+        imported: state of each source file (size, modification time, inode) when its module was imported, by module:
+            code that was edited since is not the code that a job here would run.
+    """
+
+    model: Any = None
+    resident: float | None = None
+    imported: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
 @dataclass
@@ -87,6 +106,7 @@ class Job:
         digests: SHA-256 of each file of an input, by the input's name and the file's relative one; taken before the job.
         facts: what the stage wants recorded besides (seeds by name, device, measured figures).
         written: SHA-256 of an output file by the output's name, where its writer has taken it while writing.
+        kept: what this process has kept of the jobs before, and keeps for those that follow.
     """
 
     stage: Stage
@@ -98,6 +118,7 @@ class Job:
     digests: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     written: dict[str, str] = field(default_factory=dict)
+    kept: Kept = field(default_factory=Kept)
 
 
 class View:

@@ -17,6 +17,8 @@ from localized_unlearning.config.model import Organism
 from localized_unlearning.jobs.collecting import COLLECTING
 from localized_unlearning.jobs.job import Input, Stage, optional
 
+PACKAGE = "localized_unlearning"
+
 BASE = Input("base_model")
 CARD = Input("card")  # a gate: the base model must have met its requirements
 SPLIT = Input("split")
@@ -269,66 +271,57 @@ UNLEARNING = (
     ),
 )
 
+
+def _asked(name: str, help: str, module: str, settings: tuple[str, ...], inputs: tuple[Input, ...]) -> Stage:
+    """A stage that reads a checkpoint's model and writes one row per item that it is asked about."""
+    return Stage(
+        name=name,
+        help=help,
+        module=f"{PACKAGE}.{module}",
+        settings=(*settings, "model.dtype"),
+        inputs=(BASE, CARD, *inputs),
+        outputs=(name,),
+        wildcards=CHECKPOINT,
+        gpu=True,
+        shares=True,
+    )
+
+
 EVALUATION = (
-    Stage(
-        name="facts",
-        help="ask a model for the facts, in every configured prompt",
-        module="localized_unlearning.evaluation.facts",
-        settings=(
-            "evaluation.prompts",
-            "prompts",
-            "model.dtype",
-        ),
-        inputs=(BASE, CARD, SPLIT, DELTA, PROMPTS),
-        outputs=("facts",),
-        wildcards=CHECKPOINT,
-        gpu=True,
+    _asked(
+        "facts",
+        "ask a model for the facts, in every configured prompt",
+        "evaluation.facts",
+        ("evaluation.prompts", "prompts"),
+        (SPLIT, DELTA, PROMPTS),
     ),
-    Stage(
-        name="multiple_choice",
-        help="ask a model for the facts by multiple choice",
-        module="localized_unlearning.evaluation.multiple_choice",
-        settings=(
-            "evaluation.option_order",
-            "evaluation.orders",
-            "evaluation.shuffled_seed",
-            "prompts",
-            "model.dtype",
-        ),
-        inputs=(BASE, CARD, SPLIT, DELTA, PROMPTS),
-        outputs=("multiple_choice",),
-        wildcards=CHECKPOINT,
-        gpu=True,
+    _asked(
+        "multiple_choice",
+        "ask a model for the facts by multiple choice",
+        "evaluation.multiple_choice",
+        ("evaluation.option_order", "evaluation.orders", "evaluation.shuffled_seed", "prompts"),
+        (SPLIT, DELTA, PROMPTS),
     ),
-    Stage(
-        name="mmlu",
-        help="ask a model general-knowledge questions in MMLU's format",
-        module="localized_unlearning.evaluation.knowledge",
-        settings=("mmlu", "model.dtype"),
-        inputs=(BASE, CARD, DELTA, QUESTIONS),
-        outputs=("mmlu",),
-        wildcards=CHECKPOINT,
-        gpu=True,
+    _asked(
+        "mmlu",
+        "ask a model general-knowledge questions in MMLU's format",
+        "evaluation.knowledge",
+        ("mmlu",),
+        (DELTA, QUESTIONS),
     ),
-    Stage(
-        name="text",
-        help="measure a model's loss on held-out plain text",
-        module="localized_unlearning.evaluation.text",
-        settings=(*WINDOWS, "text.windows", "model.dtype"),
-        inputs=(BASE, CARD, DELTA, TEXT),
-        outputs=("text",),
-        wildcards=CHECKPOINT,
-        gpu=True,
+    _asked(
+        "text",
+        "measure a model's loss on held-out plain text",
+        "evaluation.text",
+        (*WINDOWS, "text.windows"),
+        (DELTA, TEXT),
     ),
-    Stage(
-        name="teachers",
-        help="ask a model for the facts of pretraining, which unlearning should not touch",
-        module="localized_unlearning.evaluation.teachers",
-        settings=("evaluation.shuffled_seed", "evaluation.orders", "prompts", "model.dtype"),
-        inputs=(BASE, CARD, SPLIT, DELTA, PROMPTS),
-        outputs=("teachers",),
-        wildcards=CHECKPOINT,
-        gpu=True,
+    _asked(
+        "teachers",
+        "ask a model for the facts of pretraining, which unlearning should not touch",
+        "evaluation.teachers",
+        ("evaluation.shuffled_seed", "evaluation.orders", "prompts"),
+        (SPLIT, DELTA, PROMPTS),
     ),
     Stage(
         name="sweep",
@@ -380,6 +373,7 @@ ATTACKS: tuple[Stage, ...] = (
         outputs=("probes",),
         wildcards=CHECKPOINT,
         gpu=True,
+        shares=True,
     ),
 )
 

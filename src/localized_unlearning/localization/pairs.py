@@ -102,7 +102,7 @@ class Pairs:
     """Clean and corrupt prompts of equal length.
 
     Attributes:
-        clean, corrupt: token ids, one list a prompt.
+        clean, corrupt: token ids, one list per prompt.
         subject: positions of the whole name ``(start, stop)`` in both.
         answer: index of the right answer in ``choices`` ``[prompt]``.
         choices: first token of each candidate answer, each once.

@@ -137,7 +137,7 @@ class Batch:
             ``position_ids`` ``[row, node]`` and the ``attention_mask``, boolean or, for eager attention, additive.
         rows, nodes: where each prompt's last token stands ``[prompt]``.
         prompts: index of each prompt in the packed list ``[prompt]``.
-        packs: the packs, one a row.
+        packs: the packs, one per row.
     """
 
     inputs: dict[str, Any]
@@ -148,7 +148,7 @@ class Batch:
 
 
 def to_batch(packs: Sequence[Pack], model: Any, before: int = 0) -> Batch:
-    """Model inputs of ``packs``, one a row, padded on the right.
+    """Model inputs of ``packs``, one per row, padded on the right.
 
     Args:
         packs: the packs.

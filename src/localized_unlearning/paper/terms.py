@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 SPORT_CHANCE = 1 / 3
-"""Accuracy, and mean recall over sports, of whoever knows only that three sports occur; golf is never right."""
+"""Accuracy, and mean recall over sports, of a model that knows only that three sports occur; golf is never right."""
 
 OPTION_CHANCE = 1 / 4
 """Accuracy of guessing one of four options of a question of general knowledge."""

@@ -36,7 +36,11 @@ def publish(
     journal = records.journal(path.parent)
     name = place.name if outside else Path(folder, place.name).as_posix()
     old = [records.read(found) for found in records.all_beside(path)]
-    record = _record(path, text, stage, None if outside else folder, settings, _inputs(shown, root))
+    sha256 = hashing.text(text)
+    file = records.File(name="", size=len(text.encode()), sha256=sha256)
+    output = records.Output(name="page", path=path.name, sha256=sha256, files=(file,))
+    place_of = None if outside else folder
+    record = record_without_code(stage, output, place_of, settings, _inputs(shown, root))
     replaces = [
         *records.remembered(name, journal),
         *(id for r in old for id in (records.record_id(r), *r.replaces)),
@@ -71,23 +75,29 @@ def _inputs(shown: Sequence[Path], root: Path) -> tuple[records.Input, ...]:
     return tuple(found)
 
 
-def _record(
-    path: Path,
-    text: str,
+def record_without_code(
     stage: str,
+    output: records.Output,
     folder: str | None,
     settings: Mapping[str, Any],
-    inputs: tuple[records.Input, ...],
+    inputs: tuple[records.Input, ...] = (),
+    **more: Any,
 ) -> records.Record:
-    data = text.encode()
+    """The record of a file that no stage's code made: a page of a run, a file that was adopted.
+
+    Args:
+        stage: what the record calls it.
+        output: the file.
+        folder: where it lies, relative to the workflow's folder; None outside it.
+        settings: what it was made by.
+        inputs: what it shows.
+        more: further fields of the record.
+    """
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    sha256 = hashing.text(text)
-    file = records.File(name="", size=len(data), sha256=sha256)
     digest = code.code_digest({})
-    pairs = [(i.name, i.sha256) for i in inputs]
     return records.Record(
         stage=stage,
-        key=records.key_of(stage, None, settings, {}, digest, None, {}, pairs),
+        key=records.key_of(stage, None, settings, {}, digest, None, {}, [(i.name, i.sha256) for i in inputs]),
         folder=folder,
         wildcards={},
         settings=dict(settings),
@@ -95,7 +105,7 @@ def _record(
         code_digest=digest,
         versions={},
         inputs=inputs,
-        outputs=(records.Output(name="page", path=path.name, sha256=sha256, files=(file,)),),
+        outputs=(output,),
         facts={},
         commit=environment.commit(),
         host={},
@@ -103,4 +113,5 @@ def _record(
         ended=now,
         seconds=0.0,
         attempt=1,
+        **more,
     )

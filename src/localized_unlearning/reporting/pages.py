@@ -103,7 +103,7 @@ def quoting(text: str) -> list[str]:
 
 
 def unaccounted(root: Path, pages: Iterable[Path]) -> dict[str, list[str]]:
-    """Pages that quote numbers of which nobody says where they are from."""
+    """Pages that quote numbers without saying where they are from."""
     origins, without = read(root)
     found = {}
     for page in pages:

@@ -225,7 +225,7 @@ def run(job: Job) -> None:
     notes = [
         f"Intervals: {100 * config.statistics.confidence:g} %, over test items"
         + (", training seeds" if own["seeds"].max() > 1 else ", one training seed")
-        + (" and, in the mean, forget sets." if len(study.tasks) > 1 else "."),
+        + (" and, on average, forget sets." if len(study.tasks) > 1 else "."),
     ]
     if data["published"].notna().any():
         notes.append("Published: read from the file that the config names; one run per cell, no interval.")

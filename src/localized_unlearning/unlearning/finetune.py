@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -135,17 +135,19 @@ def moved(model: Any, base: dict[str, Tensor], trainable: dict[str, Any]) -> dic
 def within_budget(
     model: Any,
     data: Data,
-    trainable: dict[str, Any],
+    names: Sequence[str],
     settings: Finetune,
-    weights: Weights,
-    method: Method,
-    seed: int,
+    train: Callable[[Data, Finetune], pd.DataFrame],
     cost: Cost | None = None,
 ) -> tuple[pd.DataFrame, list[Tried]]:
-    """:func:`train` at the fixed rate, or with a budget of disruption at the largest rate that stays within it.
+    """``train`` at the fixed rate, or with a budget of disruption at the largest rate that stays within it.
 
     Args:
-        model, data, trainable, settings, weights, method, seed: as for :func:`train`.
+        model: what ``train`` trains in place.
+        data: what it is trained on.
+        names: the parameters that it trains.
+        settings: the rate, and the budget.
+        train: trains the model on data, as settings say; returns a row per step.
         cost: measures disruption; None measures it on the last text windows, which training then does not read.
 
     Raises:
@@ -153,7 +155,7 @@ def within_budget(
     """
     equal = settings.equal_disruption
     if equal.budget is None:
-        return train(model, data, trainable, settings, weights, method, seed), []
+        return train(data, settings), []
     if sharding.count(model) > 1:
         raise UserError("equal disruption needs a whole model: set compute.shards to 1")
     if cost is None:
@@ -166,10 +168,9 @@ def within_budget(
         data = replace(data, text=data.text[: -equal.windows])
 
     def at(rate: float) -> pd.DataFrame:
-        own = settings.model_copy(update={"learning_rate": rate})
-        return train(model, data, trainable, own, weights, method, seed)
+        return train(data, settings.model_copy(update={"learning_rate": rate}))
 
-    return strongest(model, list(trainable), equal.learning_rates, equal.budget, cost, at)
+    return strongest(model, names, equal.learning_rates, equal.budget, cost, at)
 
 
 def asked_about(
@@ -246,7 +247,11 @@ def run(job: Job) -> None:
     earlier = deltas.read_delta(job.inputs["previous"], digest) if job.inputs.get("previous") else {}
     with deltas.applied(model, earlier):  # of a chain, the model that the task before left
         base = {name: sharding.held(model.get_parameter(name)).to("cpu", copy=True) for name in trainable}
-        history, tried = within_budget(model, data, trainable, settings, strengths, loss, seed, cost)
+
+        def trained(data: Data, settings: Finetune) -> pd.DataFrame:
+            return train(model, data, trainable, settings, strengths, loss, seed)
+
+        history, tried = within_budget(model, data, list(trainable), settings, trained, cost)
         history.to_csv(job.outputs["history"], index=False)
         parameters = {name: model.get_parameter(name) for name in trainable}
         tensors = {name: sharding.whole(p, sharding.held(p)) for name, p in parameters.items()}

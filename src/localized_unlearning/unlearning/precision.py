@@ -57,7 +57,7 @@ class HalfAdamW(torch.optim.Optimizer):
         lr, weight_decay: as ``torch.optim.AdamW``, whose betas and epsilon are kept.
         master: keep float32 weights and states, 12 bytes a weight, and round the weights to nearest into the model's;
             otherwise keep weights and states in bfloat16, 4 bytes a weight besides the model's, rounded at random.
-        seed: of the random rounding; one generator a device.
+        seed: of the random rounding; one generator per device.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class HalfAdamW(torch.optim.Optimizer):
 
 
 def round_at_random(values: Tensor, generator: torch.Generator) -> Tensor:
-    """``values`` in bfloat16, each one of its two neighbours there, nearer ones more often: right in the mean.
+    """``values`` in bfloat16, each one of its two neighbours there, nearer ones more often: right on average.
 
     Args:
         values: finite float32.

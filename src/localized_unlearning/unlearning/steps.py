@@ -140,7 +140,7 @@ def gradients(
 ) -> Iterator[dict[str, float]]:
     """One step after another: accumulate the gradient of the whole loss, and yield the step's losses.
 
-    Gradients land in whatever of ``model`` requires them; the caller moves the parameters and clears
+    Gradients land in those parameters of ``model`` that require them; the caller moves the parameters and clears
     the gradients before it asks for the next step. Every loss term is averaged over its examples. The processes of a
     sharded model take a part of the work each, unless it is not to be ``divided``.
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -22,7 +22,7 @@ from localized_unlearning.costs.devices import DEVICES, Cost, Device
 from localized_unlearning.costs.sizes import GB
 from localized_unlearning.costs.stages import LIGHT
 from localized_unlearning.errors import UserError
-from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.jobs.stages import CHECKPOINT, STAGES
 from localized_unlearning.progress import clock
 from localized_unlearning.workflow.layout import JobId
 from localized_unlearning.workflow.places import Places
@@ -69,10 +69,37 @@ class Plan:
             groups[job.stage].append(job)
         return {stage: groups[stage] for stage in ORDER if stage in groups}
 
-    def seconds(self, job: JobId, device: Device, host: Device) -> float:
-        """How long a job takes; stages that use no GPU run on ``host``."""
-        where = host if job.stage in LIGHT else device
-        return where.seconds(self.costs[job].work, self.config.model.dtype)
+    def seconds(self, job: JobId, device: Device, host: Device, follows: bool = False) -> float:
+        """How long a job takes; stages that use no GPU run on ``host``.
+
+        Args:
+            job: the job.
+            device: what it runs on.
+            host: what it runs on if it uses no GPU.
+            follows: whether it finds its model loaded (:meth:`followers`).
+        """
+        where, work = host if job.stage in LIGHT else device, self.costs[job].work
+        return where.seconds(replace(work, load=0.0) if follows else work, self.config.model.dtype)
+
+    def followers(self, jobs: Iterable[JobId]) -> set[JobId]:
+        """Those of ``jobs`` that find their checkpoint's model loaded by one before them, where all of them are done."""
+        if not self.config.compute.warm_start or self.config.compute.shards > 1:
+            return set()
+        checkpoints: dict[tuple[str, ...], list[JobId]] = defaultdict(list)
+        for job in jobs:
+            if STAGES[job.stage].shares:
+                checkpoints[tuple(job.named[name] for name in CHECKPOINT)].append(job)
+        return {
+            job
+            for found in checkpoints.values()
+            for job in sorted(found, key=lambda job: (job.stage != "text", job.stage))[1:]
+        }
+
+    def hours(self, jobs: Sequence[JobId], device: Device, host: Device) -> float:
+        """Hours of ``device`` that jobs take which are done together."""
+        follow = self.followers(jobs)
+        mine = [job for job in jobs if job.stage not in LIGHT or not device.gpu]
+        return sum(self.seconds(job, device, host, job in follow) for job in mine) / 3600
 
     def longest_chain(self, device: Device, host: Device) -> tuple[float, list[JobId]]:
         """The chain of jobs that must follow one another and takes longest: no number of nodes is faster."""
@@ -92,7 +119,7 @@ class Plan:
 
 
 def lines_of(plan: Plan, device: Device, host: Device) -> list[str]:
-    """The plan as a table of Markdown, one line a stage, with totals and the longest chain."""
+    """The plan as a table of Markdown, one line per stage, with totals and the longest chain."""
     gpu = "GPU" if device.gpu else "CPU"
     heads = (
         "stage",
@@ -105,11 +132,10 @@ def lines_of(plan: Plan, device: Device, host: Device) -> list[str]:
         "output GB",
     )
     rows: list[tuple[str, ...]] = []
-    total = 0.0
+    follow = plan.followers(plan.needs)
     for stage, jobs in plan.by_stage().items():
         found = [plan.costs[job] for job in jobs]
-        seconds = [plan.seconds(job, device, host) for job in jobs]
-        total += sum(seconds) if stage not in LIGHT or not device.gpu else 0
+        seconds = [plan.seconds(job, device, host, job in follow) for job in jobs]
         flops = max(c.work.flops + c.work.logit_flops for c in found) / 1e15
         memory = max(stages.memory_mb(plan.model, stage, job.named) for job in jobs) / 1e3
         held = max(c.device_bytes for c in found) / GB
@@ -124,7 +150,7 @@ def lines_of(plan: Plan, device: Device, host: Device) -> list[str]:
     return [
         *table(heads, rows),
         "",
-        f"{len(plan.needs)} jobs, {total / 3600:.1f} {gpu}-hours on {device.name}, {plan.disk() / GB:.1f} GB of outputs.",
+        f"{len(plan.needs)} jobs, {plan.hours(list(plan.needs), device, host):.1f} {gpu}-hours on {device.name}, {plan.disk() / GB:.1f} GB of outputs.",
         f"Longest chain: {clock(length)} ({names}).",
     ]
 
@@ -148,12 +174,14 @@ def _span(values: list[float]) -> str:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a job took by its record: wildcards, seconds, GB at the peak where they were taken, bytes of its outputs."""
+    """What a job took by its record: wildcards, seconds, GB at the peak where they were taken, bytes of its outputs, and
+    whether it found its model loaded."""
 
     wildcards: dict[str, str]
     seconds: float
     memory: Mapping[str, float]
     size: int
+    follows: bool
 
 
 def recorded(results: Path) -> dict[str, list[Recorded]]:
@@ -163,7 +191,8 @@ def recorded(results: Path) -> dict[str, list[Recorded]]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record.get("seconds") and not record.get("restored"):
             size = sum(file["size"] for output in record["outputs"] for file in output["files"])
-            job = Recorded(record["wildcards"], record["seconds"], record.get("memory") or {}, size)
+            follows = "model" in (record.get("compute") or {})
+            job = Recorded(record["wildcards"], record["seconds"], record.get("memory") or {}, size, follows)
             found[record["stage"]].append(job)
     return found
 
@@ -183,7 +212,10 @@ def comparison(plan: Plan, device: Device, host: Device) -> list[str]:
         jobs = measured[stage]
         costs_of = [plan.model.cost(stage, job.wildcards) for job in jobs]
         where = host if stage in LIGHT else device
-        predicted = [where.seconds(c.work, plan.config.model.dtype) for c in costs_of]
+        works = [
+            replace(c.work, load=0.0) if j.follows else c.work for c, j in zip(costs_of, jobs, strict=True)
+        ]
+        predicted = [where.seconds(work, plan.config.model.dtype) for work in works]
         seconds = [job.seconds for job in jobs]
         sums = sum(predicted), sum(seconds), sum(c.disk for c in costs_of), sum(job.size for job in jobs)
         totals = [a + b for a, b in zip(totals, sums, strict=True)]

@@ -39,7 +39,7 @@ class Finding:
     """What a check found.
 
     Attributes:
-        state: ok, missing (the run would fail for want of it) or unchecked.
+        state: ok, missing (the run would fail without it) or unchecked.
         what: one clause.
         remedy: what to do about it.
     """

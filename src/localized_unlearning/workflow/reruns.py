@@ -37,24 +37,21 @@ class Edit:
 
 
 def edits(plan: Plan, device_name: str | None = None) -> list[Edit]:
-    """Every module in any stage's closure, the dearest edit first."""
+    """Every module in any stage's closure, the most expensive edit first."""
     device, host = device_of(plan, device_name, plan.config.compute.threads, measure=False)
     users: dict[str, list[str]] = defaultdict(list)
     for stage in STAGES.values():
         for module in code.closure(stage.module):
             users[module].append(stage.name)
-    jobs = plan.by_stage()
-    seconds = {
-        stage: 0.0 if stage in LIGHT else sum(plan.seconds(job, device, host) for job in found)
-        for stage, found in jobs.items()
-    }
+    by_stage = plan.by_stage()
+
+    def edit(module: str, stages: list[str]) -> Edit:
+        jobs = [job for stage in stages for job in by_stage.get(stage, ())]
+        hours = plan.hours([job for job in jobs if job.stage not in LIGHT], device, host)
+        return Edit(module.removeprefix(f"{code.PACKAGE}."), tuple(stages), len(jobs), hours)
+
     found = [
-        Edit(
-            module.removeprefix(f"{code.PACKAGE}."),
-            tuple(stages),
-            sum(len(jobs.get(stage, ())) for stage in stages),
-            sum(seconds.get(stage, 0.0) for stage in stages) / 3600,
-        )
+        edit(module, stages)
         for module, stages in users.items()
         if module != code.PACKAGE and not source_is_empty(module)
     ]
@@ -95,5 +92,5 @@ def run(arguments: argparse.Namespace) -> int:
         for edit in found
     ]
     print("\n".join(table(heads, rows)))
-    print(f"\n{len(found)} modules; {mean_hours(found):.2f} hours in the mean.")
+    print(f"\n{len(found)} modules; {mean_hours(found):.2f} hours on average.")
     return 0

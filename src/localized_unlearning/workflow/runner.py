@@ -29,7 +29,7 @@ from localized_unlearning import computing, files
 from localized_unlearning import memory as memory_module
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.jobs.job import Job, Stage, restrict, settings_of
+from localized_unlearning.jobs.job import Job, Kept, Stage, restrict, settings_of
 from localized_unlearning.models import room, sharding
 from localized_unlearning.provenance import cache, code, digests, environment, hashing, locks, records
 from localized_unlearning.workflow import signals
@@ -76,7 +76,7 @@ def execute(
     outputs: Mapping[str, Path],
     root: Path,
     compute: bool = True,
-    imported: Mapping[str, code.State] | None = None,
+    kept: Kept | None = None,
 ) -> records.Record | None:
     """Run one job, or restore it from the cache that the config names, and return its record.
 
@@ -88,14 +88,19 @@ def execute(
         outputs: path by name, all in one folder.
         root: folder that recorded input paths are relative to.
         compute: whether to run the stage when the cache has no such job; if not, None is returned.
-        imported: the state of the source files that this process has imported already, by module.
+        kept: what this process has imported, and kept of the jobs it ran before.
 
     Raises:
         UserError: for a missing input, an input that is not what its record says or that changed while the job
             ran, an output another live job is writing, a disk that is full or may not be written, or a fault that
             the stage reports.
     """
-    started, before, spent = datetime.now(UTC), memory_module.resident(), computing.cpu_seconds()
+    held = kept or Kept()
+    if held.resident is None:
+        held.resident = memory_module.resident()
+    else:
+        memory_module.forget_peaks()
+    begun = datetime.now(UTC), computing.cpu_seconds()
     flat = [(name, path) for name, value in inputs.items() for path in _as_list(value)]
     for name, path in flat:
         if not path.exists():
@@ -106,18 +111,7 @@ def execute(
     try:
         first.parent.mkdir(parents=True, exist_ok=True)
         with locks.held(first), signals.seen_by(signals.stop):
-            return _locked(
-                stage,
-                config,
-                wildcards,
-                flat,
-                inputs,
-                outputs,
-                root,
-                compute,
-                imported or {},
-                (started, before, spent),
-            )
+            return _locked(stage, config, wildcards, flat, inputs, outputs, root, compute, held, begun)
     except Exception as error:
         if sentence := room.exhausted(error, stage.name):
             raise UserError(sentence) from error
@@ -143,8 +137,8 @@ def _locked(
     outputs: Mapping[str, Path],
     root: Path,
     compute: bool,
-    imported: Mapping[str, code.State],
-    begun: tuple[datetime, float | None, float],
+    held: Kept,
+    begun: tuple[datetime, float],
 ) -> records.Record | None:
     """The job itself, while it holds the lock of its outputs."""
     first = next(iter(outputs.values()))
@@ -156,17 +150,17 @@ def _locked(
         for path in (*outputs.values(), records.path_for(first)):
             _sweep(path)
         basis = _basis(stage, config, wildcards, flat, root)
-        now = {name: basis.sources.get(name) for name in basis.modules if name in imported}
-        if changed := next((name for name, state in now.items() if state != imported[name]), None):
+        now = {name: basis.sources.get(name) for name in basis.modules if name in held.imported}
+        if changed := next((name for name, state in now.items() if state != held.imported[name]), None):
             raise UserError(_changed(stage, f"{changed.replace('.', '/')}.py"))
         seen = restrict(config, stage, wildcards)
-        job = Job(stage, seen, wildcards, inputs, temporary, basis.key, basis.files)
+        job = Job(stage, seen, wildcards, inputs, temporary, basis.key, basis.files, kept=held)
         store = cache.of(config) if stage.cached else None
         kept = store.restore(basis.key, temporary) if store else None
         if kept is None and not compute:
             return None
         _keep_sources(basis.modules, root / layout.sources)
-        memory = None if kept else _compute(job, begun[1], basis)
+        memory = None if kept else _compute(job, basis)
         _refuse_changes(stage, basis)
         record = _record(job, basis, outputs, root, run, begun, memory, kept)
         if not locks.still_mine(first):
@@ -188,10 +182,10 @@ def _existing(folder: Path) -> Path:
     return next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
 
 
-def _compute(job: Job, before: float | None, basis: _Basis) -> dict[str, float] | None:
+def _compute(job: Job, basis: _Basis) -> dict[str, float] | None:
     """Call the stage, in several processes where its model is sharded, and check that it has written every output.
 
-    Returns its memory; ``before`` is what this process held at the start.
+    Returns its memory.
     """
     function = getattr(importlib.import_module(job.stage.module), job.stage.function)
     if code.state(basis.modules) != basis.sources:  # an edit undone by now may be what was imported
@@ -201,7 +195,7 @@ def _compute(job: Job, before: float | None, basis: _Basis) -> dict[str, float] 
         memory = sharding.run(job, function, shards)
     else:
         function(job)
-        memory = memory_module.peak_memory(before)
+        memory = memory_module.peak_memory(job.kept.resident)
     if str(job.facts.get("device", "")).startswith("cuda"):
         job.facts["precision"] = job.config.compute.precision
     for name, path in job.outputs.items():
@@ -356,7 +350,7 @@ def _record(
     outputs: Mapping[str, Path],
     root: Path,
     run: Path,
-    begun: tuple[datetime, float | None, float],
+    begun: tuple[datetime, float],
     memory: dict[str, float] | None,
     kept: records.Record | None,
 ) -> records.Record:
@@ -394,7 +388,7 @@ def _record(
         started=started.isoformat(timespec="milliseconds"),
         ended=ended.isoformat(timespec="milliseconds"),
         seconds=round((ended - started).total_seconds(), 3),
-        cpu_seconds=round(computing.cpu_seconds() - begun[2], 3),
+        cpu_seconds=round(computing.cpu_seconds() - begun[1], 3),
         memory=memory,
         attempt=int(os.environ.get("LOCALIZED_UNLEARNING_ATTEMPT", "1")),
         restored=_restored(kept) if kept else None,
@@ -489,7 +483,7 @@ def _sweep(path: Path) -> None:
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """Whether a writer failed for want of space; writers in C++ or Rust say so in words only."""
+    """Whether a writer failed because no space is left; writers in C++ or Rust say so in words only."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     return os.strerror(errno.ENOSPC) in str(error)

@@ -99,9 +99,17 @@ class Rules:
 
     @property
     def shell_prefix(self) -> str:
-        """What stands before every command: Snakemake's own strict mode, the attempt, and whether to start warm."""
+        """What stands before every command: Snakemake's own strict mode, the attempt, and whether to start warm.
+
+        A job that was submitted alone starts cold: none would follow it in its allocation.
+        """
         how = "cache" if self.config.cache.dir else "1"
-        warm = f" LOCALIZED_UNLEARNING_WARM={how}" if self.config.compute.warm_start else ""
+        alone = "--target-jobs" in sys.argv and "--local-groupid" not in sys.argv
+        warm = (
+            f" LOCALIZED_UNLEARNING_WARM={how}:{os.getpid()}"
+            if self.config.compute.warm_start and not alone
+            else ""
+        )
         return f"set -euo pipefail; export LOCALIZED_UNLEARNING_ATTEMPT={_attempt(sys.argv)}{warm}; "
 
     def folders(self) -> list[str]:
