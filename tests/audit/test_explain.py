@@ -203,7 +203,7 @@ def test_the_folders_below_a_stray_file_are_not_searched(
     assert read and not [path for path in read if "home" in path.parts]
 
 
-@pytest.mark.parametrize("suffix", ["pdf", "png", "md", "tex"])
+@pytest.mark.parametrize("suffix", ["pdf", "png", "svg", "md", "tex"])
 def test_figures_and_tables_carry_their_key(
     lab: Lab, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -212,9 +212,9 @@ def test_figures_and_tables_carry_their_key(
         "from matplotlib.figure import Figure\nfrom localized_unlearning.reporting.figures.drawing import style\n\n\ndef run(job):\n"
         "    path = job.outputs['csv']\n"
         "    if path.suffix in ('.pdf', '.png'):\n"
-        "        pdf, png = (path.with_suffix(suffix) for suffix in ('.pdf', '.png'))\n"
-        "        style.save(Figure(), pdf, png, job.key)\n"
-        "        (png if path == pdf else pdf).unlink()\n"
+        "        paths = {kind: path.with_suffix('.' + kind) for kind in ('pdf', 'png', 'svg')}\n"
+        "        style.save(Figure(), paths, job.key)\n"
+        "        [other.unlink() for other in paths.values() if other != path]\n"
         "    else:\n"
         "        path.write_text('a table\\n')\n"
     )

@@ -16,8 +16,9 @@ from localized_unlearning.analysis.statistics import wilson
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.evaluation import Measures, Statistics
 from localized_unlearning.errors import UserError
+from localized_unlearning.paper import terms
 from localized_unlearning.paper.artefacts import FIGURES
-from localized_unlearning.reporting.figures import drawing, style
+from localized_unlearning.reporting.figures import drawing, style, vector
 from localized_unlearning.reporting.figures.rows import Asked, asked
 from tiny_run import ROOT
 
@@ -223,6 +224,51 @@ def test_every_panel_has_the_floor_and_the_base_model(name: str) -> None:
         assert "Base model" in labels or axes.get_title(loc="left") == "Base model"
 
 
+@pytest.mark.parametrize("name", ["figure_1", "figure_3", "figure_5", "figure_7"])
+def test_gold_stands_in_the_figures_of_trained_models(name: str) -> None:
+    """Catches gold drawn as one of the masks, counted among their items, or given an edit's size."""
+    frames = frames_of(name)
+    x = {"figure_1": "iteration", "figure_5": "edit_size", "figure_7": "edit_size"}.get(name)
+    rows = {stem: f[f["localization"] == "manual"].assign(localization="gold") for stem, f in frames.items()}
+    if x:
+        first = {
+            stem: f[f[x] == f[x].min()].drop(columns=[x, "masked"], errors="ignore")
+            for stem, f in rows.items()
+        }
+        rows = {stem: pd.concat([f, f], ignore_index=True) for stem, f in first.items()}
+    frames = {stem: pd.concat([f, rows[stem]], ignore_index=True) for stem, f in frames.items()}
+    points = drawing.points_of(name, frames, ASKED, STATISTICS)
+    labels = {**terms.KNOWERS, **LABELS}
+    figure = drawing.draw(name, points, labels)
+    plain = drawn(name)[0]
+    for axes, without in zip(figure.axes, plain.axes, strict=True):
+        assert terms.KNOWERS["gold"] in axes.get_legend_handles_labels()[1]
+        notes = [{t.get_text() for t in a.texts if "n = " in t.get_text()} for a in (axes, without)]
+        assert notes[0] == notes[1]
+    entries = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert entries.index(terms.KNOWERS["gold"]) <= 1, "the references stand first"
+
+
+def test_hostile_labels_are_drawn_letter_by_letter() -> None:
+    """Catches mathematics read into a label, and a label that matplotlib's legends leave out."""
+    hostile = [
+        "$\\frac{",
+        "_hidden",
+        "a | b & c_d % # {x} \\y",
+        "<script>alert(1)</script>",
+        "line\nbreak",
+        "$x^2$",
+    ]
+    labels = {"base": "Base model", **dict(zip(LOCALIZATIONS, hostile, strict=True))}
+    points = drawn("figure_1")[1]
+    figure = drawing.draw("figure_1", points, labels)
+    entries = {text.get_text().strip("\u2009") for text in figure.legends[0].get_texts()}
+    assert {*hostile} <= entries
+    figure.canvas.draw()
+    text = vector.drawn(figure, "0" * 64)
+    assert "<script>" not in text and "&lt;script&gt;" in text
+
+
 @pytest.mark.parametrize("name", ["figure_2", "figure_4", "figure_9", "figure_10", "figure_12"])
 def test_every_point_of_the_csv_is_drawn_and_no_other(name: str) -> None:
     """The lines of a figure are the CSV's means; what one localization lacks is left out, not made up."""
@@ -374,10 +420,10 @@ def test_what_a_person_has_at_home_reaches_no_figure(tmp_path: Path) -> None:
     for more in ({}, hostile):
         folder = tmp_path / f"results{len(more)}"
         words = [sys.executable, "-m", "localized_unlearning.cli.main", "figure", "--config", "config.yaml", "--figure",
-                 name, "--data", str(data), "--captions", str(ROOT / "workflow/report/captions.yaml"), *(w for s in ("csv", "pdf", "png", "md", "tex") for w in (f"--out-{s}", f"{folder}/f.{s}"))]  # fmt: skip
+                 name, "--data", str(data), "--captions", str(ROOT / "workflow/report/captions.yaml"), *(w for s in ("csv", "pdf", "png", "svg", "md", "tex") for w in (f"--out-{s}", f"{folder}/f.{s}"))]  # fmt: skip
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("MPL", "LC_", "LANG"))}
         answer = subprocess.run(words, cwd=tmp_path, env={**clean, "XDG_CACHE_HOME": str(tmp_path), **more},
                                 capture_output=True, text=True)  # fmt: skip
         assert answer.returncode == 0, answer.stderr
-        bytes_of.append([(folder / f"f.{suffix}").read_bytes() for suffix in ("csv", "pdf", "png")])
+        bytes_of.append([(folder / f"f.{suffix}").read_bytes() for suffix in ("csv", "pdf", "png", "svg")])
     assert bytes_of[0] == bytes_of[1]

@@ -28,7 +28,7 @@ class Origin:
 
 
 def keys_in(path: Path) -> set[str]:
-    """What may be a job's key in a file: PDF and PNG carry it among their keywords, .md and .tex in a comment."""
+    """What may be a job's key in a file: PDF and PNG carry it among their keywords, .md, .svg and .tex in a comment."""
     if path.stat().st_size > LARGEST_WITH_KEY:
         return set()
     with open(hashing.open_plain(path), "rb") as stream:

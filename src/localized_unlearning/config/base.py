@@ -34,6 +34,17 @@ def _named(name: str) -> str:
 MethodName = Annotated[str, AfterValidator(_named)]
 
 
+def _label(text: str) -> str:
+    """Takes a name as people read it, on one line."""
+    line = " ".join(text.split())
+    if not line or not line.isprintable():
+        raise ValueError("should be a name of at least one letter, without control characters")
+    return line
+
+
+Label = Annotated[str, AfterValidator(_label)]
+
+
 class Section(BaseModel):
     """A block of the config; unknown keys are an error and values never change."""
 

@@ -10,6 +10,7 @@ from localized_unlearning.config.base import (
     Fraction,
     Granularity,
     Kind,
+    Label,
     MethodName,
     Positive,
     Section,
@@ -93,7 +94,7 @@ class MaskLocalization(Section):
 class Localization(Section):
     """One localization: which components are trained."""
 
-    label: str = Field(description="Name in tables and figures.")
+    label: Label = Field(description="Name in tables and figures, in one line.")
     kind: Literal["scores", "weights", "manual", "random", "all_mlps", "all", "truth", "matched_draw"] = (
         Field(
             description="scores: the components that score highest; weights: the single weights that do; manual: all of the "

@@ -58,7 +58,7 @@ COLLECTING = (
         module="localized_unlearning.reporting.faithfulness",
         settings=("run", "statistics", "localizations"),
         inputs=(many("data"),),
-        outputs=("csv", "markdown", "pdf", "png"),
+        outputs=("csv", "markdown", "pdf", "png", "svg"),
     ),
     Stage(
         name="attack_table",
@@ -66,7 +66,7 @@ COLLECTING = (
         module="localized_unlearning.reporting.attacks",
         settings=("run", "statistics", "localizations"),
         inputs=(many("rows"),),
-        outputs=("csv", "markdown", "latex", "pdf", "png"),
+        outputs=("csv", "markdown", "latex", "pdf", "png", "svg"),
     ),
     Stage(
         name="question_page",
@@ -74,7 +74,7 @@ COLLECTING = (
         module="localized_unlearning.reporting.question",
         settings=("run", "statistics"),
         inputs=(many("rows"),),
-        outputs=("csv", "markdown", "pdf", "png"),
+        outputs=("csv", "markdown", "pdf", "png", "svg"),
     ),
     Stage(
         name="localizers",
@@ -82,7 +82,7 @@ COLLECTING = (
         module="localized_unlearning.reporting.localizers",
         settings=("run", "localizations", "organism.facts_in"),
         inputs=(many("scores"), SELECTIONS),
-        outputs=("csv", "markdown", "latex", "pdf", "png"),
+        outputs=("csv", "markdown", "latex", "pdf", "png", "svg"),
         wildcards=("task",),
     ),
     Stage(
@@ -102,9 +102,10 @@ COLLECTING = (
             "masking.optimizer",
             "masking.learning_rate",
             "masking.controls",
+            "organism.facts_in",
         ),
         inputs=(many("data"), Input("captions"), optional("overlay")),
-        outputs=("csv", "pdf", "png", "md", "tex"),
+        outputs=("csv", "pdf", "png", "svg", "md", "tex"),
         wildcards=("figure",),
     ),
 )

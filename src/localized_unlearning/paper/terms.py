@@ -157,6 +157,9 @@ ACCURACIES: Mapping[str, str] = {
 
 Standing = Literal["above chance", "at chance", "below chance"]
 
+KNOWERS = {"base": "Base model", "gold": "Gold (never learned it)"}
+"""The models that were not unlearned, in the order of tables and figures: where they began, and what there is to reach."""
+
 MARKS: Mapping[str, tuple[str, str]] = {
     "at chance": ("†", "The base model itself is at chance here: the column says nothing about unlearning."),
     "below chance": (

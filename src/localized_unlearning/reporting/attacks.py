@@ -101,15 +101,18 @@ def heat_map(table: pd.DataFrame, form: str = "multiple_choice") -> Figure:
                     if value == value:
                         colour = "white" if abs(value) > 0.6 else "0.15"
                         ax.text(
-                            column, row, f"{value:.2f}", ha="center", va="center", fontsize=5.5, color=colour
-                        )
-            ax.set_title(f"{task}, {objective}")
+                            column, row, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center",
+                            fontsize=style.SMALL, color=colour,
+                        )  # fmt: skip
+            ax.set_title(f"{task}, {objective}: {FORMATS[form].lower()}")
             ax.set_xticks(range(len(attacks)), [ATTACKS[name] for name in attacks], rotation=35, ha="right")
             ax.set_yticks(range(len(names)), names)
             ax.spines[:].set_visible(False)
             ax.tick_params(length=0)
             bar = figure.colorbar(image, ax=ax, shrink=0.9, pad=0.02)
-            bar.set_label("Recovered share", fontsize=6)
+            known = "gold" if group["floor"].notna().any() else "nothing"
+            bar.set_label(f"Recovered (0: {known}, 1: base model)", fontsize=style.SMALL)
+            bar.ax.tick_params(labelsize=style.SMALL, width=0.5)
             bar.outline.set_visible(False)
     return figure
 
@@ -118,7 +121,7 @@ def run(job: Job) -> None:
     """Stage: the matrix as CSV, Markdown, LaTeX and heat map."""
     rows = pd.concat([pd.read_parquet(path) for path in job.inputs["rows"]], ignore_index=True)
     table = recovery.recovered(rows, job.config.statistics)
-    labels = {name: found.label for name, found in job.config.localizations.items() if found}
+    labels = style.distinct({name: found.label for name, found in job.config.localizations.items() if found})
     table = tidy(table, labels)
     floor = bool(table["floor"].notna().any())
     models = rows.groupby([name for name in recovery.MODEL if name in rows.columns]).ngroups
@@ -135,4 +138,4 @@ def run(job: Job) -> None:
     table.to_csv(job.outputs["csv"], index=False)
     job.outputs["markdown"].write_text(markup.markdown(title, found, notes), encoding="utf-8")
     job.outputs["latex"].write_text(markup.latex(title, found, notes), encoding="utf-8")
-    style.save(heat_map(table), job.outputs["pdf"], job.outputs["png"], job.key)
+    style.save(heat_map(table), job.outputs, job.key)

@@ -40,6 +40,7 @@ def read_captions(path: Path, config: Config) -> dict[str, str]:
         **forgotten(config),
         "level": f"{100 * config.statistics.confidence:g} %",
         "organism": config.model.kind == "organism",
+        "gold": config.model.kind == "organism" and config.organism.facts_in is not None,
         "models": terms.runs(
             len(config.seeds), len(config.base_seeds) if config.model.kind == "organism" else 1
         ),

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from localized_unlearning.analysis.claims.verdicts import Comparison, Finding
 from localized_unlearning.paper import terms
+from localized_unlearning.reporting.markup import escaped, row
 
 VERDICTS = ("supported", "contradicted", "undecided", "not testable")
 
@@ -101,11 +102,11 @@ def overview(findings: Sequence[Finding], links: Mapping[str, str]) -> list[str]
         *(name.replace("_", " ") for name in sets),
         "Shown in",
     ]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    lines = [row(heads), "|---" * len(heads) + "|"]
     for finding in findings:
         claim = finding.claim
         cells = [
-            claim.says,
+            escaped(claim.says),
             claim.section,
             verdict_of(finding),
             margin_of(finding.worst),
@@ -113,7 +114,7 @@ def overview(findings: Sequence[Finding], links: Mapping[str, str]) -> list[str]
             *(finding.elsewhere.get(name, "–") for name in sets),
             ", ".join(_link(name, links) for name in claim.shown_in),
         ]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(row(cells))
     return lines
 
 

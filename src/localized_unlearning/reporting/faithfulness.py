@@ -144,4 +144,4 @@ def run(job: Job) -> None:
     labels = {name: found.label for name, found in config.localizations.items() if found}
     points.to_csv(job.outputs["csv"], index=False)
     job.outputs["markdown"].write_text(table(points, labels, config.run), encoding="utf-8")
-    style.save(draw(points, labels), job.outputs["pdf"], job.outputs["png"], job.key)
+    style.save(draw(points, labels), job.outputs, job.key)

@@ -67,7 +67,7 @@ def run(job: Job) -> None:
         chosen = selection.get("share_by_component") or dict.fromkeys(selection["components"], 1.0)
         values[(name, base)] = own or {c: float(chosen.get(c, 0.0)) for c in components}
     grades = localizers.grade(values, truth, localizers.name_of_place(facts_in))
-    labels = {name: found.label for name, found in job.config.localizations.items() if found}
+    labels = style.distinct({name: found.label for name, found in job.config.localizations.items() if found})
     title = f"Localizers against the truth: facts in {grades['place'].iloc[0]} ({job.config.run})"
     lines = [
         [labels[str(name)], *[_spread(rows[grade]) for grade in GRADES]]
@@ -82,7 +82,7 @@ def run(job: Job) -> None:
     grades.to_csv(job.outputs["csv"], index=False)
     job.outputs["markdown"].write_text(markup.markdown(title, panels, notes), encoding="utf-8")
     job.outputs["latex"].write_text(markup.latex(title, panels, notes), encoding="utf-8")
-    style.save(draw(grades, labels), job.outputs["pdf"], job.outputs["png"], job.key)
+    style.save(draw(grades, labels), job.outputs, job.key)
 
 
 def _spread(values: pd.Series) -> str:

@@ -181,4 +181,4 @@ def run(job: Job) -> None:
     title = f"Does localization inform unlearning? ({job.config.run})"
     rows.to_csv(job.outputs["csv"], index=False)
     job.outputs["markdown"].write_text(markup.markdown(title, panels, notes), encoding="utf-8")
-    style.save(draw(outcomes), job.outputs["pdf"], job.outputs["png"], job.key)
+    style.save(draw(outcomes), job.outputs, job.key)

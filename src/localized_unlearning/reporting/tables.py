@@ -35,10 +35,7 @@ released code, the question prompt's."""
 
 BASE = "base"
 
-KNOWERS = {
-    BASE: NOTHING,
-    "gold": {**NOTHING, "label": "Gold (never learned it)"},
-}
+KNOWERS = {name: {**NOTHING, "label": label} for name, label in terms.KNOWERS.items()}
 """The models that were not unlearned, as if they were selections of nothing."""
 
 ALL_SETS = "all"

@@ -108,10 +108,22 @@ class Collected(Checkpoints):
     def _figure(self, w: Mapping[str, str]) -> dict[str, Given | list[Given] | None]:
         overlay = self.config.figures.overlay.get(w["figure"])
         return {
-            "data": self.data(w["figure"]),
+            "data": list(dict.fromkeys([*self.data(w["figure"]), *self._gold_of(w["figure"])])),
             "captions": "workflow/report/captions.yaml",
             "overlay": None if overlay is None else os.path.expandvars(os.path.expanduser(overlay)),
         }
+
+    def _gold_of(self, name: str) -> list[Given]:
+        """Gold's rows for a figure about trained models: probes of it, or what it answers, unattacked."""
+        figure = FIGURES[name]
+        stages = () if not figure.task else ("probe",) if figure.kind == "probes" else SHORT_EXAM
+        sets = self.forget_sets(figure.task) if self.config.figures.forget_sets == "all" else [figure.task]
+        models = [m for s in sets if s for m in self.gold(s) if int(m["base_seed"]) in self.shown]
+        return [
+            Product(JobId.of(stage, **m), "probes" if stage == "probe" else stage)
+            for m in models
+            for stage in stages
+        ]
 
     def data(self, name: str) -> list[Given]:
         """The rows a figure is drawn from."""

@@ -31,7 +31,7 @@ BASE = "base{base_seed}"
 MODEL = f"{BASE}/{{task}}/{{objective}}/{{localization}}/seed{{seed}}"
 MASK = f"{BASE}/{{task}}/mask/{{localization}}"
 
-PAGE = {"csv": "csv", "markdown": "md", "pdf": "pdf", "png": "png"}
+PAGE = {"csv": "csv", "markdown": "md", "pdf": "pdf", "png": "png", "svg": "svg"}
 
 PLACES: Mapping[str, Mapping[str, str]] = {
     "fetch": {"file": "sources/{source}"},
@@ -67,6 +67,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
         "latex": "attacks.tex",
         "pdf": "attacks.pdf",
         "png": "attacks.png",
+        "svg": "attacks.svg",
     },
     "localizers": {
         "csv": "{task}/localizers.csv",
@@ -74,6 +75,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
         "latex": "{task}/localizers.tex",
         "pdf": "{task}/localizers.pdf",
         "png": "{task}/localizers.png",
+        "svg": "{task}/localizers.svg",
     },
     "probe": {"probes": f"{MODEL}/probes.parquet"},
     "relearn": {name: f"{MODEL}/relearning/{name}.parquet" for name in ("facts", "multiple_choice", "mmlu")},
@@ -98,6 +100,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
         "markdown": "faithfulness/faithfulness.md",
         "pdf": "faithfulness/faithfulness.pdf",
         "png": "faithfulness/faithfulness.png",
+        "svg": "faithfulness/faithfulness.svg",
     },
     "claims": {"json": "claims.json", "markdown": "claims.md"},
     "table": {
@@ -105,7 +108,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
         "markdown": "tables/{table}.md",
         "latex": "tables/{table}.tex",
     },
-    "figure": {kind: f"{{figure}}.{kind}" for kind in ("csv", "pdf", "png", "md", "tex")},
+    "figure": {kind: f"{{figure}}.{kind}" for kind in ("csv", "pdf", "png", "svg", "md", "tex")},
 }  # fmt: skip
 """Each stage's outputs: templates below the run's results folder, or for ``figure`` below its figures folder."""
 

@@ -37,7 +37,7 @@ from localized_unlearning.workflow.layout import Layout, run_of
 
 Paths = Mapping[str, Any]
 
-COMMENT = {".md": "\n<!-- key: {} -->\n", ".tex": "% key: {}\n"}
+COMMENT = {".md": "\n<!-- key: {} -->\n", ".svg": "<!-- key: {} -->\n", ".tex": "% key: {}\n"}
 """How a text that people copy away carries its job's key; figures carry it in their metadata, and what has no room
 for it, such as a CSV, is known by its bytes."""
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from localized_unlearning.errors import UserError
+from localized_unlearning.paper import terms
 from localized_unlearning.paper.artefacts import FIGURES
 from localized_unlearning.reporting import captions
 from localized_unlearning.reporting.figures import layers, rows, series, style
@@ -95,7 +96,7 @@ def read_overlay(path: Path, name: str) -> pd.DataFrame:
 
 
 def run(job: Job) -> None:
-    """Stage: a figure as PDF and PNG, the CSV it was drawn from, and its caption as Markdown and LaTeX."""
+    """Stage: a figure as PDF, PNG and SVG, the CSV it was drawn from, and its caption as Markdown and LaTeX."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -105,10 +106,10 @@ def run(job: Job) -> None:
         found.setdefault(path.stem, []).append(pd.read_parquet(path))
     frames = {stem: pd.concat(tables, ignore_index=True) for stem, tables in found.items()}
     points = points_of(name, frames, rows.asked(config.measures, config.prompts), config.statistics)
-    labels = {"base": "Base model", **{n: loc.label for n, loc in config.localizations.items() if loc}}
+    labels = {**terms.KNOWERS, **{n: loc.label for n, loc in config.localizations.items() if loc}}
     overlay = read_overlay(job.inputs["overlay"], name) if job.inputs.get("overlay") else None
     points.to_csv(job.outputs["csv"], index=False)
-    style.save(draw(name, points, labels, overlay), job.outputs["pdf"], job.outputs["png"], job.key)
+    style.save(draw(name, points, labels, overlay), job.outputs, job.key)
     texts = captions.read_captions(job.inputs["captions"], config)
     job.outputs["md"].write_text(captions.as_markdown(name, texts), encoding="utf-8")
     job.outputs["tex"].write_text(captions.as_latex(name, texts), encoding="utf-8")

@@ -183,16 +183,18 @@ def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Fig
             if rows.empty:
                 continue
             hollow: dict[str, Any] = {"markerfacecolor": "none", "markersize": 5.0} if ablated else {}
-            ax.plot(
+            (line,) = ax.plot(
                 rows["layer"], rows["mean"], look.line, marker=look.marker, color=look.colour, label=label,
                 zorder=2 - ablated, **hollow,
             )  # fmt: skip
+            style.mark([line], label, style.notes(rows, "layer"))
             if bars:
-                style.dodged_bars(ax, rows, "layer", look.colour, place - 1.5, place, len(SERIES))
+                spread = style.dodged_bars(ax, rows, "layer", look.colour, place - 1.5, place, len(SERIES))
             else:
-                ax.fill_between(
+                spread = ax.fill_between(
                     rows["layer"], rows["low"], rows["high"], color=look.colour, alpha=0.12, linewidth=0
                 )
+            style.mark([spread], label)
             if overlay is not None:
                 other = of(overlay)
                 ax.plot(

@@ -15,8 +15,6 @@ from localized_unlearning.paper import terms
 Frames = Mapping[str, pd.DataFrame]
 """Row tables by the name of their file: facts, multiple_choice, mmlu, probes, ..."""
 
-BASE = "base"
-
 
 class Asked(NamedTuple):
     """What accuracies in a figure mean, as in tables and claims.
@@ -57,7 +55,7 @@ def sweep(frames: Frames, how: Asked, settings: Statistics) -> pd.DataFrame:
     points = series(frames, how, "edit_size", settings)
     by = [*keys_of(frames), "edit_size"]
     masked = frames["facts"].groupby(by, sort=False)["masked"].mean().round().astype(int).reset_index()
-    points = points.merge(masked, on=by, how="left", validate="many_to_one")
+    points = points.merge(masked, on=by, how="left", validate="many_to_one").astype({"masked": "Int64"})
     return points.drop_duplicates(["panel", *keys_of(frames), "masked"], ignore_index=True)
 
 
@@ -67,7 +65,7 @@ def series(frames: Frames, how: Asked, x: str, settings: Statistics) -> pd.DataF
     Panels: ``forget`` and ``retain`` (the prompt that is asked), ``mcq_forget`` and ``mcq_retain`` (the order of
     options that counts), each
     for forget sets also without the relearned athletes (``forget_others``, ``mcq_forget_others``), and ``mmlu``.
-    Rows of the base model that stand at no point of the series give one point each, without ``x``.
+    Rows of models that stand at no point of the series, the base model and gold, give one point each, without ``x``.
     """
     facts, choice = frames["facts"], frames["multiple_choice"]
     facts = facts[facts["prompt"] == how.name]
@@ -83,7 +81,8 @@ def series(frames: Frames, how: Asked, x: str, settings: Statistics) -> pd.DataF
         table = grouped(rows[of_series], scores[of_series], [*keys_of(frames), x], settings)
         tables.append(table.assign(panel=panel))
         if not of_series.all():
-            base = grouped(rows[~of_series], scores[~of_series], ["localization"], settings)
-            tables.append(base.assign(panel=panel))
+            levels = grouped(rows[~of_series], scores[~of_series], ["localization"], settings)
+            ranked = {"ranking": "mask"} if "ranking" in keys_of(frames) else {}
+            tables.append(levels.assign(panel=panel, **ranked))
     found = pd.concat(tables, ignore_index=True)
     return found.assign(prompt=how.prompt, accuracy=how.accuracy)

@@ -119,13 +119,13 @@ def edits(
             _panel(ax, panel, data, "masked", labels, overlay)
             unedited = data[(data["panel"] == panel) & (data["masked"] == 0)]
             if len(unedited):
-                style.base_line(ax, float(unedited["mean"].iloc[0]), labels.get("base", "Base model"))
+                style.level_line(ax, unedited, labels.get("base", "Base model"))
             for (name, ranking), own in controls[controls["panel"] == panel].groupby(
                 ["localization", "ranking"]
             ):
                 own = own.sort_values("masked")
                 style.control(ax, own["masked"], own["mean"], str(name), str(ranking), labels)
-            edit_axis(ax, sorted(data["masked"].unique()))
+            edit_axis(ax, sorted(data["masked"].dropna().unique()))
             ax.set_xlabel("Weights zero (log scale)")
         axes[0][0].set_ylabel(_ylabel(data))
         style.one_legend(figure, axes, overlay)
@@ -154,17 +154,21 @@ def price(
             if x.empty:
                 continue
             look = style.style_of(name, list(labels))
-            ax.errorbar(
+            if x.index.hasnans:
+                _never_edited(ax, x, y, name, label)
+                continue
+            bars = ax.errorbar(
                 x["mean"], y["mean"], xerr=(x["mean"] - x["low"], x["high"] - x["mean"]),
                 yerr=(y["mean"] - y["low"], y["high"] - y["mean"]), fmt="none", ecolor=look.colour, alpha=0.35,
                 linewidth=0.5,
             )  # fmt: skip
-            ax.plot(
+            (line,) = ax.plot(
                 x["mean"], y["mean"], color=look.colour, marker=look.marker, linestyle=look.line,
                 markerfacecolor=look.face, label=label,
             )  # fmt: skip
+            style.mark([line], label, _both(x, y, forget, general))
             sizes = np.linspace(*MARKERS, len(x))
-            ax.scatter(
+            grown = ax.scatter(
                 x["mean"],
                 y["mean"],
                 sizes,
@@ -173,6 +177,7 @@ def price(
                 edgecolors=look.colour,
                 linewidths=0.5,
             )
+            style.mark([*bars.lines[2], grown], label)
             _arrow(ax, x["mean"].to_numpy(), y["mean"].to_numpy(), look.colour)
             if overlay is not None:
                 x, y = ways(overlay, name, f"{prefix}forget")
@@ -180,8 +185,9 @@ def price(
         style.guess_line(ax, general.chance or 0.0, GUESSING)
         style.guess_line(ax, forget.chance or 0.0, GUESSING, vertical=True)
         _start_and_sizes(ax, data, prefix, labels)
-        shown = data[data["panel"] == f"{prefix}forget"]
-        questions = int(data.loc[data["panel"] == "mmlu", "n"].max())
+        edited = data[data["masked"].notna()]
+        shown = edited[edited["panel"] == f"{prefix}forget"]
+        questions = int(edited.loc[edited["panel"] == "mmlu", "n"].max())
         style.count_note(ax, shown, f" and {questions} questions; bars {style.level(data)}")
         ax.set(
             xlabel=terms.sentence(forget.axis), ylabel=terms.sentence(general.axis), xlim=(-0.04, 1.04),
@@ -189,6 +195,23 @@ def price(
         )  # fmt: skip
         style.one_legend(figure, axes, overlay)
     return figure
+
+
+def _both(x: pd.DataFrame, y: pd.DataFrame, forget: terms.Measure, general: terms.Measure) -> list[str]:
+    """What each point says: the size of the edit and both accuracies."""
+    return [
+        f"{size:,.0f} weights zero: {forget.short} {style.spoken(left)}; {general.short} {style.spoken(right)}"
+        for size, left, right in zip(x.index, x.to_dict("records"), y.to_dict("records"), strict=True)
+    ]
+
+
+def _never_edited(axes: Any, x: pd.DataFrame, y: pd.DataFrame, name: str, label: str) -> None:
+    """Gold: one point, where forgetting should end."""
+    look = style.LOCALIZATION_STYLES[name]
+    axes.plot(
+        x["mean"], y["mean"], color=look.colour, marker=look.marker, linestyle="none", markersize=7,
+        markeredgewidth=1.6, zorder=4, label=label,
+    )  # fmt: skip
 
 
 MARKERS = (8, 36)
@@ -210,7 +233,7 @@ def _start_and_sizes(axes: Any, data: pd.DataFrame, prefix: str, labels: Mapping
     """The base model, where every line begins, and what the markers' sizes mean."""
     named = set(data["localization"])
     x, y = next(
-        (ways(data, name, f"{prefix}forget") for name in labels if name in named),
+        (ways(data, name, f"{prefix}forget") for name in labels if name in named - {*terms.KNOWERS}),
         (pd.DataFrame(), pd.DataFrame()),
     )
     if len(x) and x.index[0] == 0:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
+
+from localized_unlearning.paper import terms
+from localized_unlearning.reporting.figures import vector
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,6 +44,7 @@ class Style(NamedTuple):
 
 LOCALIZATION_STYLES: dict[str, Style] = {
     "base": Style("#000000", "x", ":"),
+    "gold": Style("#A67C00", "+", (0, (6, 1.5, 1, 1.5))),
     "attribution_patching": Style("#0072B2", "o", "-"),
     "causal_tracing": Style("#56B4E9", "s", "--"),
     "manual": Style("#D55E00", "D", "-"),
@@ -79,7 +84,7 @@ RC: Any = {
     "lines.markersize": 3.2,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "svg.hashsalt": "localized-unlearning",
+    "text.parse_math": False,
     "pdf.fonttype": 42,
 }
 
@@ -94,9 +99,13 @@ def style_of(localization: str, known: list[str]) -> Style:
 
 
 def distinct(labels: Mapping[str, str]) -> dict[str, str]:
-    """Labels of which no two are alike: those that are get the localization's name behind."""
+    """Labels of which no two are alike: those that are get the localization's name behind.
+
+    A thin space stands before an underscore, because matplotlib's legends leave out what begins with one.
+    """
     found = list(labels.values())
-    return {name: label if found.count(label) == 1 else f"{label} ({name})" for name, label in labels.items()}
+    told = {name: label if found.count(label) == 1 else f"{label} ({name})" for name, label in labels.items()}
+    return {name: f"\u2009{label}" if label.startswith("_") else label for name, label in told.items()}
 
 
 def _house() -> Any:
@@ -178,17 +187,44 @@ def curves(
         rows = table[table["localization"] == name].sort_values(x)
         style = style_of(name, list(labels))
         if rows[x].isna().all():
-            base_line(axes, float(rows["mean"].iloc[0]), labels[name])
+            level_line(axes, rows, labels[name], name)
             continue
-        axes.plot(
+        (line,) = axes.plot(
             rows[x], rows["mean"], color=style.colour, marker=style.marker, linestyle=style.line,
             markerfacecolor=style.face, label=labels[name],
         )  # fmt: skip
+        mark([line], labels[name], notes(rows, x))
         if bars:
             place = drawn.index(name)
-            dodged_bars(axes, rows, x, style.colour, place - (len(drawn) - 1) / 2, place, len(drawn))
+            shift = place - (len(drawn) - 1) / 2
+            spread = dodged_bars(axes, rows, x, style.colour, shift, place, len(drawn))
         else:
-            axes.fill_between(rows[x], rows["low"], rows["high"], color=style.colour, alpha=0.1, linewidth=0)
+            spread = axes.fill_between(
+                rows[x], rows["low"], rows["high"], color=style.colour, alpha=0.1, linewidth=0
+            )
+        mark([spread], labels[name])
+
+
+def mark(artists: Sequence[Any], label: str, texts: Sequence[str] = ()) -> None:
+    """Say in the SVG whose artists these are, and of a line what each of its points says.
+
+    What :mod:`localized_unlearning.reporting.figures.vector` reads; a PDF and a PNG hold nothing of it.
+    """
+    for artist in artists:
+        artist.set_gid(json.dumps({"series": label, "notes": list(texts)}))
+
+
+def notes(rows: pd.DataFrame, x: str) -> list[str]:
+    """What each point of a series says: where it stands, its mean, interval and items."""
+    return [
+        f"{x.replace('_', ' ')} {at:,g}: {spoken(row)}"
+        for at, row in zip(rows[x], rows.to_dict("records"), strict=True)
+    ]
+
+
+def spoken(row: Mapping[Any, Any]) -> str:
+    """A point's mean, interval and items."""
+    return f"{row['mean']:.3f} [{row['low']:.3f}, {row['high']:.3f}], n = {int(row['n'])}"
 
 
 BARS = 12
@@ -197,7 +233,7 @@ BARS = 12
 
 def dodged_bars(
     axes: Any, rows: pd.DataFrame, x: str, colour: str, shift: float, place: int, lines: int
-) -> None:
+) -> Any:
     """Intervals of one line beside those of the others: ``shift`` bars to the right, on any scale of the axis."""
     from matplotlib.transforms import ScaledTranslation
 
@@ -205,7 +241,7 @@ def dodged_bars(
     some = rows.iloc[place % each :: each]
     width = min(1.1, 7.0 / lines)  # points from bar to bar
     moved = axes.transData + ScaledTranslation(shift * width / 72, 0, axes.figure.dpi_scale_trans)
-    axes.vlines(
+    return axes.vlines(
         some[x],
         some["low"],
         some["high"],
@@ -217,10 +253,19 @@ def dodged_bars(
     )
 
 
-def base_line(axes: Any, value: float, label: str) -> None:
-    """A level line where the base model is."""
-    look = LOCALIZATION_STYLES["base"]
-    axes.axhline(value, color=look.colour, linewidth=0.9, linestyle=(0, (5, 2)), zorder=0.5, label=label)
+LEVELS = (0, (5, 2))
+"""The line of the base model where it is a level."""
+
+
+def level_line(axes: Any, rows: pd.DataFrame, label: str, name: str = "base") -> None:
+    """A level line where the base model is, or gold; ``rows``: its one point."""
+    look = LOCALIZATION_STYLES[name]
+    line = LEVELS if name == "base" else look.line
+    row = rows.to_dict("records")[0]
+    drawn = axes.axhline(
+        float(row["mean"]), color=look.colour, linewidth=0.9, linestyle=line, zorder=0.5, label=label
+    )
+    mark([drawn], label, [spoken(row)])
 
 
 CONTROLS: Mapping[str, tuple[str, Any]] = {
@@ -259,6 +304,20 @@ def published(axes: Any, overlay: pd.DataFrame | None, panel: str, x: str, label
         axes.plot(rows[x], rows["mean"], color=colour, linewidth=0.7, alpha=0.7, linestyle=PUBLISHED)
 
 
+ASIDE = (
+    "Guessing",
+    "Always the commonest sport",
+    "Shuffled labels",
+    *(label for label, _ in CONTROLS.values()),
+)
+"""What stands last in a legend: no model of its own."""
+
+
+def _rank(label: str) -> int:
+    """The place of a legend's entry: models that were not unlearned, unlearned ones, and the rest."""
+    return 0 if label in terms.KNOWERS.values() else 2 if label in ASIDE or " zero" in label else 1
+
+
 ROWS = 3
 """Rows of a legend that the figures' heights allow for; more of them make a figure taller."""
 
@@ -271,6 +330,7 @@ def one_legend(figure: Figure, axes: Any, overlay: pd.DataFrame | None = None, c
     for a in axes.flat:
         for handle, label in zip(*a.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
+    named = dict(sorted(named.items(), key=lambda item: _rank(item[0])))
     if overlay is not None:
         named["Published"] = Line2D([], [], color="0.3", linewidth=0.7, linestyle=PUBLISHED)
     for count in range(columns, 0, -1):
@@ -278,6 +338,8 @@ def one_legend(figure: Figure, axes: Any, overlay: pd.DataFrame | None = None, c
             [*named.values()], [*named], loc="outside lower center", ncols=count, handlelength=2.6,
             columnspacing=1.2,
         )  # fmt: skip
+        for handle, text in zip(legend.legend_handles, legend.get_texts(), strict=True):
+            mark([handle, text], text.get_text())
         width = legend.get_window_extent().width
         if width <= figure.bbox.width or count == 1:
             break
@@ -288,10 +350,12 @@ def one_legend(figure: Figure, axes: Any, overlay: pd.DataFrame | None = None, c
     figure.set_size_inches(wide, high + more * line)
 
 
-def save(figure: Figure, pdf: Any, png: Any, key: str) -> None:
-    """Write a figure as vector PDF and as PNG, with its key and without dates, so that bytes repeat."""
+def save(figure: Figure, outputs: Mapping[str, Any], key: str) -> None:
+    """Write a figure as PDF, PNG and SVG (``pdf``, ``png``, ``svg``), with its key and without dates: bytes repeat."""
     import matplotlib as mpl
 
     with mpl.rc_context(_house()):
-        figure.savefig(pdf, metadata={"Keywords": key, "CreationDate": None, "ModDate": None})
-        figure.savefig(png, dpi=250, metadata={"Keywords": key})
+        metadata = {"Keywords": key, "CreationDate": None, "ModDate": None}
+        figure.savefig(outputs["pdf"], metadata=metadata)
+        figure.savefig(outputs["png"], dpi=250, metadata={"Keywords": key})
+        outputs["svg"].write_text(vector.drawn(figure, key), encoding="utf-8")
