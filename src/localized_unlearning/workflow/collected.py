@@ -118,7 +118,8 @@ class Collected(Checkpoints):
         figure = FIGURES[name]
         stages = () if not figure.task else ("probe",) if figure.kind == "probes" else SHORT_EXAM
         sets = self.forget_sets(figure.task) if self.config.figures.forget_sets == "all" else [figure.task]
-        models = [m for s in sets if s for m in self.gold(s) if int(m["base_seed"]) in self.shown]
+        bases = bases_of(self.config, name)
+        models = [m for s in sets if s for m in self.gold(s) if int(m["base_seed"]) in bases]
         return [
             Product(JobId.of(stage, **m), "probes" if stage == "probe" else stage)
             for m in models
