@@ -69,7 +69,8 @@ class Checkout:
     def record(self, output: str) -> dict[str, Any]:
         """The record of the job whose first output is ``output``."""
         path = self.folder / output
-        return json.loads((path.parent / f"{path.name}.record.json").read_text())
+        record: dict[str, Any] = json.loads((path.parent / f"{path.name}.record.json").read_text())
+        return record
 
     def configure(self, overlay: dict[str, Any]) -> None:
         config = merge(merge(read_yaml(ROOT / "config.yaml"), RUN), overlay)
@@ -133,7 +134,7 @@ def holder(checkout: Checkout, output: str) -> dict[str, Any]:
         except (OSError, ValueError):
             return None
 
-    found = wait_for(read, f"a job that makes {output}")
+    found: dict[str, Any] = wait_for(read, f"a job that makes {output}")
     os.kill(found["pid"], signal.SIGSTOP)
     return found
 

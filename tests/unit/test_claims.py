@@ -508,7 +508,7 @@ def test_selections_reach_the_claims_base_model_by_base_model(tmp_path: Path) ->
     from types import SimpleNamespace
 
     from localized_unlearning.config.localization import Localization
-    from localized_unlearning.localization.selecting import described
+    from localized_unlearning.localization.units import described
 
     paths, model = [], SimpleNamespace(parameters=lambda: [np.zeros(8)])
     model.parameters = lambda: [SimpleNamespace(numel=lambda: 8)]

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from localized_unlearning.costs.devices import Device
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.provenance import code
 from localized_unlearning.workflow import reruns
-from localized_unlearning.workflow.plan import Plan, open_plan
+from localized_unlearning.workflow.plan import Plan, device_of, open_plan
 from tiny_run import ROOT
 
 SRC = ROOT / "src" / code.PACKAGE
@@ -107,8 +108,21 @@ def test_an_edit_reruns_what_it_touches(gemma_7b: tuple[Plan, dict[str, reruns.E
     )  # 3.7 and .41 before the house was rebuilt
 
 
-def plan_devices(plan: Plan):  # type: ignore[no-untyped-def]
-    return reruns.device_of(plan, None, plan.config.compute.threads, measure=False)
+@pytest.mark.parametrize(
+    ("module", "stages"),
+    [
+        ("unlearning.settings", {"finetune", "question"}),
+        ("localization.settings", {"select", "select_for_mask", "comparisons"}),
+    ],
+)
+def test_what_computes_settings_is_code_of_the_stages_that_use_it(module: str, stages: set[str]) -> None:
+    """Which override of fine-tuning wins, and which components a mask covers: results rest on both."""
+    name = f"{code.PACKAGE}.{module}"
+    assert {stage.name for stage in STAGES.values() if name in code.closure(stage.module)} == stages
+
+
+def plan_devices(plan: Plan) -> tuple[Device, Device]:
+    return device_of(plan, None, plan.config.compute.threads, measure=False)
 
 
 def test_imports_stand_at_the_top_or_say_why_not() -> None:
@@ -141,8 +155,9 @@ def test_rooms_have_a_size_that_can_be_read() -> None:
         if isinstance(node, ast.ClassDef) and (node.end_lineno or 0) - node.lineno >= 250
     ]
     assert not long
+    assert all(len(path.relative_to(SRC).parts) <= 3 for path in FILES)
     assert len([path for path in SRC.glob("*.py") if path.name != "__init__.py"]) <= 8
-    assert all(not path.read_text() for path in SRC.glob("*/**/__init__.py"))
+    assert not any(path.read_text() for path in SRC.glob("*/**/__init__.py"))
 
 
 def test_the_snakefile_reads_neither_torch_nor_pandas() -> None:

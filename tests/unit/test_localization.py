@@ -26,6 +26,7 @@ from localized_unlearning.localization import (
     scoring,
     selecting,
     selection,
+    units,
 )
 from localized_unlearning.localization import effects as effects_module
 from localized_unlearning.localization import pairs as pairs_module
@@ -479,14 +480,14 @@ def test_signed_percentile_selects_as_many_as_the_released_masks(graph: str, com
     scores = pd.read_csv(path)
     assert len(scores) == 1848
     scores["unit"] = scores["component"]
-    assert len(selecting.signed_percentile(scores, 0.05)) == components
+    assert len(units.signed_percentile(scores, 0.05)) == components
 
 
 def test_signed_percentile_by_its_definition() -> None:
     """Of 20 scores the 95th percentile of the signed ones is 0.95; absolutely, four are as large."""
     values = [-3.0, -2.0, *[i / 20 for i in range(17)], 0.95 + 1]
     table = pd.DataFrame({"component": [f"c{i}" for i in range(20)], "unit": range(20), "score": values})
-    chosen = selecting.signed_percentile(table, 0.05)
+    chosen = units.signed_percentile(table, 0.05)
     threshold = np.percentile(values, 95)
     assert 0.8 < threshold < 1 and chosen == ["c0", "c1", "c19"]
 
@@ -596,7 +597,7 @@ def test_whose_prompts_are_scored(
 def test_matched_budget_is_never_exceeded_and_fills_up() -> None:
     """Catches a localization that trains more parameters than allowed, or stops at the first misfit."""
     table = pd.DataFrame({"component": list("abcd"), "unit": list("abcd"), "score": [1.0, -5.0, 3.0, 2.0]})
-    assert selecting.matched_units(table, {"a": 1, "b": 6, "c": 9, "d": 3}, 10) == ["b", "d", "a"]
+    assert units.matched_units(table, {"a": 1, "b": 6, "c": 9, "d": 3}, 10) == ["b", "d", "a"]
 
 
 def test_random_draws_are_reproducible_and_differ_by_seed() -> None:

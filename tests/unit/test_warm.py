@@ -8,8 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -183,7 +185,7 @@ def test_umask_and_cpus_are_the_clients(place: Path) -> None:
         words = [sys.executable, "-c", CLIENT, str(place / "s"), "inherit"]
         done = subprocess.run(
             words, env=environment(place), capture_output=True, text=True, timeout=30, umask=umask,
-            preexec_fn=lambda few=few: os.sched_setaffinity(0, few),
+            preexec_fn=partial(os.sched_setaffinity, 0, few),
         )  # fmt: skip
         assert done.stdout == f"{umask} {few}\n", done.stderr
 
@@ -210,8 +212,8 @@ def test_a_folder_with_too_long_a_name_is_said_once(
     long = tmp_path / ("x" * 100)
     long.mkdir()
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(warm.tempfile, "gettempdir", lambda: str(long))
-    monkeypatch.setattr(warm.subprocess, "Popen", lambda *a, **k: pytest.fail("a server was started"))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(long))
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a server was started"))
     assert warm.run(["x"], start=True) is None and warm.run(["x"], start=True) is None
     assert capsys.readouterr().err.count("too long a name for a socket") == 1
 

@@ -29,11 +29,11 @@ from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.data.splits import split_athletes
 from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation.knowledge import ask_questions
-from localized_unlearning.localization import selecting
 from localized_unlearning.localization.attribution_patching import attribution_patching
 from localized_unlearning.localization.causal_tracing import causal_tracing, tracing_sites
 from localized_unlearning.localization.effects import by_unit, combined
 from localized_unlearning.localization.pairs import make_pairs
+from localized_unlearning.localization.units import matched_units
 from localized_unlearning.models import components, injection, place
 from localized_unlearning.models import device as device_module
 from localized_unlearning.progress import Progress
@@ -108,7 +108,7 @@ def selections(
     layers = components.geometry_of(model.config).layers
     yield Chosen("truth", "truth", tuple(true), {})
     for name, table in scores_of(subject, split).items():
-        chosen = selecting.matched_units(table, sizes, budget)
+        chosen = matched_units(table, sizes, budget)
         if chosen:
             scores = dict(zip(table["component"], table["score"].abs(), strict=True))
             yield Chosen(name, "localizer", tuple(components.parse(c) for c in chosen), scores)

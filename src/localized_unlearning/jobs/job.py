@@ -44,7 +44,7 @@ class Stage:
         name: the rule's and the command's name.
         module: the module whose ``run`` (or ``function``) does the work; its import closure
             inside the package is the stage's code.
-        settings: dotted config paths the stage may read.
+        settings: dotted config paths the stage may read; ``*`` stands for every key of a mapping, as in ``tasks.*.forget``.
         inputs: the input files, each a command-line option.
         outputs: names of the output files (or folders), each a command-line option.
         wildcards: names of the wildcards, each a command-line option.
@@ -133,10 +133,14 @@ class View:
 
     def _child(self, name: str, value: Any) -> Any:
         path = f"{self._prefix}.{name}" if self._prefix else name
-        if any(path == a or path.startswith(a + ".") for a in self._allowed):
+        parts = path.split(".")
+        alike = [
+            a for a in self._allowed if all(x in (y, "*") for x, y in zip(a.split("."), parts, strict=False))
+        ]
+        if any(a.count(".") < len(parts) for a in alike):
             return value
-        if any(a.startswith(path + ".") for a in self._allowed):
-            return View(value, self._allowed, path, self._who)
+        if alike:
+            return None if value is None else View(value, self._allowed, path, self._who)
         raise UserError(
             f"stage {self._who} read the setting '{path}' without declaring it: "
             "add it to the stage's settings in stages.py"
@@ -150,6 +154,14 @@ class View:
     def __getitem__(self, key: str) -> Any:
         return self._child(key, self._node[key])
 
+    def get(self, key: str) -> Any:
+        """What a mapping has under ``key``; None when it has nothing."""
+        return self._child(key, self._node.get(key))
+
+    def items(self) -> list[tuple[str, Any]]:
+        """A mapping's keys and what stands under them."""
+        return [(key, self._child(key, value)) for key, value in self._node.items()]
+
 
 def restrict(config: Config, stage: Stage, wildcards: Mapping[str, str]) -> Config:
     """The part of ``config`` that ``stage`` may read, with the same attribute names."""
@@ -160,15 +172,21 @@ def restrict(config: Config, stage: Stage, wildcards: Mapping[str, str]) -> Conf
 def settings_of(config: Config, stage: Stage, wildcards: Mapping[str, str]) -> dict[str, Any]:
     """The stage's settings by dotted path, as plain JSON values."""
     dumped = config.model_dump(mode="json")
-    settings: dict[str, Any] = {}
-    for path in stage.paths(wildcards):
-        node: Any = dumped
-        for part in path.split("."):
-            if not isinstance(node, Mapping) or part not in node:
-                raise UserError(
-                    f"the config has no '{path}', which stage {stage.name} needs: "
-                    f"add it to config.yaml or to the preset"
-                )
-            node = node[part]
-        settings[path] = node
-    return settings
+    return {path: _at(dumped, path.split("."), stage.name, path) for path in stage.paths(wildcards)}
+
+
+def _at(node: Any, parts: list[str], stage: str, path: str) -> Any:
+    """What stands at a dotted path; for ``*`` a mapping over the keys, without those that are null."""
+    for number, part in enumerate(parts):
+        if part == "*" and isinstance(node, Mapping):
+            return {
+                key: _at(inner, parts[number + 1 :], stage, path)
+                for key, inner in node.items()
+                if inner is not None
+            }
+        if not isinstance(node, Mapping) or part not in node:
+            raise UserError(
+                f"the config has no '{path}', which stage {stage} needs: add it to config.yaml or to the preset"
+            )
+        node = node[part]
+    return node

@@ -27,8 +27,8 @@ from localized_unlearning.localization.pairs import (
     corrupted,
     make_pairs,
 )
-from localized_unlearning.localization.selecting import counted, ranked_units
 from localized_unlearning.localization.selection import read_selection
+from localized_unlearning.localization.units import counted, ranked_units
 from localized_unlearning.models import components, loading
 from localized_unlearning.models import device as device_module
 from localized_unlearning.models.activations import recorded

@@ -17,7 +17,7 @@ from localized_unlearning.localization.calling import called
 from localized_unlearning.localization.causal_tracing import causal_tracing, tracing_sites
 from localized_unlearning.localization.effects import Effects, by_unit, combined, degenerate, warn_of
 from localized_unlearning.localization.pairs import choices_of, make_pairs
-from localized_unlearning.localization.selecting import counted
+from localized_unlearning.localization.units import counted
 from localized_unlearning.models import components, loading, packing
 from localized_unlearning.models import device as device_module
 from localized_unlearning.models.components import ATTENTION_KINDS, Component

@@ -16,7 +16,7 @@ from localized_unlearning.data.splits import read_split
 from localized_unlearning.data.tokens import fact_items
 from localized_unlearning.errors import UserError
 from localized_unlearning.localization import weights
-from localized_unlearning.localization.selecting import counted, described
+from localized_unlearning.localization.units import counted, described
 from localized_unlearning.models import components, deltas, loading
 from localized_unlearning.models import device as device_module
 
