@@ -48,6 +48,13 @@ class Model:
     model: Any
     tokenizer: Any
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Whose facts were unlearned in it, in order: the base model and then these tasks' deltas; none for the base model."""
+        return (
+            () if self.wildcards["localization"] == "base" else self.run.graph.chain(self.wildcards["task"])
+        )
+
     def ask(self, texts: Sequence[str], answers: Sequence[str] = ()) -> pd.DataFrame:
         """How likely each answer's first token is as the next one.
 
@@ -59,7 +66,10 @@ class Model:
             Probabilities over the whole vocabulary, one row per text and one column per answer.
         """
         texts = list(texts)
-        answers = tuple(answers) or load_prompts(self.run.root / self.run.config.prompts.file).answers
+        answers = (
+            tuple(answers)
+            or load_prompts(self.run.root / self.run.graph.path(self.run.graph.prompts_file)).answers
+        )
         tokens = first_tokens(answer_tokens(self.tokenizer, LETTERED, texts, answers), answers)
         batch = device.batch_tokens(self.run.config.compute, self.model)
         found = packing.next_token(self.model, encode(self.tokenizer, texts), tokens, batch)

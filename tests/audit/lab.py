@@ -10,7 +10,7 @@ import yaml
 
 from localized_unlearning.audit.findings import Audit, Finding
 from localized_unlearning.config import reading
-from localized_unlearning.jobs.job import Input, Stage
+from localized_unlearning.jobs.job import Input, Stage, optional
 from localized_unlearning.provenance import pages
 from localized_unlearning.provenance.records import Record
 from localized_unlearning.workflow import runner
@@ -34,6 +34,12 @@ SOURCES = {
         "    rows = [f'{i},{float(x)}' for i, x in enumerate(text.split(','))]\n"
         "    job.outputs['rows'].write_text('\\n'.join(['item,value', *rows]) + '\\n')\n"
     ),
+    "edit": (
+        "def run(job):\n"
+        "    earlier = job.inputs['previous'].read_text() if job.inputs.get('previous') else ''\n"
+        "    steps = job.config.finetune.steps\n"
+        "    job.outputs['delta'].write_text(f\"{earlier}{job.wildcards['task']} {steps}\\n\")\n"
+    ),
     "table": (
         "def run(job):\n"
         "    text = ''.join(path.read_text() for path in job.inputs['rows'])\n"
@@ -50,6 +56,14 @@ STAGES = {
             ("finetune", "tasks.{task}"),
             (Input("data"), Input("prompts")),
             ("model", "history"),
+            ("task", "seed"),
+        ),
+        Stage(
+            "edit",
+            "toylab.edit",
+            ("finetune.steps",),
+            (Input("model"), optional("previous")),
+            ("delta",),
             ("task", "seed"),
         ),
         Stage("evaluate", "toylab.evaluate", ("evaluation",), (Input("model"),), ("rows",), ("task", "seed")),
@@ -90,6 +104,16 @@ class Lab:
     def evaluate(self, seed: int) -> Record:
         inputs, outputs = {"model": self.seed(seed) / "model"}, {"rows": self.seed(seed) / "rows.csv"}
         return self.run("evaluate", {"task": "sports", "seed": str(seed)}, inputs, outputs)
+
+    def edit(self, *models: tuple[str, int]) -> list[Path]:
+        """Models edited one after another: the delta of each task and seed, which starts from the one before."""
+        found: list[Path] = []
+        for task, seed in models:
+            delta = self.results / task / f"edit{seed}.txt"
+            inputs = {"model": self.seed(0) / "model", "previous": found[-1] if found else None}
+            self.run("edit", {"task": task, "seed": str(seed)}, inputs, {"delta": delta})
+            found.append(delta)
+        return found
 
     def run(self, stage: str, wildcards: dict[str, str], inputs: Any, outputs: dict[str, Path]) -> Record:
         for name in [name for name in sys.modules if name.startswith("toylab")]:

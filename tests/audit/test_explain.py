@@ -135,6 +135,26 @@ def test_the_picture_of_a_file_has_every_stage_and_its_data_left_of_it(lab: Lab)
     assert picture.graph(lab.audit(), lab.results / "stray.txt") is None
 
 
+def test_a_chain_of_edits_is_followed_to_the_base_model(lab: Lab) -> None:
+    """Catches a chain that is cut at the last delta, and a changed link that leaves what was made from it current."""
+    chain = ("sports", 0), ("sports", 1), ("athletes", 0)
+    *_, third = lab.edit(*chain)
+    node, edits = trace.tree(lab.audit(third), third), []
+    while node["stage"] == "edit":
+        given = {child["input"]: child for child in node["inputs"]}
+        edits.append((node["wildcards"]["task"], int(node["wildcards"]["seed"])))
+        node = given.get("previous") or given["model"]
+    assert tuple(edits[::-1]) == chain and node["path"].endswith("seed0/model")
+    assert not lab.findings()
+    lab.configure(finetune={"steps": 99})
+    lab.resolve()
+    lab.train(0)
+    lab.edit(*chain[:1])  # the first link is made anew, the others rest on its old one
+    found = lab.status()
+    assert "sports/edit0.txt" not in found
+    assert all(found[name].endswith("/stale") for name in ("sports/edit1.txt", "athletes/edit0.txt"))
+
+
 def test_trace_goes_down_to_the_data(lab: Lab) -> None:
     node = trace.tree(lab.audit(lab.table), lab.table)
     assert (

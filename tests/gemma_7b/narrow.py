@@ -27,16 +27,29 @@ from tiny_run import ROOT
 RESOURCES = ROOT / "workflow/resources"
 
 
+WIDTH, MLP = 48, 96
+
 ARCHITECTURES: dict[str, Callable[..., Any]] = {
-    "gemma-7b": lambda **sizes: transformers.GemmaConfig(head_dim=4, **sizes),
+    "gemma-7b": lambda **sizes: transformers.GemmaConfig(hidden_size=WIDTH, head_dim=4, **sizes),
     "gemma-2-9b": lambda **sizes: transformers.Gemma2Config(
-        num_hidden_layers=42, num_attention_heads=16, num_key_value_heads=8, head_dim=4, **sizes
+        hidden_size=WIDTH,
+        num_hidden_layers=42,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=4,
+        **sizes,
     ),
     "llama-3-8b": lambda **sizes: transformers.LlamaConfig(
-        num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, head_dim=4, **sizes
+        hidden_size=64,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=4,
+        **sizes,
     ),
 }
-"""The layers and heads of the journal version's three models; the first is also the paper's."""
+"""The layers and heads of the journal version's three models; the first is also the paper's. Llama's width must be a
+multiple of its heads."""
 
 
 def model(folder: Path, architecture: str = "gemma-7b") -> None:
@@ -51,7 +64,7 @@ def model(folder: Path, architecture: str = "gemma-7b") -> None:
     tokenizer = train_tokenizer(texts, 1024)
     torch.manual_seed(0)
     config = ARCHITECTURES[architecture](
-        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, initializer_range=0.1,
+        vocab_size=len(tokenizer), intermediate_size=MLP, initializer_range=0.1,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
@@ -117,3 +130,26 @@ def overlay(folder: Path, architecture: str = "gemma-7b") -> dict[str, Any]:
 def sha256(path: Path) -> str:
     """The digest that a source of this file must have."""
     return subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def counterfact(count: int = 60) -> list[dict[str, Any]]:
+    """Invented facts in the shape of CounterFact's public file, of two relations."""
+    relations = {"P1": "{} plays the sport of", "P2": "The favourite of {} was always"}
+    first, last = ("Ann", "Tom", "Eve", "Max", "Ida"), "ABCDEFGHIJKL"
+    found = []
+    for number in range(count):
+        relation = list(relations)[number % 2]
+        subject = f"{first[number % 5]} {last[number % 12]}rown"
+        right, wrong = CHOICES[number // 2 % 4], CHOICES[(number // 2 + 1) % 4]
+        found.append(
+            {
+                "case_id": number,
+                "requested_rewrite": {
+                    "prompt": relations[relation], "relation_id": relation, "subject": subject,
+                    "target_true": {"str": right}, "target_new": {"str": wrong},
+                },
+                "paraphrase_prompts": [f"It rained. {subject} likes", f"What {subject} likes is"],
+                "neighborhood_prompts": [f"Neighbour {i} plays the sport of" for i in range(10)],
+            }
+        )  # fmt: skip
+    return found

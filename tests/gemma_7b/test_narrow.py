@@ -14,10 +14,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from localized_unlearning.config import reading
 from localized_unlearning.config.reading import merge
 from localized_unlearning.models import deltas
 from localized_unlearning.paper.artefacts import FIGURES, TABLES
-from tiny_run import snakemake, workplace
+from tiny_run import ROOT, snakemake, workplace
 
 HEADS = {
     "attribution_patching_heads": {"prompts": 2},
@@ -122,7 +123,8 @@ def test_the_journal_version(preset: str, tmp_path: Path) -> None:
         if not path.name.endswith(".record.json")
     }
     budget = found["manual"]["parameters"]
-    block = 3 * 48 * 96
+    config = json.loads((place / "model/config.json").read_text())
+    block = 3 * config["hidden_size"] * config["intermediate_size"]
     for name in ("causal_tracing", "attribution_patching", "random"):
         over = found[name]["parameters"] - budget
         assert (0 <= over <= block) if preset.endswith("as-released") else (-block <= over <= 0), name
@@ -133,3 +135,54 @@ def test_the_journal_version(preset: str, tmp_path: Path) -> None:
     assert {"forget_training", "retain_training", "edit_question", "mcq_edit", "mcq_retain"} <= set(
         table["column"]
     )
+
+
+@pytest.mark.parametrize("preset", ["gemma-7b", "gemma-2-9b-as-released", "llama-3-8b"])
+def test_the_journal_version_on_counterfact(preset: str, tmp_path: Path) -> None:
+    """Each fact by its own prompt, and a chain of two forget sets: a row for every localization, the base row right."""
+    name = f"icml-counterfact-{preset}"
+    place = workplace(tmp_path)
+    settings = narrow.overlay(place, preset.removesuffix("-as-released"))
+    (place / "counterfact").mkdir()
+    (place / "counterfact/counterfact.json").write_text(json.dumps(narrow.counterfact()))
+    small = {name: {"forget": {"first": 4}} for name in ("counterfact_16", "counterfact_64")}
+    chain = {
+        f"sequence_{n + 1}": {"forget": {"first": 2, "skip": 2 * n}, "exclude": {"first": 8}}
+        for n in range(4)
+    }
+    own = {
+        "seeds": [0],
+        "athletes": {
+            "source": {"local": "counterfact"},
+            "own_prompts": {"shots": 2},
+            "known_threshold": None,
+        },
+        "tasks": {**small, **{key: chain[key] for key in ("sequence_1", "sequence_2")}},
+        "studies": {"icml_sequence": {"tasks": ["sequence_1", "sequence_2"]}},
+        "localizations": {key: None for key in ("all_mlps", "causal_tracing_mlps", "random")},
+        "objectives": {"edit_sequence": {"finetune": {"steps": 2}}},
+    }
+    for objective in ("edit_16", "edit_64", "edit_sequence"):
+        gone = {key: None for key in ("random", "all_mlps")}
+        own["objectives"].setdefault(objective, {})["exceptions"] = gone  # type: ignore[index]
+    settings["athletes"]["source"].pop("sha256")
+    layers = merge(settings, own)
+    (place / f"{name}.yaml").write_text(
+        yaml.safe_dump({"extends": f"workflow/presets/{name}.yaml", **layers})
+    )
+    results = run(place, name, "icml_sequence")
+    table = pd.read_csv(results / "studies/icml_sequence.csv")
+    assert set(table["localization"]) == {
+        "base", "manual", "causal_tracing", "attribution_patching", "attribution_patching_mlps", "random_mlps",
+        "nonlocalized",
+    }  # fmt: skip
+    wanted = {"edit_training", "edit_question", "mcq_edit", "right_neighborhood", "injected_paraphrase"}
+    assert wanted <= set(table["column"])
+    manual = json.loads((results / "base0/sequence_2/selections/manual.json").read_text())
+    preset_layers = reading.load([ROOT / "config.yaml", place / f"{name}.yaml"]).localizations["manual"]
+    assert preset_layers is not None
+    found = {int(component.split(".")[0]) for component in manual["components"]}
+    assert found == set(preset_layers.layers_of["sequence_2"]) != set(preset_layers.layers)
+    folder = results / "base0/sequence_2/edit_sequence/manual/seed0"
+    record = json.loads(next(folder.glob("delta*.record.json")).read_text())
+    assert any("sequence_1" in given["path"] for given in record["inputs"])

@@ -199,6 +199,13 @@ def test_the_example_climbs_where_cross_entropy_descends(tiny: Callable[[str], A
         ("return batch.no_such_thing", "AttributeError: .*no_such_thing"),
         ("return batch.hidden(99).sum(1)", "layer 99 .* the model has layers 0 to 2"),
         ("raise KeyError('x')", "KeyError: 'x'"),
+        ("return None", "it is a NoneType"),
+        ("return [0.0] * len(batch.answer)", "it is a list"),
+        ("return batch.log_p.double() * 1j", "type torch.complex128"),
+        ("return batch.base.log_p", "has no gradient"),
+        ("import torch; return torch.zeros(len(batch.answer), requires_grad=True) * 2", "has no gradient"),
+        ("return batch.log_p[:-1]", r"one number per item, .* it is Tensor"),
+        ("return batch.answers[99]", "IndexError"),
     ],
 )
 def test_what_cannot_be_descended_on_is_said(
@@ -212,6 +219,44 @@ def test_what_cannot_be_descended_on_is_said(
         gradient(tiny("llama"), own, steps_module.Weights(1, 1, 1))
     assert str(raised.value).startswith("mine.py:loss: ") and "\n" not in str(raised.value)
     assert "item" in str(raised.value) and "step 1" in str(raised.value)
+
+
+def test_a_batch_changed_in_place_is_said(tiny: Callable[[str], Any], tmp_path: Path) -> None:
+    """Catches torch's traceback from the backward pass."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def loss(batch):\n    p = batch.log_p.exp()\n    found = p * p\n    p.add_(1)\n    return found\n"
+    )
+    own = method.load("mine.py:loss", path, {})
+    with pytest.raises(UserError, match=r"^mine\.py:loss: the gradient .* in step 1 .*in place"):
+        gradient(tiny("llama"), own, steps_module.Weights(1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("raise ValueError('x')\n        yield {}", r"gradients\(\) fails in step 1 \(ValueError: x\)"),
+        ("yield {'forget': 0.0}", "the losses forget, retain, sft"),
+        ("yield 3.0", "the losses forget, retain, sft .* it is 3.0"),
+        ("return\n        yield {}", "ends before step 1"),
+    ],
+)
+def test_a_method_that_owns_its_steps_and_fails_is_said(
+    body: str, said: str, tiny: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Catches a traceback of a researcher's own generator."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from localized_unlearning.unlearning.method import Method\n\n\n"
+        f"class Mine(Method):\n    def gradients(self, training):\n        {body}\n"
+    )
+    model, own = tiny("llama"), method.load("mine.py:Mine", path, {})
+    trainable = components.trainable(model, [components.Component(1, "up")])
+    with pytest.raises(UserError, match=said) as raised:
+        finetune.train(
+            model, some_data(), trainable, Finetune(steps=2), steps_module.Weights(1, 1, 1), own, 0
+        )
+    assert str(raised.value).startswith("mine.py:Mine: ")
 
 
 def test_a_gradient_that_is_no_number_stops_training(tiny: Callable[[str], Any], tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from localized_unlearning.jobs.job import Job, restrict
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.models import deltas
 from localized_unlearning.unlearning import finetune
+from localized_unlearning.workflow.graph import Graph
+from localized_unlearning.workflow.layout import JobId
 from tiny_base import PROMPTS, TEXT, TinyBase
 
 KNOWN = pd.DataFrame(
@@ -67,9 +69,21 @@ def test_a_chain_that_has_no_beginning_is_refused(after: dict[str, str], said: s
         Config.model_validate({"tasks": tasks})
 
 
-def trained(base: TinyBase, folder: Path, layer: int, previous: Path | None) -> Path:
+def trained(
+    base: TinyBase,
+    folder: Path,
+    layer: int,
+    previous: Path | None,
+    loss: str = "erase",
+    file: Path | None = None,
+) -> Path:
     """Stage finetune on one layer's MLP, from the model that ``previous`` is; its delta."""
-    config = Config.model_validate({"finetune": {"steps": 2, "batch_size": 4, "sft_batch_size": 2}})
+    config = Config.model_validate(
+        {
+            "finetune": {"steps": 2, "batch_size": 4, "sft_batch_size": 2},
+            "objectives": {"erase": {"loss": loss}},
+        }
+    )
     folder.mkdir()
     selection = folder / "selection.json"
     selection.write_text(json.dumps({"components": [f"{layer}.mlp.up"]}))
@@ -88,7 +102,7 @@ def trained(base: TinyBase, folder: Path, layer: int, previous: Path | None) -> 
         "selection": selection,
         "prompts": PROMPTS,
         "text": TEXT,
-        "loss": extensions.file_of("erase", extensions.OBJECTIVES),
+        "loss": file or extensions.file_of(loss, extensions.OBJECTIVES),
         "previous": previous,
     }
     outputs = {name: folder / name for name in stage.outputs}
@@ -107,3 +121,27 @@ def test_a_delta_is_the_whole_chain(tiny_base: TinyBase, tmp_path: Path) -> None
     assert both.keys() == {first, second}
     assert torch.equal(both[first], one[first])
     assert not torch.equal(both[second], alone[second])
+
+
+def test_a_loss_that_fails_writes_nothing(tiny_base: TinyBase, tmp_path: Path) -> None:
+    """Catches half a delta or a history of a method that fails in its second step."""
+    path = tmp_path / "mine.py"
+    path.write_text("def loss(batch):\n    return batch.log_p / (1 - batch.step)\n")
+    with pytest.raises(UserError, match=r"^mine\.py:loss: its loss is -?inf for '.*' in step 2"):
+        trained(tiny_base, tmp_path / "one", 0, None, "mine.py:loss", path)
+    assert {found.name for found in (tmp_path / "one").iterdir()} == {"selection.json", "split.parquet"}
+
+
+def test_the_models_of_a_chain_have_names() -> None:
+    """Catches a chain named backwards, or without its own task."""
+    forget = {"first": 2}
+    tasks = {
+        "one": {"forget": forget, "lambda_forget": 1},
+        "two": {"forget": forget, "lambda_forget": 1, "after": "one"},
+        "three": {"forget": forget, "lambda_forget": 1, "after": "two"},
+    }
+    graph = Graph(Config.model_validate({"tasks": tasks}))
+    assert graph.chain("three") == ("one", "two", "three") and graph.chain("one") == ("one",)
+    w = {"base_seed": "0", "objective": "erase", "localization": "manual", "seed": "0"}
+    job = JobId.of("finetune", task="three", **w)
+    assert JobId.of("finetune", task="two", **w) in graph.needs(job)

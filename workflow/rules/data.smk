@@ -36,6 +36,28 @@ use rule fetch as fetch_folder with:
         source=plan.fetched(folders=True),
 
 
+rule counterfact:
+    """Make facts and prompts of CounterFact, every fact with its own."""
+    input:
+        unpack(plan.inputs("counterfact")),
+    output:
+        **plan.outputs("counterfact", directory),
+    log:
+        plan.log("counterfact"),
+    localrule: True
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("counterfact"),
+        runtime=plan.runtime("counterfact"),
+    params:
+        **plan.params("counterfact"),
+    message:
+        "facts and prompts of CounterFact"
+    shell:
+        plan.command("counterfact")
+
+
 rule known_facts:
     """Find out which facts the base model knows."""
     input:

@@ -72,6 +72,8 @@ def items(frames: Frames, prompts: Prompts, accuracy: Accuracy = "choice") -> pd
             continue
         rows = rows_of(frames, measure, prompts)
         how: Accuracy = "choice" if measure.by_text else accuracy
+        if how == "vocabulary" and measure.source != "facts":  # of letters, always among these
+            how = "probability"
         if measure.source == "text":
             scores = text_scores(rows, measure.name)
         else:

@@ -22,7 +22,7 @@ import pandas as pd
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.errors import UserError
 
-Accuracy = Literal["choice", "argmax", "probability"]
+Accuracy = Literal["choice", "argmax", "probability", "vocabulary"]
 
 ACCURACIES: tuple[Accuracy, ...] = ("choice", "argmax", "probability")
 
@@ -239,6 +239,9 @@ def item_scores(table: pd.DataFrame, accuracy: Accuracy, prefix: str = "logit_")
         return table["argmax_right"].to_numpy(dtype=np.float64)
     logits = candidates(table, prefix)
     answer = table["answer_index"].to_numpy()
+    if accuracy == "vocabulary":
+        right = logits[np.arange(len(answer)), answer]
+        return np.asarray(np.exp(right - table["log_normalizer"].to_numpy(dtype=np.float64)))
     if accuracy == "choice":
         return np.asarray(logits.argmax(1) == answer, dtype=np.float64)
     shifted = np.exp(logits - logits.max(1, keepdims=True))

@@ -26,7 +26,7 @@ def few_shot(subject: Subject, settings: FewShot) -> Iterator[tuple[str, pd.Data
                 options = rng.sample(prompt.options, len(prompt.options))
                 examples.append(f"{prompt.render(who, options)} {LETTERS[options.index(sport)]}\n")
             else:
-                examples.append(f"{prompt.render(who)} {sport}\n")
+                examples.append(f"{prompt.render(who)} {prompt.words(who, [sport])[0]}\n")
         return "".join(examples)
 
     yield f"{len(shown)} facts", ask(subject, prefix=prefix)

@@ -105,6 +105,8 @@ def ask(
         there are no options), ``choice`` (1 when the right answer is ahead of the others) and ``probability`` (its
         share of the candidates).
     """
+    import torch
+
     likely = likely or subject.likely
     book, prompts, people = subject.book, subject.prompts, subject.tested.reset_index(drop=True)
     rng, known = random.Random(subject.seed), candidates(book, people)
@@ -117,16 +119,22 @@ def ask(
                 options = [rng.sample(prompt.options, len(prompt.options)) for _ in range(len(people))]
                 texts = [prompt.render(a, o) for a, o in zip(people["subject"], options, strict=True)]
                 right = [o.index(s) for o, s in zip(options, people["answer"], strict=True)]
-                answers: Sequence[str] = prompt.letters
+                spelled = tokens_module.answer_tokens(subject.tokenizer, prompt, texts, prompt.letters)
+                first = [tokens_module.first_tokens(spelled, prompt.letters)] * len(texts)
             else:
                 texts = [prompt.render(a) for a in people["subject"]]
                 right = [known.index(s) for s in people["answer"]]
-                answers = prompt.answers or known
-            spelled = tokens_module.answer_tokens(subject.tokenizer, prompt, texts, answers)
-            tokens = tokens_module.first_tokens(spelled, answers)
-            logits = likely(
-                tokens_module.asked(subject.tokenizer, prompt, [before + text for text in texts]), tokens
-            )
+                each = tokens_module.spelled_by(
+                    subject.tokenizer, prompt, list(people["subject"]), texts, known
+                )
+                if not prompt.facts:
+                    each = each[:1] * len(texts)
+                first = [tokens_module.first_tokens(own, known) for own in each]
+            tokens = list(dict.fromkeys(token for own in first for token in own))
+            place = {token: index for index, token in enumerate(tokens)}
+            asked = tokens_module.asked(subject.tokenizer, prompt, [before + text for text in texts])
+            where = torch.tensor([[place[token] for token in own] for own in first])
+            logits = likely(asked, tokens).gather(1, where)
             share = logits.double().softmax(-1)[range(len(right)), right]
             best = logits.argmax(-1).tolist()
             tables.append(

@@ -118,7 +118,10 @@ class Attacks(Section):
     tasks: tuple[str, ...] = Field(
         ("athletes",), description="Tasks whose models are attacked; none given: all."
     )
-    objectives: tuple[str, ...] = Field(("erase",), description="Objectives whose models are attacked.")
+    objectives: tuple[str, ...] = Field(
+        ("erase",),
+        description="Objectives whose models are attacked; of a forget set that studies have, those that they pair with it.",
+    )
     asked: Asked = Asked()
     logit_lens: LogitLens = LogitLens()
     half_and_half: Retraining = Retraining()

@@ -11,6 +11,19 @@ from localized_unlearning.config.base import Count, Fraction, Section, Weight
 from localized_unlearning.config.source import Source
 
 
+class OwnPrompts(Section):
+    """CounterFact as the journal version asks it: every fact by its own prompt, with its own right and false answer."""
+
+    questions: Source | None = Field(
+        None,
+        description="Its multiple-choice questions: Parquet or JSON with prompt_id, question and targets_false (three). null: "
+        "the fact's own prompt is the question, and other answers of its relation are the options.",
+    )
+    shots: int = Field(
+        8, ge=0, description="Solved examples before each multiple-choice question (the released code: 8)."
+    )
+
+
 class Athletes(Section):
     """The facts: subjects and their answers, of any relation; the paper's athletes and their sports."""
 
@@ -20,6 +33,11 @@ class Athletes(Section):
         "optionally aliases, group and split; CounterFact's file; a question file as RWKU's.",
     )
     relation: str | None = Field(None, description="Which of CounterFact's relations, as P641.")
+    own_prompts: OwnPrompts | None = Field(
+        None,
+        description="The source is CounterFact, and every fact of it is asked by its own prompt; injected is its own false "
+        "answer (objectives.*.target: wrong). Its prompts are training, paraphrase_1 and 2, neighborhood_1 to 10 and multiple_choice.",
+    )
     known_threshold: float | None = Field(
         None,
         ge=0,

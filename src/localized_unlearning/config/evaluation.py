@@ -133,6 +133,17 @@ class Study(Section):
         min_length=1, description="Forget sets; with several, their mean is a part too."
     )
     objectives: tuple[str, ...] = Field(min_length=1, description="Objectives, a part of the table each.")
+    localizations: tuple[str, ...] = Field((), description="Its rows beside the base model; none given: all.")
+    accuracy: Literal["choice", "argmax", "probability", "vocabulary"] | None = Field(
+        None,
+        description="Instead of measures.accuracy; vocabulary: mean probability of the answer over the whole vocabulary "
+        "(the journal version's on CounterFact), of letters among these.",
+    )
+    prompts: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict,
+        description="Further columns: by name, some of evaluation.prompts, on which the forget set's right answer (and "
+        "the injected one) is scored, mean over them.",
+    )
     published: Published | None = Field(None, description="Published means to set beside ours.")
 
 

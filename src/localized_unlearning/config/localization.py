@@ -130,6 +130,10 @@ class Localization(Section):
         description="For kind manual: the fact-lookup layers; auto: those over which the base model's probes at the "
         "name's last token rise.",
     )
+    layers_of: dict[str, tuple[int, ...]] = Field(
+        default_factory=dict,
+        description="For kind manual: other layers for some tasks, by name, where facts of a forget set are looked up elsewhere.",
+    )
     rise: tuple[Fraction, Fraction] = Field(
         (0.2, 0.9),
         description="For layers auto: from the first layer at which the probe at the name's last token (Figure 16) has "

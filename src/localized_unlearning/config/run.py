@@ -199,6 +199,7 @@ class Config(Section):
             for what, wanted, known in (
                 ("tasks", study.tasks if study else (), self.tasks),
                 ("objectives", study.objectives if study else (), self.objectives),
+                ("localizations", study.localizations if study else (), self.localizations),
             ):
                 if unknown := sorted(set(wanted) - set(known)):
                     raise ValueError(f"studies.{name}.{what} names {unknown[0]}, which is not under '{what}'")
@@ -227,6 +228,7 @@ class Config(Section):
         for key, kinds, given in (
             ("scores", ("scores", "weights"), localization.scores is not None),
             ("layers", ("manual",), localization.layers != ()),
+            ("layers_of", ("manual",), localization.layers_of != {}),
             ("unit", ("scores", "random"), localization.unit != "component"),
             ("budget", ("scores", "weights", "random"), localization.budget != "fraction"),
         ):
@@ -234,6 +236,8 @@ class Config(Section):
                 raise ValueError(
                     f"localizations.{name}.{key} is for kind {' and '.join(kinds)}, not {localization.kind}: leave it out"
                 )
+        if unknown := sorted(set(localization.layers_of) - set(self.tasks)):
+            raise ValueError(f"localizations.{name}.layers_of names {unknown[0]}, which is not under 'tasks'")
         if localization.kind in ("scores", "weights"):
             scores = self.scores.get(localization.scores or "")
             if scores is None:

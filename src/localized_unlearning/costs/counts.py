@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Self
 
 from localized_unlearning.config.base import Kind
+from localized_unlearning.config.data import OwnPrompts
 from localized_unlearning.config.localization import Localization
 from localized_unlearning.config.run import Config
 from localized_unlearning.costs.sizes import (
     CHARACTERS_PER_TOKEN,
+    COUNTERFACT_CHARACTERS,
     LARGE_VOCABULARY,
+    TYPICAL_FACTS,
     TYPICAL_NAME,
     Data,
     Places,
@@ -76,11 +79,33 @@ class Counts:
     @cached_property
     def prompts(self) -> dict[str, tuple[float, float]]:
         """Tokens of each prompt, and how many of them stand before the athlete's name."""
+        path, own = Path(self.config.prompts.file), self.config.athletes.own_prompts
+        if own is not None:
+            path = self.places.prompts() if self.places is not None else Path()
+            if not path.is_file():
+                return self._own_prompts(own)
         found = {}
-        for name, prompt in load_prompts(Path(self.config.prompts.file)).prompts.items():
+        for name, prompt in load_prompts(path).prompts.items():
+            if prompt.facts:  # each has a text of its own, which shares nothing with the next one's
+                some = list(prompt.facts)[:TYPICAL_FACTS]
+                found[name] = (
+                    self.tokens(sum(len(prompt.render(s)) for s in some) / len(some)),
+                    self.tokens(0),
+                )
+                continue
             text = prompt.render(TYPICAL_NAME)
             found[name] = (self.tokens(len(text)), self.tokens(text.index(TYPICAL_NAME)))
         return found
+
+    def _own_prompts(self, own: OwnPrompts) -> dict[str, tuple[float, float]]:
+        """The prompts of CounterFact before they are made: as long as those of the public file."""
+        names = ["training", "multiple_choice", *self.config.evaluation.prompts, self.config.prompts.question]
+        found = {}
+        for name in names:
+            characters = COUNTERFACT_CHARACTERS[name.rstrip("_0123456789")]
+            shared = self.tokens(own.shots * characters) if name == "multiple_choice" else self.tokens(0)
+            found[name] = (shared + self.tokens(characters), shared)
+        return {**found, "subject": (self.tokens(len(TYPICAL_NAME)), self.tokens(0))}
 
     @property
     def batch_tokens(self) -> int:

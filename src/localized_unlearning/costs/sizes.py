@@ -14,6 +14,7 @@ from typing import Protocol
 from localized_unlearning.config.base import Kind
 from localized_unlearning.config.run import Config
 from localized_unlearning.config.source import Source
+from localized_unlearning.data.prompts import RIGHT
 
 GB = 1e9
 
@@ -120,6 +121,9 @@ class Places(Protocol):
     def source(self, dotted: str) -> Path:
         """A fetched source."""
 
+    def prompts(self) -> Path:
+        """The prompts file."""
+
     def selection(self, masks: bool, task: str, localization: str) -> Path:
         """The selection that a job trains, or masks."""
 
@@ -160,6 +164,15 @@ BLOCK = 2**22
 LARGE_VOCABULARY = 30_000
 
 TYPICAL_NAME = "Jordan Example"
+
+COUNTERFACT_KNOWN = 2189
+"""Facts of CounterFact that Gemma-7B knows with probability .5 (Gemma-2-9B: 2250), by the released code's files."""
+
+COUNTERFACT_CHARACTERS = {"training": 45, "paraphrase": 130, "neighborhood": 45, "multiple_choice": 330}
+"""Characters of its prompts, about; of multiple choice, of a question with its options."""
+
+TYPICAL_FACTS = 100
+"""Facts whose prompts are measured, where each brings its own."""
 
 PAPER_ATHLETES = {"football": 587, "baseball": 487, "basketball": 492}
 
@@ -216,6 +229,8 @@ def find_data(config: Config, places: Places) -> Data:
     """
     path = local_path(config.athletes.source, places.source("athletes.source"))
     athletes = _sports(path) if path else dict(PAPER_ATHLETES)
+    if config.athletes.own_prompts is not None:
+        athletes = {RIGHT: COUNTERFACT_KNOWN}
     card, rows = places.card(), sum(athletes.values())
     if card.is_file() and rows:
         share = json.loads(card.read_text(encoding="utf-8"))["athletes_known"] / rows

@@ -344,6 +344,7 @@ STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
     "download": _download,
     "known_facts": _known_facts,
     "model_card": _model_card,
+    "counterfact": _light,
     "windows": _light,
     "split": _light,
     "score": _score,

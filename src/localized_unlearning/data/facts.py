@@ -140,16 +140,36 @@ def _columns(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     return pd.DataFrame(found, dtype=object)
 
 
+def read_records(path: Path) -> list[Any]:
+    """The records of a file of facts that is Parquet, JSON or JSON lines.
+
+    Raises:
+        UserError: when it cannot be read, or holds none.
+    """
+    found = _opened(path)
+    return _records(found.to_dict("records") if isinstance(found, pd.DataFrame) else found, path)
+
+
+def _records(found: list[Any], path: Path) -> list[Any]:
+    if not found or not all(isinstance(record, Mapping) for record in found):
+        raise UserError(f"the facts file {path} holds no records: give objects with subject and answer")
+    return found
+
+
 def _read(path: Path, relation: str | None) -> pd.DataFrame:
     """A file's rows, whatever its format; CounterFact's and RWKU's under our columns' names."""
+    found = _opened(path)
+    return found if isinstance(found, pd.DataFrame) else _known_shapes(_records(found, path), path, relation)
+
+
+def _opened(path: Path) -> pd.DataFrame | list[Any]:
+    """A CSV's rows, or the records of another format."""
     try:
         with path.open("rb") as stream:
             start = stream.read(64).lstrip()
         if start.startswith(b"PAR1"):
-            return _known_shapes(pd.read_parquet(path).to_dict("records"), path, relation)
-        if start[:1] in (b"[", b"{"):
-            return _known_shapes(_json(path), path, relation)
-        return _csv(path)
+            return list(pd.read_parquet(path).to_dict("records"))
+        return _json(path) if start[:1] in (b"[", b"{") else _csv(path)
     except FileNotFoundError:
         raise UserError(f"the facts file {path} does not exist: check athletes.source") from None
     except (csv.Error, UnicodeDecodeError) as error:
@@ -188,8 +208,6 @@ def _json(path: Path) -> list[Any]:
 
 
 def _known_shapes(records: Sequence[Any], path: Path, relation: str | None) -> pd.DataFrame:
-    if not records or not all(isinstance(record, Mapping) for record in records):
-        raise UserError(f"the facts file {path} holds no records: give objects with subject and answer")
     first = records[0]
     if "requested_rewrite" in first or {"relation_id", "target_true", "subject"} <= set(first):
         return _counterfact(records, path, relation)
@@ -211,7 +229,8 @@ def _counterfact(records: Sequence[Mapping[str, Any]], path: Path, relation: str
     if (relation is None and len(counts) > 1) or (relation is not None and relation not in counts):
         most = ", ".join(f"{name} ({n})" for name, n in counts.most_common(8))
         raise UserError(
-            f"{path} is CounterFact with {len(counts)} relations: set athletes.relation to one of them, as {most}"
+            f"{path} is CounterFact with {len(counts)} relations: set athletes.relation to one of them, as {most}; or "
+            "ask every fact by its own prompt: set athletes.own_prompts"
         )
     kept = [r for r in rewrites if relation in (None, str(r["relation_id"]))]
     answers = [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ SUBJECTS = ("{subject}", "{athlete}")
 
 KEYS = ("text", "options", "option_format", "example", "answers", "whole_answer", "space", "chat")
 """The keys of a prompt."""
+
+RIGHT, WRONG = "right", "wrong"
+"""The answers where every fact brings its own: its right answer, and the one that is injected."""
+
+NAME = "subject"
+"""Where facts bring their own prompts: what stands in a fact's texts for whom it is about."""
+
+Facts = Mapping[str, Mapping[str, str]]
+"""By a fact's name, what it says itself: its text of each prompt, its subject in them, and each answer's words."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Prompt:
         whole_answer: whether an answer is scored over all its tokens, not its first alone.
         space: whether a space comes between prompt and answer.
         chat: whether the text is a user's turn, rendered by the tokenizer's chat template.
+        facts: where every fact brings its own texts and answers, what they are; empty: all are asked alike.
     """
 
     name: str
@@ -44,6 +55,7 @@ class Prompt:
     whole_answer: bool = False
     space: bool = True
     chat: bool = False
+    facts: Facts = field(default_factory=dict, repr=False)
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -52,19 +64,35 @@ class Prompt:
 
     def render(self, subject: str, options: Sequence[str] | None = None) -> str:
         """The prompt about ``subject``, with ``options`` in another order if given."""
-        text = self.text
+        text, said = self.text, self.own(subject)[self.name] if self.facts else subject
         if self.options:
             order = tuple(options or self.options)
             lines = "\n".join(
                 self.option_format.format(letter=letter, answer=answer, Answer=answer.capitalize())
-                for letter, answer in zip(self.letters, order, strict=True)
+                for letter, answer in zip(self.letters, self.words(subject, order), strict=True)
             )
             text = text.replace("{options}", lines)
             if self.example is not None:
                 text = text.replace("{example}", LETTERS[order.index(self.example)])
         for placeholder in SUBJECTS:
-            text = text.replace(placeholder, subject)
+            text = text.replace(placeholder, said)
         return text
+
+    def words(self, subject: str, answers: Sequence[str]) -> tuple[str, ...]:
+        """How ``answers`` read: as they are, or where every fact brings its own, as the fact about ``subject`` says."""
+        return tuple(self.own(subject)[answer] for answer in answers) if self.facts else tuple(answers)
+
+    def own(self, subject: str) -> Mapping[str, str]:
+        """What the fact of this name brings.
+
+        Raises:
+            UserError: when the prompts file has none of this name.
+        """
+        if subject not in self.facts:
+            raise UserError(
+                f"the prompts file has no fact '{subject}', which the facts file has: make both files from one source"
+            )
+        return self.facts[subject]
 
 
 LETTERED = Prompt("lettered", "")
@@ -96,16 +124,17 @@ class PromptBook:
 
 
 def load_prompts(path: Path) -> PromptBook:
-    """The prompts of a YAML file.
+    """The prompts of a YAML or JSON file.
 
     Raises:
         UserError: when it is no YAML, lacks a key, or a prompt does not fit its own options and answers.
     """
     try:
-        data: Any = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        text = path.read_text(encoding="utf-8")
+        data: Any = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
     except FileNotFoundError:
         raise UserError(f"the prompts file {path} does not exist: check prompts.file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(
             f"the prompts file {path} is no YAML ({' '.join(str(error).split())}): correct it"
         ) from None
@@ -118,7 +147,27 @@ def load_prompts(path: Path) -> PromptBook:
         )
     prompts = {name: _prompt(str(name), entry, answers, path) for name, entry in data["prompts"].items()}
     prompts.setdefault(ALONE.name, ALONE)
+    if facts := data.get("facts"):
+        _check_own(facts, answers, prompts, path)
+        prompts = {name: replace(prompt, facts=facts) for name, prompt in prompts.items()}
     return PromptBook(answers, tuple(data.get("paraphrases") or ()), prompts)
+
+
+def _check_own(facts: Any, answers: Sequence[str], prompts: Mapping[str, Prompt], path: Path) -> None:
+    """Make sure that every fact has a text for each prompt, and words for each answer and option."""
+    if answers != (RIGHT, WRONG):
+        raise UserError(
+            f"{path} has facts with answers of their own: list {RIGHT} and {WRONG} under 'answers'"
+        )
+    if shared := [prompt.name for prompt in prompts.values() if prompt.answers or prompt.whole_answer]:
+        raise UserError(
+            f"{path}: prompt '{shared[0]}' spells or scores answers for all facts, but each fact has its own: remove "
+            "'answers' and 'whole_answer'"
+        )
+    wanted = {NAME, *prompts, *answers, *(option for prompt in prompts.values() for option in prompt.options)}
+    for name, fact in facts.items():
+        if missing := sorted(key for key in wanted if not isinstance(fact.get(key), str)):
+            raise UserError(f"{path}: the fact '{name}' has no '{missing[0]}': add it")
 
 
 def _prompt(name: str, entry: Any, answers: Sequence[str], path: Path) -> Prompt:
@@ -153,7 +202,8 @@ def _prompt(name: str, entry: Any, answers: Sequence[str], path: Path) -> Prompt
         raise UserError(
             f"{where} has {len(found.options)} options: give {FEWEST} to {len(LETTERS)}, and {{options}} in its text"
         )
-    if foreign := sorted(set(found.options) - set(answers)) if answers else []:
+    of_facts = tuple(answers) == (RIGHT, WRONG)  # whose further options are each fact's own
+    if foreign := sorted(set(found.options) - set(answers)) if answers and not of_facts else []:
         raise UserError(
             f"{where} has the option '{foreign[0]}', which is none of the answers {', '.join(answers)}"
         )

@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from localized_unlearning.config.data import Forget, Split
+from localized_unlearning.data.prompts import RIGHT
 from localized_unlearning.errors import UserError
 
 FEWEST = 2
@@ -141,7 +142,7 @@ def _enough(table: pd.DataFrame) -> None:
             f"one to train and one to test ({len(few)} such answers): add facts, leave these out of the file, or lower "
             "athletes.known_threshold"
         )
-    if len(counts) < FEWEST:
+    if len(counts) < FEWEST and RIGHT not in counts:  # where facts bring their own answers, all are right
         raise UserError(
             f"all known subjects have the answer '{counts.index[0]}': facts with at least {FEWEST} answers are needed"
         )

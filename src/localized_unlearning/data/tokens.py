@@ -104,6 +104,27 @@ def answer_tokens(
     return found or []
 
 
+def spelled_by(
+    tokenizer: Any, prompt: Prompt, subjects: Sequence[str], texts: Sequence[str], answers: Sequence[str]
+) -> list[list[Spelled]]:
+    """For each subject all tokens of each answer, as :func:`answer_tokens`: the same for all, unless facts bring their own.
+
+    Args:
+        tokenizer: the model's.
+        prompt: what was rendered.
+        subjects: whom each text is about.
+        texts: the prompt about each.
+        answers: the answers; of facts with their own, what these are called.
+    """
+    if not prompt.facts:
+        one = answer_tokens(tokenizer, prompt, texts, prompt.answers or answers)
+        return [one] * len(texts)
+    return [
+        answer_tokens(tokenizer, prompt, [text], prompt.words(subject, answers))
+        for subject, text in zip(subjects, texts, strict=True)
+    ]
+
+
 def told_apart(spelled: Sequence[Spelled]) -> bool:
     """Whether each answer's first token is its alone, so that it stands for the answer."""
     return len({tokens[0] for tokens in spelled}) == len(spelled)
@@ -153,7 +174,14 @@ def fact_items(
         answers: the candidate answers.
     """
     texts = [prompt.render(subject) for subject in subjects]
-    spelled = answer_tokens(tokenizer, prompt, texts, prompt.answers or answers)
-    told = dict(zip(answers, deciding(spelled), strict=True))
-    encoded = asked(tokenizer, prompt, texts)
-    return [([*ids, *told[answer][0]], told[answer][1]) for ids, answer in zip(encoded, said, strict=True)]
+    spelled = spelled_by(tokenizer, prompt, subjects, texts, answers)
+    each = (
+        [deciding(own) for own in spelled]
+        if prompt.facts
+        else [deciding(own) for own in spelled[:1]] * len(texts)
+    )
+    found = []
+    for ids, answer, told in zip(asked(tokenizer, prompt, texts), said, each, strict=True):
+        before, token = told[answers.index(answer)]
+        found.append(([*ids, *before], token))
+    return found

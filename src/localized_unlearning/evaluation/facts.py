@@ -51,22 +51,24 @@ def _asked(tokenizer: Any, athletes: pd.DataFrame, prompt: Prompt, answers: Sequ
     answer = [answers.index(sport) for sport in athletes["answer"]]
     texts = [prompt.render(a) for a in athletes["subject"]]
     encoded = tokens_module.asked(tokenizer, prompt, texts)
-    words = prompt.answers or answers
-    spelled = tokens_module.answer_tokens(tokenizer, prompt, texts, words)
-    whole = prompt.whole_answer or not tokens_module.told_apart(spelled)
+    each = tokens_module.spelled_by(tokenizer, prompt, list(athletes["subject"]), texts, answers)
+    spelled = each[0] if each else []
+    whole = not prompt.facts and (prompt.whole_answer or not tokens_module.told_apart(spelled))
+    first = np.array([[own[0] for own in item] for item in each], dtype=np.int64)
     if whole:
         beginnings = sorted({tuple(s[:n]) for s in spelled for n in range(len(s))})
         tokens = sorted({token for s in spelled for token in s})
         asked = [[*ids, *beginning] for ids in encoded for beginning in beginnings]
     else:
-        asked, tokens = encoded, tokens_module.first_tokens(spelled, words)
+        asked, tokens = encoded, sorted(set(first.ravel().tolist()))
 
     def rows(found: packing.NextToken) -> pd.DataFrame:
         if whole:
             scores, normalizer, right = whole_answers(found, spelled, beginnings, tokens, answer)
         else:
-            scores, normalizer = found.candidates.numpy(), found.log_normalizer.numpy()
-            right = [int(a) == tokens[i] for a, i in zip(found.argmax, answer, strict=True)]
+            place = np.arange(len(first))[:, None], np.searchsorted(tokens, first)
+            scores, normalizer = found.candidates.numpy()[place], found.log_normalizer.numpy()
+            right = [int(a) == own[i] for a, own, i in zip(found.argmax, first, answer, strict=True)]
         table = athletes[["subject", "answer", "forget", "relearn"]].assign(
             prompt=prompt.name, answer_index=answer
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.facts import load_facts
-from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.data.prompts import RIGHT, WRONG, load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation.facts import ask_facts
 from localized_unlearning.models import checking, loading
@@ -45,6 +45,10 @@ def known_facts(job: Job) -> None:
     athletes["known"] = (athletes["probability"] >= (threshold or 0.0)) & ~athletes["subject"].isin(
         said["untaught"]
     )
+    if prompt.facts:  # an answer and its false one that begin with the same token cannot be told apart
+        apart = logits[:, answers.index(RIGHT)] != logits[:, answers.index(WRONG)]
+        athletes["known"] &= apart
+        job.facts["not_told_apart"] = int((~apart).sum())
     athletes["teacher"] = athletes["subject"].isin(said["teachers"])
     athletes["choice"] = athletes["subject"].isin(said["seen_in_multiple_choice"])
     if not athletes["known"].any():

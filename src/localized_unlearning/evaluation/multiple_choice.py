@@ -10,7 +10,7 @@ import pandas as pd
 
 from localized_unlearning.config.evaluation import Evaluation
 from localized_unlearning.data import tokens
-from localized_unlearning.data.prompts import Prompt, load_prompts
+from localized_unlearning.data.prompts import WRONG, Prompt, load_prompts
 from localized_unlearning.evaluation.asking import Asked, answered
 from localized_unlearning.evaluation.rows import test_part, write_rows
 from localized_unlearning.models import packing
@@ -44,7 +44,8 @@ def ask_multiple_choice(
     Columns: ``order``, ``draw`` (which of several shuffled orders), ``main`` (whether it is the order that counts),
     ``subject``, ``answer``, ``forget``, ``relearn``, ``answer_index`` (index of the right
     letter), ``logit_A`` to ``logit_D`` (by letter), ``text_A`` to ``text_D`` (by text: the first token of
-    the option's word), ``log_normalizer`` and ``argmax_right``.
+    the option's word), ``log_normalizer`` and ``argmax_right``; where facts bring their own answers also ``injected``, the
+    index of the letter of the one that is injected.
     """
     asked = choices_asked(tokenizer, athletes, prompt, orders, seed, main)
     return pd.concat(answered(model, asked, batch_tokens), ignore_index=True)
@@ -59,7 +60,7 @@ def choices_asked(
     for order, draw in zip(orders, draws, strict=True):
         about: dict[str, str | int | bool] = {"order": order, "draw": draw, "main": order == main}
         options = [
-            list(prompt.options) if order == "fixed" else shuffled(prompt.options, athlete, seed, draw)
+            shuffled(prompt.options, athlete, seed, draw) if order == "shuffled" else fixed(prompt, athlete)
             for athlete in athletes["subject"]
         ]
         parts.append(_asked(tokenizer, athletes, prompt, options, about))
@@ -77,6 +78,16 @@ def shuffled(options: Sequence[str], athlete: str, seed: int, draw: int) -> list
     return random.Random(f"{seed}/{draw}/{athlete}").sample(options, len(options))
 
 
+def fixed(prompt: Prompt, athlete: str) -> list[str]:
+    """The options in the prompts file's order; where facts bring their own, whose right one would always come first, in
+    an order that is drawn once for the fact."""
+    return (
+        random.Random(athlete).sample(prompt.options, len(prompt.options))
+        if prompt.facts
+        else list(prompt.options)
+    )
+
+
 def _asked(
     tokenizer: Any,
     athletes: pd.DataFrame,
@@ -88,18 +99,29 @@ def _asked(
     letters = tokens.first_tokens(
         tokens.answer_tokens(tokenizer, prompt, texts, prompt.letters), prompt.letters
     )
-    capitalized = [option.capitalize() for option in prompt.options]
-    words = [spelled[0] for spelled in tokens.answer_tokens(tokenizer, prompt, texts, capitalized)]
+    if prompt.facts:
+        spelled = tokens.spelled_by(tokenizer, prompt, list(athletes["subject"]), texts, prompt.options)
+        first = [[own[0] for own in item] for item in spelled]
+    else:
+        capitalized = [option.capitalize() for option in prompt.options]
+        first = [[s[0] for s in tokens.answer_tokens(tokenizer, prompt, texts, capitalized)]] * len(texts)
+    words = list(dict.fromkeys(token for item in first for token in item))
+    place = {token: len(letters) + index for index, token in enumerate(words)}
 
     def rows(scores: packing.NextToken) -> pd.DataFrame:
         answer = [o.index(s) for o, s in zip(options, athletes["answer"], strict=True)]
         table = athletes[["subject", "answer", "forget", "relearn"]].assign(**about, answer_index=answer)
-        where = [[len(letters) + prompt.options.index(option) for option in o] for o in options]
+        where = [
+            [place[item[prompt.options.index(option)]] for option in o]
+            for o, item in zip(options, first, strict=True)
+        ]
         for index, letter in enumerate(prompt.letters):
             table[f"logit_{letter}"] = scores.candidates[:, index].numpy()
         for index, letter in enumerate(prompt.letters):
             column = [w[index] for w in where]
             table[f"text_{letter}"] = scores.candidates[range(len(column)), column].numpy()
+        if prompt.facts:
+            table["injected"] = [o.index(WRONG) for o in options]
         table["log_normalizer"] = scores.log_normalizer.numpy()
         table["argmax_right"] = [int(a) == letters[i] for a, i in zip(scores.argmax, answer, strict=True)]
         return table

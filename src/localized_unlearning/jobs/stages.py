@@ -52,6 +52,15 @@ DATA = (
         online=True,
     ),
     Stage(
+        name="counterfact",
+        help="make facts and prompts of CounterFact, every fact with its own",
+        module="localized_unlearning.data.counterfact",
+        settings=("athletes.own_prompts",),
+        inputs=(Input("source"), optional("questions")),
+        outputs=("facts", "prompts"),
+        wildcards=(),
+    ),
+    Stage(
         name="known_facts",
         help="find out which facts the base model knows",
         module="localized_unlearning.evaluation.known_facts",

@@ -48,7 +48,7 @@ def called(
     wanted = f"{named} must give one number per component, {len(found)} in the order of the components"
     try:
         scores = [float(score) for score in (given if effects is None else combined(effects, settings))]
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise UserError(f"{wanted}, but gives {type(given).__name__} ({error}): correct it") from error
     if len(scores) != len(found):
         raise UserError(f"{wanted}, but gives {len(scores)}: correct it")

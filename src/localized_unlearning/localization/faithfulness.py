@@ -192,7 +192,10 @@ def measure(job: Job) -> None:
     tokens = device_module.batch_tokens(
         config.compute, model, kept=components.geometry_of(model.config).layers
     )
-    left, clean, corrupt = left_over(model, pairs, sets, sorted({str(c.kind) for c in every}), tokens)
+    kinds = sorted(
+        {str(c.kind) for some in (every, *sets) for c in some}
+    )  # the truth may hold one that is not counted
+    left, clean, corrupt = left_over(model, pairs, sets, kinds, tokens)
     table = rows(pairs.names, about, left, clean, corrupt)
     own = len(pairs.clean) * 2  # the first two cases are the selection's own
     table = table.assign(

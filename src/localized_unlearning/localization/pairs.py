@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.data import tokens
-from localized_unlearning.data.prompts import Prompt
+from localized_unlearning.data.prompts import NAME, WRONG, Prompt
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import packing
 from localized_unlearning.models.vocabulary import logits_of
@@ -108,6 +108,7 @@ class Pairs:
         choices: first token of each candidate answer, each once.
         names: whom each pair is about.
         skipped: subjects without a pair, since no made-up name has as many tokens.
+        against: index of the answer that the right one is compared with ``[prompt]``; none: all others.
     """
 
     clean: list[list[int]]
@@ -117,6 +118,16 @@ class Pairs:
     choices: list[int]
     names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    against: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _MadeUp:
+    """A prompt with made-up names, by its length in tokens, and how many tokens they all have before and after the name."""
+
+    by_length: dict[int, list[list[int]]]
+    before: int
+    after: int
 
 
 def make_pairs(
@@ -144,10 +155,9 @@ def make_pairs(
     """
 
     rng = random.Random(seed)
-    texts = [prompt.render(a) for a, _ in athletes]
-    choices, choice = choices_of(tokenizer, prompt, texts, answers)
-    clean = tokens.asked(tokenizer, prompt, texts)
-    by_length: dict[int, list[list[int]]] = {}
+    subjects = [a for a, _ in athletes]
+    choices, said = choices_of(tokenizer, prompt, subjects, answers)
+    clean = tokens.asked(tokenizer, prompt, [prompt.render(a) for a in subjects])
     names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
     names += [
         f"{first} {middle} {last}"
@@ -155,48 +165,83 @@ def make_pairs(
     ]
     names += [*LAST_NAMES, *FIRST_NAMES]
     rng.shuffle(names)
-    for ids in tokens.asked(tokenizer, prompt, [prompt.render(name) for name in names]):
-        by_length.setdefault(len(ids), []).append(ids)
-    # What all made-up names leave alone is the template; a name may begin or end as the made-up one does.
-    made_up = [ids for same in by_length.values() for ids in same]
-    before = min(packing.shared_beginning(made_up[0], ids) for ids in made_up)
-    after = min(packing.shared_beginning(made_up[0][::-1], ids[::-1]) for ids in made_up)
-    kept = [any(other != ids for other in by_length.get(len(ids), ())) for ids in clean]
-    skipped = tuple(name for (name, _), has in zip(athletes, kept, strict=True) if not has)
-    clean = [ids for ids, has in zip(clean, kept, strict=True) if has]
-    found = [fact for fact, has in zip(athletes, kept, strict=True) if has]
-    if not found:
+    if prompt.facts:  # every fact has a text of its own
+        made = [_made_up(tokenizer, prompt, _without(prompt, a), names[:OWN_NAMES]) for a in subjects]
+    else:
+        made = [_made_up(tokenizer, prompt, prompt.render, names)] * len(subjects)
+    kept = [
+        index
+        for index, (ids, own) in enumerate(zip(clean, made, strict=True))
+        if any(other != ids for other in own.by_length.get(len(ids), ()))
+    ]
+    skipped = tuple(name for index, name in enumerate(subjects) if index not in set(kept))
+    if not kept:
         raise UserError(
             f"no made-up name has as many tokens as '{skipped[0]}' or any other subject in this tokenizer: "
             "score by causal tracing, whose noise needs no names"
         )
-    answer = [choice[said] for _, said in found]
-    corrupt = [rng.choice([o for o in by_length[len(ids)] if o != ids]) for ids in clean]
+    clean, made, said = [clean[i] for i in kept], [made[i] for i in kept], [said[i] for i in kept]
+    answer = [own[answers.index(athletes[i][1])] for i, own in zip(kept, said, strict=True)]
+    others = [own.by_length[len(ids)] for ids, own in zip(clean, made, strict=True)]
+    corrupt = [rng.choice([o for o in same if o != ids]) for ids, same in zip(clean, others, strict=True)]
     if guess is not None:
-        corrupt = _replaced(clean, corrupt, answer, by_length, guess, rng)
+        corrupt = _replaced(clean, corrupt, answer, others, guess, rng)
     subject = []
-    for ids, other in zip(clean, corrupt, strict=True):
+    for ids, other, own in zip(clean, corrupt, made, strict=True):
         start, end = packing.shared_beginning(ids, other), packing.shared_beginning(ids[::-1], other[::-1])
-        subject.append((min(before, start), len(ids) - min(after, end)))
-    return Pairs(clean, corrupt, subject, answer, choices, tuple(name for name, _ in found), skipped)
+        subject.append((min(own.before, start), len(ids) - min(own.after, end)))
+    against = tuple(own[answers.index(WRONG)] for own in said) if prompt.facts else ()
+    return Pairs(clean, corrupt, subject, answer, choices, tuple(subjects[i] for i in kept), skipped, against)
+
+
+OWN_NAMES = 200
+"""Made-up names that are tried in each text, where every fact has a text of its own."""
+
+
+def _made_up(tokenizer: Any, prompt: Prompt, render: Callable[[str], str], names: Sequence[str]) -> _MadeUp:
+    """What ``render`` makes of made-up names. What they all leave alone is the template; a name may begin or end as a
+    made-up one does."""
+    by_length: dict[int, list[list[int]]] = {}
+    found = tokens.asked(tokenizer, prompt, [render(name) for name in names])
+    for ids in found:
+        by_length.setdefault(len(ids), []).append(ids)
+    before = min(packing.shared_beginning(found[0], ids) for ids in found)
+    after = min(packing.shared_beginning(found[0][::-1], ids[::-1]) for ids in found)
+    return _MadeUp(by_length, before, after)
+
+
+def _without(prompt: Prompt, name: str) -> Callable[[str], str]:
+    """The text of a fact that brings its own, as a function of whom it is about."""
+    text, subject = prompt.render(name), prompt.own(name)[NAME]
+    if subject not in text:
+        raise UserError(
+            f"prompt '{prompt.name}' of the fact '{name}' does not mention '{subject}', so that no made-up name can stand there: "
+            "correct the prompts file"
+        )
+    before, _, after = text.rpartition(subject)
+    return lambda other: f"{before}{other}{after}"
 
 
 def choices_of(
-    tokenizer: Any, prompt: Prompt, texts: Sequence[str], answers: Sequence[str]
-) -> tuple[list[int], dict[str, int]]:
-    """The tokens that the metric compares, and which of them each answer begins with.
+    tokenizer: Any, prompt: Prompt, subjects: Sequence[str], answers: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """The tokens that the metric compares, and for each subject which of them each answer begins with.
 
     Raises:
         UserError: when all answers begin with the same token.
     """
-    spelled = tokens.answer_tokens(tokenizer, prompt, texts, prompt.answers or answers)
-    firsts = list(dict.fromkeys(own[0] for own in spelled))
-    if len(firsts) < 2:
+    texts = [prompt.render(subject) for subject in subjects]
+    spelled = tokens.spelled_by(tokenizer, prompt, subjects, texts, answers)
+    place: dict[int, int] = {}
+    for item in spelled if prompt.facts else spelled[:1]:
+        for own in item:
+            place.setdefault(own[0], len(place))
+    if len(place) < 2:
         raise UserError(
             f"all answers ({', '.join(answers)}) begin with the same token after prompt '{prompt.name}', so its logit "
             "tells nothing: put their common beginning into the prompt's text"
         )
-    return firsts, {answer: firsts.index(own[0]) for answer, own in zip(answers, spelled, strict=True)}
+    return list(place), [[place[own[0]] for own in item] for item in spelled]
 
 
 REDRAWS = 20
@@ -207,7 +252,7 @@ def _replaced(
     clean: Sequence[list[int]],
     corrupt: Sequence[list[int]],
     answer: Sequence[int],
-    by_length: dict[int, list[list[int]]],
+    made_up: Sequence[Sequence[list[int]]],
     guess: Callable[[list[list[int]]], Sequence[int]],
     rng: random.Random,
 ) -> list[list[int]]:
@@ -222,9 +267,7 @@ def _replaced(
         for index, ids in enumerate(found):
             if told[tuple(ids)] != answer[index]:
                 continue
-            others = [
-                o for o in by_length[len(ids)] if o != clean[index] and told.get(tuple(o)) != answer[index]
-            ]
+            others = [o for o in made_up[index] if o != clean[index] and told.get(tuple(o)) != answer[index]]
             if others:
                 found[index], redrawn = rng.choice(others), True
         if not redrawn:
@@ -256,19 +299,28 @@ def corrupted(pairs: Pairs, batch: packing.Batch) -> Tensor:
 
 
 def metric(candidates: Tensor, answer: Tensor) -> Tensor:
-    """Logit of the right answer minus the mean of the others ``[prompt]``, from logits ``[prompt, choice]``."""
+    """Logit of the right answer minus the mean of the others ``[prompt]``, from logits ``[prompt, choice]``.
+
+    Args:
+        candidates: the logits.
+        answer: index of the right answer ``[prompt]``; or of it and of the one it is compared with ``[prompt, 2]``.
+    """
     import torch
 
+    if answer.ndim == 2:
+        two = candidates.gather(1, answer)
+        return two[:, 0] - two[:, 1]
     right = candidates.gather(1, answer[:, None])[:, 0]
     others = candidates.shape[1] - 1
     return right - (candidates.sum(1) - right) / others if others else torch.zeros_like(right)
 
 
 def _answers(pairs: Pairs, batch: packing.Batch) -> Tensor:
-    """Index of the right choice of each prompt of a batch."""
+    """Index of the right choice of each prompt of a batch, and of the one it is compared with if there is one."""
     import torch
 
-    return torch.tensor(pairs.answer)[batch.prompts]
+    right = torch.tensor(pairs.answer)[batch.prompts]
+    return torch.stack([right, torch.tensor(pairs.against)[batch.prompts]], 1) if pairs.against else right
 
 
 def _metric_of(

@@ -51,7 +51,7 @@ def score(job: Job) -> None:
     tokens = device_module.batch_tokens(
         job.config.compute, model, kept=components.geometry_of(model.config).layers
     )
-    choices, _ = choices_of(tokenizer, prompt, [prompt.render(a) for a, _ in athletes], answers)
+    choices, _ = choices_of(tokenizer, prompt, [a for a, _ in athletes], answers)
 
     def guess(prompts: list[list[int]]) -> list[int]:
         found = packing.next_token(model, prompts, choices, tokens)

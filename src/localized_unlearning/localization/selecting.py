@@ -195,7 +195,9 @@ def select_for_mask(job: Job) -> None:
 
 def _select(job: Job, localization: Localization) -> None:
     """Write the selection, a JSON file: the chosen components, their parameters, their share of the model."""
-    name = job.wildcards["localization"]
+    name, task = job.wildcards["localization"], job.wildcards["task"]
+    if task in localization.layers_of:
+        localization = localization.model_copy(update={"layers": localization.layers_of[task]})
     if localization.layers == "auto":
         if not job.inputs.get("probes"):
             raise UserError(f"the layers of {name} are 'auto': give stage select the base model's probes")

@@ -152,8 +152,9 @@ ACCURACIES: Mapping[str, str] = {
     "choice": "accuracy among the candidates",
     "argmax": "accuracy over the whole vocabulary",
     "probability": "probability among the candidates",
+    "vocabulary": "probability over the whole vocabulary",
 }
-"""The three ways to score an answer."""
+"""The ways to score an answer; the last is for studies alone."""
 
 Standing = Literal["above chance", "at chance", "below chance"]
 

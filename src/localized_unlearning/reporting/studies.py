@@ -1,7 +1,8 @@
 """Studies: tables of one's own, of any objectives on any forget sets, one row per localization.
 
 The columns are those of Tables 1 to 4; where a false answer is injected, how often it is given stands beside them, on the
-question prompt and in multiple choice (the journal version's edit accuracy). Published means can stand beside ours.
+fact prompts and in multiple choice (the journal version's edit accuracy). Prompts of the config can be columns too
+(its paraphrases and neighbours). Published means can stand beside ours.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ BASE, ALL = "base", "all"
 """The base model as a localization, and the mean over a study's forget sets as a task."""
 
 EDITS: Mapping[str, tuple[str, str]] = {
-    "edit_question": ("facts", "Edit ↑"),
+    "edit_training": ("facts", "Edit, training ↑"),
+    "edit_question": ("facts", "Edit, question ↑"),
     "mcq_edit": ("multiple_choice", "MCQ edit ↑"),
 }
 """How often the injected answer is given: by column, the rows it is taken from and its heading."""
@@ -75,20 +77,62 @@ def edit_items(
     parts = []
     for column, (source, _) in EDITS.items():
         rows = frames[source]
-        kept = rows["prompt"] == prompts.question if source == "facts" else rows["order"] == "fixed"
-        rows = rows[rows["forget"] & kept].merge(given, on=["subject", "seed"], how="inner")
-        where = _places(frames, source)
-        rows = rows[rows["injected"].isin(where)]
-        rows = rows.assign(answer_index=[where[answer] for answer in rows["injected"]])
-        how = (
-            "choice" if accuracy == "argmax" else accuracy
-        )  # a row says of the right answer alone whether it is argmax
-        parts.append(
-            rows[[name for name in MODEL if name in rows.columns]].assign(
-                measure=column, item=rows["subject"], accuracy=accuracy, score=item_scores(rows, how)
-            )
+        asked = (
+            rows["order"] == "fixed"
+            if source == "multiple_choice"
+            else (rows["prompt"] == getattr(prompts, column.removeprefix("edit_")))
         )
+        rows = _injected_rows(frames, source, rows[rows["forget"] & asked], given)
+        parts.append(_scored(rows, column, rows["subject"], accuracy))
     return pd.concat(parts, ignore_index=True)
+
+
+def prompt_items(
+    frames: Mapping[str, pd.DataFrame],
+    prompts: Mapping[str, Sequence[str]],
+    accuracy: Accuracy,
+    given: pd.DataFrame | None,
+) -> pd.DataFrame:
+    """Scores of the forget set on further prompts: of the right answers, and where answers are injected of these.
+
+    Args:
+        frames: as for :func:`edit_items`.
+        prompts: names of prompts by the name of their column; a fact's score is the mean over its prompts.
+        accuracy: how an answer is scored.
+        given: what :func:`injected` says, if anything is.
+    """
+    parts = []
+    for name, some in prompts.items():
+        rows = frames["facts"][frames["facts"]["forget"] & frames["facts"]["prompt"].isin(some)]
+        parts.append(_scored(rows, f"right_{name}", rows["subject"], accuracy))
+        if given is not None:
+            rows = _injected_rows(frames, "facts", rows, given)
+            parts.append(_scored(rows, f"injected_{name}", rows["subject"], accuracy))
+    found = pd.concat(parts, ignore_index=True)
+    same = [name for name in found.columns if name != "score"]
+    return found.groupby(same, sort=False)["score"].mean().reset_index()
+
+
+def _injected_rows(
+    frames: Mapping[str, pd.DataFrame], source: str, rows: pd.DataFrame, given: pd.DataFrame
+) -> pd.DataFrame:
+    """``rows`` whose injected answer is among the candidates, with that one in the right one's place."""
+    rows = rows.merge(given, on=["subject", "seed"], how="inner", suffixes=("_at", ""))
+    if "injected_at" in rows.columns:  # facts with answers of their own: where it stands differs by row
+        return rows.assign(answer_index=rows["injected_at"].astype(int), argmax_right=False)
+    where = _places(frames, source)
+    rows = rows[rows["injected"].isin(where)]
+    return rows.assign(answer_index=[where[answer] for answer in rows["injected"]])
+
+
+def _scored(rows: pd.DataFrame, measure: str, item: pd.Series, accuracy: Accuracy) -> pd.DataFrame:
+    """Scores of ``rows`` as one measure; of the most likely token a row knows only whether it is the right answer."""
+    how: Accuracy = "choice" if accuracy == "argmax" else accuracy
+    if how == "vocabulary" and measure == "mcq_edit":
+        how = "probability"
+    return rows[[name for name in MODEL if name in rows.columns]].assign(
+        measure=measure, item=item, accuracy=accuracy, score=item_scores(rows, how)
+    )
 
 
 def _places(frames: Mapping[str, pd.DataFrame], source: str) -> dict[str, int]:
@@ -117,19 +161,21 @@ def tidy(
 
     The base model is a row of every objective.
     """
-    accuracy, found = config.measures.accuracy, []
+    accuracy, found = study.accuracy or config.measures.accuracy, []
     for name in study.objectives:
         objective = config.objectives[name]
         assert objective is not None
         own = {key: table[table["objective"].isin((name, "none"))] for key, table in frames.items()}
         scores = [items(own, config.prompts, accuracy)]
-        if objective.loss == "inject":
-            for task in study.tasks:
-                mine = {key: table[table["task"] == task] for key, table in own.items()}
+        for task in study.tasks:
+            mine = {key: table[table["task"] == task] for key, table in own.items()}
+            given = None
+            if objective.loss == "inject":
                 seeds = sorted(map(int, mine["facts"]["seed"].unique()))
-                scores.append(
-                    edit_items(mine, config.prompts, accuracy, injected(splits[task], objective, seeds))
-                )
+                given = injected(splits[task], objective, seeds)
+                scores.append(edit_items(mine, config.prompts, accuracy, given))
+            if study.prompts:
+                scores.append(prompt_items(mine, study.prompts, accuracy, given))
         table = pd.concat(scores, ignore_index=True)
         parts = [estimates(table, config.statistics, ("task", "localization"))]
         if len(study.tasks) > 1:
@@ -177,12 +223,19 @@ def panels_of(data: pd.DataFrame, study: Study, selections: Mapping[str, Mapping
     for objective in study.objectives:
         own = data[data["objective"] == objective]
         present = list(own["column"].unique())
+        own_prompts = [f"{what}_{name}" for name in study.prompts for what in ("right", "injected")]
         columns = [
-            name for name in (*terms.MAIN[:4], "edit_question", *terms.MAIN[4:6], "mcq_edit", *terms.MAIN[6:])
-        ]
+            *terms.MAIN[:4], "edit_training", "edit_question", *own_prompts, *terms.MAIN[4:6], "mcq_edit",
+            *terms.MAIN[6:],
+        ]  # fmt: skip
         columns = [name for name in columns if name in present]
         headings = [
-            terms.BY_NAME[name].heading if name in terms.BY_NAME else EDITS[name][1] for name in columns
+            terms.BY_NAME[name].heading
+            if name in terms.BY_NAME
+            else EDITS[name][1]
+            if name in EDITS
+            else terms.sentence(name.replace("_", ", "))
+            for name in columns
         ]
         for task in [t for t in (ALL, *study.tasks) if t in set(own["task"])]:
             cells: Any = own[own["task"] == task].set_index(["localization", "column"])
@@ -220,7 +273,7 @@ def run(job: Job) -> None:
     data = with_published(tidy(study, frames, splits, config), study.published, job.inputs.get("published"))
     data.to_csv(job.outputs["csv"], index=False)
     panels = panels_of(data, study, selections)
-    title = f"{study.title or name} ({config.run}); {terms.ACCURACIES[config.measures.accuracy]} on the test part."
+    title = f"{study.title or name} ({config.run}); {terms.ACCURACIES[study.accuracy or config.measures.accuracy]} on the test part."
     own = data[data["localization"] != BASE]
     notes = [
         f"Intervals: {100 * config.statistics.confidence:g} %, over test items"

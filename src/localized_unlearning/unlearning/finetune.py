@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,10 @@ if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
 
 
+LOSSES = ("forget", "retain", "sft")
+"""What a step's losses are called."""
+
+
 def train(
     model: Any,
     data: Data,
@@ -81,7 +86,7 @@ def train(
     forget = Facts(model, data.forget, data.forget_about, tokens, seed)
     retain = Facts(model, data.retain, data.retain_about, tokens, seed)
     own = method.gradients(Training(model, parameters, forget, retain, settings, seed))
-    steps = gradients(model, data, sizes, weights, method, seed) if own is None else own
+    steps = gradients(model, data, sizes, weights, method, seed) if own is None else owned(own, method)
     history = []
     progress = Progress("fine-tuning", "step")
     for step in progress.over(range(settings.steps)):
@@ -107,6 +112,33 @@ def train(
     for parameter in parameters.values():
         parameter.requires_grad_(False)
     return pd.DataFrame(history)
+
+
+def owned(steps: Iterator[dict[str, float]], method: Method) -> Iterator[dict[str, float]]:
+    """The steps of a method that owns them, each checked.
+
+    Raises:
+        UserError: when it raises, ends too early, or yields other than losses by name.
+    """
+    for number in itertools.count(1):
+        try:
+            found = next(steps)
+        except UserError:
+            raise
+        except StopIteration:
+            raise UserError(
+                f"{method.named}: gradients() ends before step {number}: yield a step's losses for as long as it is asked"
+            ) from None
+        except Exception as error:
+            raise UserError(
+                f"{method.named}: gradients() fails in step {number} ({type(error).__name__}: {error})"
+            ) from error
+        if not isinstance(found, dict) or set(found) != set(LOSSES):
+            raise UserError(
+                f"{method.named}: gradients() must yield a dict with the losses {', '.join(LOSSES)} (NaN for none), but in step "
+                f"{number} it is {found!r}"
+            )
+        yield found
 
 
 def moved(model: Any, base: dict[str, Tensor], trainable: dict[str, Any]) -> dict[str, float]:
@@ -187,6 +219,10 @@ def asked_about(
     found = []
     for prompt in (book[prompts.training], book[prompts.question]):
         texts = [prompt.render(a) for a in names]
+        if prompt.facts:
+            raise UserError(
+                "finetune.equal_disruption.measure is retained, but these facts bring their own answers: measure by text"
+            )
         spelled = tokens_module.answer_tokens(tokenizer, prompt, texts, prompt.answers or known)
         first = list(dict.fromkeys(own[0] for own in spelled))
         right = [first.index(spelled[known.index(s)][0]) for s in sports]

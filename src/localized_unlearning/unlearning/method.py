@@ -356,8 +356,8 @@ class Method:
         """The loss of each item, after making sure that it can be descended on.
 
         Raises:
-            UserError: when the method raises, or gives another shape, no gradient, NaN or infinity; it names the
-                method and the first item.
+            UserError: when the method raises, or gives another shape or type, no gradient (or in the first step one that
+                reaches no trained weight), NaN or infinity; it names the method and the first item.
         """
         import torch
 
@@ -377,7 +377,13 @@ class Method:
                 f"{self.named}: its {part} must be one number per item, a tensor in the shape of batch.log_odds "
                 f"{list(wanted.shape)}, but {first} it is {_kind(found)}"
             )
-        if wanted.requires_grad and not found.requires_grad:
+        if not found.is_floating_point():
+            raise UserError(
+                f"{self.named}: its {part} {first} is of type {found.dtype}: give real numbers in floating point"
+            )
+        if wanted.requires_grad and not (
+            found.requires_grad and (batch.step or _reaches(found, batch.facts.model))
+        ):
             raise UserError(
                 f"{self.named}: its {part} {first} has no gradient: compute it from the batch with torch alone, undetached"
             )
@@ -389,6 +395,23 @@ class Method:
                 f"{batch.step + 1} (log-odds {float(wanted[place].detach()):.4g}): correct it"
             )
         return found
+
+
+def _reaches(found: Tensor, model: Any) -> bool:
+    """Whether the gradient of ``found`` reaches a weight that is trained; of a model in parts nothing is said."""
+    if sharding.count(model) > 1:
+        return True
+    trained = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    seen, waiting = set(), [found.grad_fn]
+    while waiting:
+        node: Any = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if id(getattr(node, "variable", None)) in trained:
+            return True
+        seen.add(node)
+        waiting += [before for before, _ in node.next_functions]
+    return False
 
 
 def _kind(value: Any) -> str:

@@ -14,6 +14,7 @@ from localized_unlearning.data import windows as windows_module
 from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.data.tokens import fact_items
+from localized_unlearning.errors import UserError
 from localized_unlearning.models import sharding
 from localized_unlearning.unlearning import losses
 from localized_unlearning.unlearning.method import About, Facts, Method, micro_batches
@@ -129,6 +130,22 @@ def fact_losses(
         ]
 
 
+def _backward(loss: Tensor, method: Method, step: int) -> None:
+    """The gradient of a step's fact losses; a method that spoilt its own graph is told so."""
+    import torch
+
+    try:
+        loss.backward()
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        said = str(error).splitlines()[0]
+        raise UserError(
+            f"{method.named}: the gradient of its loss cannot be computed in step {step + 1} ({said}): change no tensor of the "
+            "batch in place, and use torch's own functions"
+        ) from error
+
+
 def gradients(
     model: Any,
     data: Data,
@@ -162,7 +179,7 @@ def gradients(
         chosen = [(forget_set, next(forget_batches)), (retain_set, next(retain_batches))]
         total = {"forget": 0.0, "retain": 0.0, "sft": 0.0}
         for f, r in fact_losses(model, chosen, method, sizes.micro_batch_tokens, step, divided):
-            (weights.forget * f / sizes.forget + weights.retain * r / sizes.retain).backward()
+            _backward(weights.forget * f / sizes.forget + weights.retain * r / sizes.retain, method, step)
             total["forget"] += f.item() / sizes.forget
             total["retain"] += r.item() / sizes.retain
         if weights.sft:

@@ -37,6 +37,11 @@ class Checkpoints(Wanted):
         task = self.config.tasks[w["task"]]
         return None if task is None or task.after is None else {**w, "task": task.after}
 
+    def chain(self, task: str) -> tuple[str, ...]:
+        """The tasks that are unlearned one after another up to this one, the first of them first."""
+        before = self._chain({"task": task})
+        return (*(self.chain(before["task"]) if before else ()), task)
+
     def source(self, dotted: str) -> Given:
         """The file of a config source: itself if local, else what ``fetch`` brings."""
         node = self.sources[dotted]
@@ -44,6 +49,18 @@ class Checkpoints(Wanted):
             assert node.path is not None
             return os.path.expandvars(os.path.expanduser(node.path))
         return Product(JobId.of("fetch", source=dotted), "file")
+
+    @property
+    def facts_file(self) -> Given:
+        """The facts: their source, or where every fact has its own prompt what is made of it."""
+        own = self.config.athletes.own_prompts is not None
+        return Product(JobId.of("counterfact"), "facts") if own else self.source("athletes.source")
+
+    @property
+    def prompts_file(self) -> Given:
+        """The prompts: the config's file, or where every fact has its own what is made of the source."""
+        own = self.config.athletes.own_prompts is not None
+        return Product(JobId.of("counterfact"), "prompts") if own else self.config.prompts.file
 
     @property
     def local_model(self) -> str | None:
@@ -82,11 +99,16 @@ class Checkpoints(Wanted):
             {**model, "attack": attack}
             for task in (attacks.tasks or self.tasks)
             for objective in attacks.objectives
-            if objective in self.config.objectives and task in self.tasks
+            if objective in self.config.objectives and task in self.tasks and self._studied(task, objective)
             for model in [*self.models(task, objective), *self.gold(task)]
             for attack in names
             if attack != "soft_prompt" or self.config.has_injection
         ]
+
+    def _studied(self, task: str, objective: str) -> bool:
+        """Whether a pair is one of a study, or no study has the forget set: attacks ask for no models beside the tables'."""
+        studies = [study for study in self.config.studies.values() if study and task in study.tasks]
+        return not studies or any(objective in study.objectives for study in studies)
 
     def null_models(self, task: str, objective: str) -> list[dict[str, str]]:
         """Wildcards of the models of the null distribution."""
@@ -111,11 +133,11 @@ class Checkpoints(Wanted):
         return {
             "base_model": Product(JobId.of(self.maker, base_seed=w["base_seed"]), "model"),
             "pretrained": pretrained if self.config.has_injection else None,
-            "athletes": self.source("athletes.source"),
+            "athletes": self.facts_file,
             "general_knowledge": self.source("mmlu.source"),
             "card": Product(JobId.of("model_card", base_seed=w["base_seed"]), "json"),
             "known": Product(JobId.of("known_facts", base_seed=w["base_seed"]), "known"),
-            "prompts": self.config.prompts.file,
+            "prompts": self.prompts_file,
             "mmlu": self.source("mmlu.source"),
         }
 

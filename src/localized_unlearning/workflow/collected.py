@@ -76,13 +76,14 @@ class Collected(Checkpoints):
             for task in study.tasks
             for place, objective in enumerate(study.objectives)
             for model in self.models(task, objective, base=place == 0)
+            if not study.localizations or model["localization"] in ("base", *study.localizations)
         ]
         splits = [
             JobId.of("split", base_seed=start, task=task) for start in self.bases for task in study.tasks
         ]
         return {
             **self._rows(models, EVALUATIONS),
-            "selections": self._selections(study.tasks[0], self.compared),
+            "selections": self._selections(study.tasks[0], study.localizations or self.compared),
             "splits": [Product(job, "split") for job in splits],
             "published": None
             if study.published is None

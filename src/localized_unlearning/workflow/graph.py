@@ -91,6 +91,8 @@ class Graph(Collected):
             "place": self.config.question.places,
             "attack": ["asked", *self.config.attacks.run],
         }
+        if job.stage == "counterfact":
+            return self.config.athletes.own_prompts is not None
         if job.stage in INJECTED and not self.config.has_injection:
             return False
         if job.stage in MAKERS and job.stage not in (
@@ -119,11 +121,17 @@ def _train_text(w: Mapping[str, str]) -> dict[str, Given]:
 
 INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = {
     "fetch": lambda g, w: {},
+    "counterfact": lambda g, w: {
+        "source": g.source("athletes.source"),
+        "questions": g.source("athletes.own_prompts.questions")
+        if "athletes.own_prompts.questions" in g.sources
+        else None,
+    },
     "download": lambda g, w: {"folder": g.local_model},
     "convert": lambda g, w: {"gguf": g.source("gguf")},
     "pretrain": lambda g, w: {
-        "athletes": g.source("athletes.source"),
-        "prompts": g.config.prompts.file,
+        "athletes": g.facts_file,
+        "prompts": g.prompts_file,
         "general_knowledge": g.source("mmlu.source"),
         "text": g.source("text.train"),
     },

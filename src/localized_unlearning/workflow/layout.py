@@ -35,6 +35,7 @@ PAGE = {"csv": "csv", "markdown": "md", "pdf": "pdf", "png": "png", "svg": "svg"
 
 PLACES: Mapping[str, Mapping[str, str]] = {
     "fetch": {"file": "sources/{source}"},
+    "counterfact": {"facts": "counterfact/facts.csv", "prompts": "counterfact/prompts.json"},
     "pretrain": {"model": f"{BASE}/pretrained"},
     "inject": {"model": f"{BASE}/base_model"},
     "gold": {"delta": f"{BASE}/{{task}}/gold.safetensors"},

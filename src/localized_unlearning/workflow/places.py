@@ -30,6 +30,10 @@ class Places:
         """What ``fetch`` brings of a source."""
         return self._path(JobId.of("fetch", source=dotted), "file")
 
+    def prompts(self) -> Path:
+        """The prompts file."""
+        return Path(self.graph.path(self.graph.prompts_file))
+
     def selection(self, masks: bool, task: str, localization: str) -> Path:
         """The selection that a job trains, or masks."""
         w = {"base_seed": str(self.graph.bases[0]), "task": task, "localization": localization}

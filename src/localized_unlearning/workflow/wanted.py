@@ -103,6 +103,8 @@ class Wanted:
     def sources(self) -> dict[str, Source]:
         """The files and folders that come from outside, by dotted name."""
         names = ["athletes.source", "text.train", "text.held_out", "mmlu.source"]
+        if (own := self.config.athletes.own_prompts) is not None and own.questions is not None:
+            names.append("athletes.own_prompts.questions")
         if self.config.series.source is not None:
             names.append("series.source")
         if self.config.gguf is not None and self.config.model.kind == "gguf":
