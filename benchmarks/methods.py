@@ -4,7 +4,8 @@
 
 On a model of random weights in Gemma 3's shape (or a folder's), with prompts that share a beginning. Objectives: seconds of
 a step with all three losses over erase's; the base model's values, measured once, are apart. Scores: seconds over
-attribution patching's. The order goes round, and each number is a median, so that a neighbour's work hits all alike.
+attribution patching's. Seconds are a processor's, of one thread, so that a neighbour's work counts little; the order goes
+round, and each ratio is the median of those within a round.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def steps_of(model: Any, name: str) -> Callable[[], float]:
     running: Iterator[Any] = steps_module.gradients(model, data, sizes, weights, found, 0)
 
     def step() -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         next(running)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     return step
 
@@ -90,9 +91,9 @@ def scores_of(model: Any) -> dict[str, Callable[[], float]]:
 
     def timed(work: Callable[[], Any]) -> Callable[[], float]:
         def run() -> float:
-            start = time.perf_counter()
+            start = time.process_time()
             work()
-            return time.perf_counter() - start
+            return time.process_time() - start
 
         return run
 
@@ -103,15 +104,22 @@ def scores_of(model: Any) -> dict[str, Callable[[], float]]:
 
 
 def rows(work: dict[str, Callable[[], float]], rounds: int) -> list[tuple[str, float, float, float]]:
-    """Name, first seconds, median seconds after it, and their ratio to the first name's."""
+    """Name, first seconds, median seconds after it, and the median ratio to the first name's seconds of the round."""
     first = {name: run() for name, run in work.items()}
     later: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds):
         for name, run in work.items():
             later[name].append(run())
-    medians = {name: statistics.median(seconds) for name, seconds in later.items()}
-    unit = next(iter(medians.values()))
-    return [(name, first[name], medians[name], medians[name] / unit) for name in work]
+    unit = next(iter(later.values()))
+    return [
+        (
+            name,
+            first[name],
+            statistics.median(seconds),
+            statistics.median(own / of for own, of in zip(seconds, unit, strict=True)),
+        )
+        for name, seconds in later.items()
+    ]
 
 
 def main() -> None:
@@ -119,6 +127,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--steps", type=int, default=4)
     asked = parser.parse_args()
+    torch.set_num_threads(1)
     model = loading.load(asked.model, "float32", "cpu")[0] if asked.model else random_model()
     middle = len(components.layers_of(model)) // 4
     for name in components.trainable(model, [Component(middle, "up"), Component(middle, "down")]):

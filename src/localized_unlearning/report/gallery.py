@@ -22,6 +22,9 @@ def files(config: Config) -> Iterator[tuple[Path, str]]:
     results, figures = Path(layout.results), Path(layout.figures)
     for suffix in ("md", "csv"):
         yield from ((path, path.name) for path in sorted(results.glob(f"tables/*.{suffix}")))
+    for place in ("studies", "faithfulness"):
+        for suffix in ("md", "csv", "png"):
+            yield from ((path, path.name) for path in sorted(results.glob(f"{place}/*.{suffix}")))
     for path in sorted(results.glob("statistics/*/*.md")) + sorted(results.glob("statistics/*/*.csv")):
         yield path, f"{path.stem}_{path.parent.name.removeprefix('table_')}{path.suffix}"
     yield from ((path, path.name) for path in sorted(figures.glob("figure_*.png")))
@@ -41,8 +44,8 @@ def collect(config: Config, folder: Path) -> list[Path]:
         UserError: when the run has no table.
     """
     found = list(files(config))
-    if not any(name.startswith("table_") for _, name in found):
-        raise UserError(f"the run {config.run} has no table yet: run snakemake all first")
+    if not any(name.startswith("table_") or path.parent.name == "studies" for path, name in found):
+        raise UserError(f"the run {config.run} has no table and no study yet: run snakemake all first")
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for path, name in found:
