@@ -66,8 +66,11 @@ def write(source: Path, folder: Path, shots: int) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.DataFrame, PromptBook]:
     folder = tmp_path_factory.mktemp("counterfact")
-    (folder / "counterfact.json").write_text(json.dumps(records()[::-1]))  # cases say the order
-    outputs = write(folder / "counterfact.json", folder, 2)
+    (folder / "source").mkdir()
+    (folder / "source/.snakemake_timestamp").touch()
+    for part in (0, 1):  # cases say the order, not the files
+        (folder / f"source/{part}.json").write_text(json.dumps(records()[1 - part :: 2]))
+    outputs = write(folder / "source", folder, 2)
     book = load_prompts(outputs["prompts"])
     table = load_facts(outputs["facts"], book.answers)[0]
     assert len(table) == 18  # a quarter is held out for the examples

@@ -64,7 +64,7 @@ def read_counterfact(path: Path) -> list[Fact]:
     Raises:
         UserError: when the file is none, or a fact lacks a field or does not name its subject in its prompt.
     """
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files = sorted(p for p in path.rglob("[!.]*") if p.is_file()) if path.is_dir() else [path]
     found = [_fact(record, n, file) for file in files for n, record in enumerate(read_records(file), 1)]
     return sorted(found, key=lambda fact: int(fact.case) if fact.case.isdecimal() else 0)
 
