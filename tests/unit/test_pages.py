@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import code
@@ -23,11 +24,31 @@ def test_every_page_that_quotes_numbers_says_whose_they_are() -> None:
 @pytest.mark.parametrize("name", sorted(pages.read(ROOT)[0]))
 def test_a_page_says_by_itself_when_it_is_older_than_the_code(name: str) -> None:
     """Repair with: localized-unlearning pages."""
-    origin = pages.read(ROOT)[0][name]
-    path = ROOT / name / "README.md" if (ROOT / name).is_dir() else ROOT / name
-    text = path.read_text(encoding="utf-8")
-    assert f"Numbers of commit `{origin.commit}`, by `{origin.command}`" in text
-    assert ("Older than the code" in text) == (origin.code != pages.digest(origin.stages))
+    origin, now = pages.read(ROOT)[0][name], pages.digest(pages.read(ROOT)[0][name].stages)
+    for path in pages.covered(ROOT, name):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert f"Numbers of commit `{origin.commit}`, by `{origin.command}`" in text
+        assert ("Older than the code" in text) == (origin.code != now)
+
+
+def test_every_page_of_a_gallery_says_so_itself(tmp_path: Path) -> None:
+    """A reader may open a table alone; pages without numbers need no line."""
+    folder = tmp_path / "docs/results/mine"
+    folder.mkdir(parents=True)
+    for name, text in (
+        ("README.md", "# Mine\n"),
+        ("table_1.md", "**Table 1.** .25\n"),
+        ("note.md", "No number.\n"),
+    ):
+        (folder / name).write_text(text, encoding="utf-8")
+    data = {
+        "pages": {"docs/results/mine": {"commit": "abc", "command": "x", "stages": ["mmlu"]}},
+        "without": {},
+    }
+    (tmp_path / pages.LEDGER).write_text(yaml.safe_dump(data), encoding="utf-8")
+    found = {path.name: text for path, text in pages.generated(tmp_path).items()}
+    assert set(found) == {"README.md", "table_1.md"}
+    assert all("Numbers of commit `abc`, by `x`. **Older than the code**" in text for text in found.values())
 
 
 def test_a_change_of_the_code_behind_a_page_ages_it_and_another_does_not(

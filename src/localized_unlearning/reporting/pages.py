@@ -88,12 +88,21 @@ def stamped(text: str, origin: Origin, now: str) -> str:
 
 
 def generated(root: Path) -> dict[Path, str]:
-    """Every page that has an origin, with its line; of a folder its README has it."""
+    """Every page that has an origin, with its line; of a folder its README and every page that quotes numbers."""
     found = {}
     for name, origin in read(root)[0].items():
-        path = Path(name) / "README.md" if (root / name).is_dir() else Path(name)
-        found[path] = stamped((root / path).read_text(encoding="utf-8"), origin, digest(origin.stages))
+        now = digest(origin.stages)
+        for path in covered(root, name):
+            found[path] = stamped((root / path).read_text(encoding="utf-8"), origin, now)
     return found
+
+
+def covered(root: Path, name: str) -> list[Path]:
+    """The pages that an origin is about."""
+    if not (root / name).is_dir():
+        return [Path(name)]
+    pages = [page.relative_to(root) for page in sorted((root / name).rglob("*.md"))]
+    return [p for p in pages if p.name == "README.md" or quoting((root / p).read_text(encoding="utf-8"))]
 
 
 def quoting(text: str) -> list[str]:

@@ -298,11 +298,23 @@ def _answering(cell: Cell, evidence: Evidence, tail: float) -> None:
 
 def _sampled(margin: float, samples: np.ndarray, tail: float, choices: int = 1) -> Weighed:
     """A margin with its samples; those that are 0 up to rounding speak for neither side."""
-    size = len(samples)
     low, high = (float(end) for end in np.quantile(samples, [tail / choices, 1 - tail / choices]))
-    p_for = min(1.0, choices * (1 + int((samples <= ROUNDING).sum())) / (size + 1))
-    p_against = (1 + int((samples >= -ROUNDING).sum())) / (size + 1)
+    p_for, p_against = min(1.0, choices * _tail(samples)), _tail(-samples)
     return Weighed(margin, low, high, p_for, p_against, "resampled")
+
+
+def _tail(samples: np.ndarray) -> float:
+    """One-sided p-value against a margin of at most 0.
+
+    Where no sample lies there, their number alone would say how small it can be, and a point chosen among a hundred heads
+    could never hold; the normal distribution of their mean and deviation says more.
+    """
+    from scipy.stats import norm
+
+    found = (1 + int((samples <= ROUNDING).sum())) / (len(samples) + 1)
+    if samples.min() <= ROUNDING:
+        return found
+    return min(found, float(norm.sf(samples.mean() / max(samples.std(), ROUNDING))))
 
 
 def _needs(items: int, margin: float, samples: np.ndarray, tail: float) -> int | None:
@@ -416,22 +428,34 @@ def _rise(curve: Curve, test: Trend, lookup: Sequence[int], tail: float) -> Weig
 def _smaller(curve: Curve, other: Curve, test: Smaller, tail: float) -> tuple[Weighed, float, float]:
     """How many doublings smaller an edit passes halfway than another, less those that are asked for; both edits.
 
-    A curve that never does counts as passing at the largest edit where that favours the claim less, and at
-    twice that where it is the claim's own; where neither does, nothing is said.
+    Edits were tried at some sizes only, so that a curve passes somewhere after the last size at which it had not, and
+    maybe before the first. The claim holds if it does wherever that is, and fails if it fails wherever that is. A curve that
+    never passes counts as passing at twice the largest edit where it is the claim's own, and beyond any edit where it is
+    the other; where neither passes, nothing is said.
     """
-    sizes = np.array(curve.x)
     if not ((curve.mean < HALFWAY).any() or (other.mean < HALFWAY).any()):
         raise NotTestable("neither mask forgets half of the facts at any edit size")
-
-    def passes(values: np.ndarray, x: np.ndarray, never: float) -> np.ndarray:
-        below = values < HALFWAY
-        return np.where(below.any(-1), x[below.argmax(-1)], never)
-
-    own = passes(curve.samples, sizes, 2 * sizes[-1])
-    others = passes(other.opposed, np.array(other.x), other.x[-1])
-    neither = ~((curve.samples < HALFWAY).any(-1) | (other.opposed < HALFWAY).any(-1))
     asked = math.log2(test.ratio) - 2 * ROUNDING  # exactly so many times smaller is small enough
-    samples = np.where(neither, 0.0, np.log2(others / own) - asked)
-    mine = float(passes(curve.mean[None], sizes, 2 * sizes[-1])[0])
-    theirs = float(passes(other.mean[None], np.array(other.x), other.x[-1])[0])
-    return _sampled(math.log2(theirs / mine) - asked, samples, tail), mine, theirs
+    own, others = _passing(curve.samples, curve.x), _passing(other.opposed, other.x)
+    neither = ~((curve.samples < HALFWAY).any(-1) | (other.opposed < HALFWAY).any(-1))
+    least, most = (
+        np.where(neither, 0.0, np.log2(theirs / mine) - asked)
+        for theirs, mine in ((others[0], np.minimum(own[1], 2 * curve.x[-1])), (others[1], own[0]))
+    )
+    (_, mine), (_, theirs) = (_passing(c.mean[None], c.x) for c in (curve, other))
+    mine, theirs = min(float(mine[0]), 2 * curve.x[-1]), min(float(theirs[0]), other.x[-1])
+    held, failed = _sampled(0.0, least, tail), _sampled(0.0, most, tail)
+    margin = math.log2(theirs / mine) - asked
+    return Weighed(margin, held.low, failed.high, held.p_for, failed.p_against, "resampled"), mine, theirs
+
+
+FAR = 2.0**10
+"""How many times the largest edit stands for an edit beyond all that were tried."""
+
+
+def _passing(values: np.ndarray, x: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Between which edit sizes each curve ``[sample, point]`` first lies below halfway: both ``[sample]``."""
+    sizes = np.array([1.0, *x, FAR * x[-1]])
+    below = values < HALFWAY
+    first = np.where(below.any(-1), below.argmax(-1), len(x))
+    return sizes[first], sizes[first + 1]
