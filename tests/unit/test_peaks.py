@@ -31,6 +31,11 @@ SETTINGS: dict[str, Any] = {
     "finetune": {**MICRO, "steps": 2, "batch_size": 32, "sft_batch_size": 16},
     "masking": {**MICRO, "steps": 2, "batch_size": 32, "text_batch": 16, "edit_sizes": [0, 1000]},
     "relearning": {**MICRO, "iterations": 1, "rank": 8, "retain_batch": 16, "text_batch": 16},
+    "attacks": {
+        "half_and_half": {**MICRO, "steps": 2, "batch_size": 32, "text_batch": 16, "rank": 8},
+        "retain_only": {**MICRO, "steps": 2, "batch_size": 32, "text_batch": 16, "rank": None},
+        "asked": {"retained": 8, "orders": 1},
+    },
     "scores": {"attribution_patching": {"prompts": 24}, "causal_tracing": {"prompts": 8}},
     "localizations": {"manual": {"layers": [1, 2]}},
 }
@@ -121,6 +126,9 @@ CASES = [
     ("sweep", {"task": "sports", "localization": "nonlocalized", "seed": "0", "base_seed": "0"}),
     ("relearn", {**JOB, "localization": "nonlocalized"}),
     ("probe", {**JOB, "localization": "nonlocalized"}),
+    ("attack", {**JOB, "localization": "nonlocalized", "attack": "half_and_half"}),
+    ("attack", {**JOB, "localization": "nonlocalized", "attack": "retain_only"}),
+    ("attack", {**JOB, "localization": "nonlocalized", "attack": "quantization"}),
     ("score", {"task": "sports", "scores": "attribution_patching"}),
     ("score", {"task": "sports", "scores": "causal_tracing"}),
 ]
@@ -129,7 +137,10 @@ CASES = [
 @pytest.mark.parametrize(
     ("stage", "wildcards"),
     [*CASES, *(pytest.param(stage, {"base_seed": "0"}, marks=pytest.mark.slow) for stage in LONG)],
-    ids=[*(" ".join([s, *(w.get(n, "") for n in ("localization", "scores"))]) for s, w in CASES), *LONG],
+    ids=[
+        *(" ".join([s, *(w.get(n, "") for n in ("localization", "scores", "attack"))]) for s, w in CASES),
+        *LONG,
+    ],
 )
 def test_a_stage_holds_what_the_plan_says(
     stage: str, wildcards: dict[str, str], workshop: Workshop, monkeypatch: pytest.MonkeyPatch

@@ -136,7 +136,7 @@ def test_without_a_network_it_says_what_was_not_checked(ask: Ask) -> None:
 
 def test_more_gpus_or_a_larger_one_hold_what_one_cannot(ask: Ask) -> None:
     """Catches a memory check that ignores the device or the number of GPUs."""
-    large = "finetune: {precision: fp32_master}\nattacks: {run: []}\n"
+    large = "finetune: {precision: fp32_master}\n"
     assert ask(overlay=large)[0] == 1
     status, said = ask(overlay=large, words=("--device", "H200"))
     assert status == 0, said

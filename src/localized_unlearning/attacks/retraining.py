@@ -92,7 +92,9 @@ def retrained(subject: Subject, facts: pd.DataFrame, settings: Retraining) -> It
     width = subject.model.config.get_text_config().hidden_size
     rank = None if settings.rank is None else min(settings.rank, width)
     with whole(subject.model) if rank is None else low_rank(subject.model, rank, subject.seed) as parameters:
-        optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(
+            parameters, lr=settings.learning_rate, weight_decay=0.0, foreach=False
+        )  # else a GPU's step builds temporaries of all parameters at once
         steps = steps_module.gradients(
             subject.model, data, sizes, weights, method.of(inject, {}, "inject"), subject.seed
         )

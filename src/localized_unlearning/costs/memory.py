@@ -64,6 +64,17 @@ class Memory(Passes):
         sizes = [size for power in range(8, 15) for size in (1 << power, 3 << (power - 1))]
         return max((size for size in sizes if size <= fits), default=sizes[0])
 
+    def adapters(self, rank: int, dropout: bool) -> tuple[float, float]:
+        """Parameters of LoRA's adapters on every linear module, and bytes that they keep of a token, in float32.
+
+        Each keeps what it reads, and in ``rank`` numbers what it makes of it. Dropout, or weights of 16 bits, give each
+        adapter a copy of its own; without, those that read one tensor keep one, and attention keeps its result anyway.
+        """
+        s, own = self.shape, dropout or self.width == 2
+        pairs = sum((size / s.hidden + s.hidden) * rank for size in s.kinds.values())
+        read = (6 if s.gated else 4) * s.hidden + s.heads * s.head_dim if own else 2 * s.hidden
+        return s.layers * pairs, 4.0 * s.layers * (read + s.mlp + len(s.kinds) * rank)
+
     def training_bytes(self, trained: float, lowest: int, batch: float) -> dict[str, float]:
         """Device bytes of training besides gradients and states."""
         return {

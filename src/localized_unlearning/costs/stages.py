@@ -9,10 +9,12 @@ Operations are counted as multiply and add (2 for each weight and token of a for
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from localized_unlearning.config.attacks import Retraining
 from localized_unlearning.costs.devices import DEVICES, Cost, Work, cpu
 from localized_unlearning.costs.memory import Memory
 from localized_unlearning.costs.sizes import GB
@@ -78,13 +80,11 @@ def _mask(model: Model, w: Wildcards) -> Cost:
 def _relearn(model: Model, w: Wildcards) -> Cost:
     r, s = model.config.relearning, model.shape
     trained, _ = model.trained(w["localization"], w["task"])
-    pairs = sum((size / s.hidden + s.hidden) * r.rank for size in s.kinds.values())
-    lora = s.layers * pairs
+    lora, read = model.adapters(r.rank, dropout=True)
     task = model.config.tasks[w["task"]]
     assert task is not None
     facts = len(task.relearn) + r.retain_batch
-    # each adapter keeps what it reads, in float32, and which of it dropout left out
-    adapters = 5.0 * s.layers * ((6 if s.gated else 4) * s.hidden + s.heads * s.head_dim + s.mlp)
+    adapters = read * 5 / 4  # besides, which of it dropout left out
     each = model.saved(1, 0, 0) + adapters
     held = {"adapters": 16 * lora}
     batch = model.micro_batch(r.micro_batch_tokens, each, sum(held.values()))
@@ -276,23 +276,53 @@ def _question(model: Model, w: Wildcards) -> Cost:
     return replace(each, work=_inject(model, w).work * 2 + each.work * share)
 
 
+def _retraining(model: Model, r: Retraining, rank: int | None) -> tuple[Work, dict[str, float]]:
+    """Work and device bytes of an attack that trains adapters of ``rank``, or without one every matrix of the layers."""
+    s = model.shape
+    if rank is None:
+        trained, whole, read = float(s.body), float(s.body), 0.0
+        states = {"gradients": model.width * trained, "optimizer": 2 * model.width * trained,
+                  "weights before": model.width * trained}  # fmt: skip
+    else:
+        (trained, read), whole = model.adapters(min(rank, s.hidden), dropout=False), 0.0
+        states = {"adapters": 16 * trained}
+    states["one matrix's step"] = 12.0 * s.largest
+    each = model.saved(1, 0, whole) + read
+    batch = model.micro_batch(r.micro_batch_tokens, each, sum(states.values()))
+    work = model.training(r.steps, 2 * r.batch_size, r.text_batch, trained, 0, batch)
+    if rank is not None:
+        work += Work(flops=work.flops * 2 * trained / s.body)
+    work += Work(traffic=r.steps * 2.5 * sum(states.values()))
+    held = model.held(2 * r.batch_size, r.text_batch, batch)
+    device = {**model.training_bytes(whole, 0, held), "adapters' activations": held * read, **states}
+    return work, device
+
+
 def _attack(model: Model, w: Wildcards) -> Cost:
     """Half and half costs most, apart from the search, which does it once per cell; both hold adapters and states."""
     a, asked = model.config.attacks, _facts(model, w)
     cells = {
-        "search": len(a.search.learning_rates) * len(a.search.steps) * len(a.search.ranks),
-        "noise": len(a.noise.scales), "pruning": len(a.pruning.shares), "quantization": len(a.quantization.bits),
-    }.get(w["attack"], 1)  # fmt: skip
-    work = asked.work * (cells * (2 + a.asked.orders))
-    device = dict(asked.device)
-    if w["attack"] in ("half_and_half", "retain_only", "search"):
-        r = a.search.base if w["attack"] == "search" else getattr(a, w["attack"])
-        steps = max(a.search.steps) if w["attack"] == "search" else r.steps
-        trained = model.shape.parameters
-        batch = model.micro_batch(r.micro_batch_tokens, model.saved(1, 0, trained), 0)
-        work += model.training(steps, 2 * r.batch_size, r.text_batch, trained, 0, batch) * cells
-        held = model.held(2 * r.batch_size, r.text_batch, batch)
-        device = {**model.training_bytes(trained, 0, held), **model.states(trained)}
+        "noise": len(a.noise.scales),
+        "pruning": len(a.pruning.shares),
+        "quantization": len(a.quantization.bits),
+    }
+    trainings: list[tuple[Retraining, int | None]] = []
+    if w["attack"] == "search":
+        for _, steps, rank in itertools.product(a.search.learning_rates, a.search.steps, a.search.ranks):
+            trainings.append((a.search.base.model_copy(update={"steps": steps}), rank or None))
+    elif w["attack"] in ("half_and_half", "retain_only"):
+        settings = getattr(a, w["attack"])
+        trainings.append((settings, settings.rank))
+    found = [_retraining(model, settings, rank) for settings, rank in trainings]
+    times = len(found) or cells.get(w["attack"], 1)
+    work = sum((work for work, _ in found), asked.work * (times * (2 + a.asked.orders)))
+    if w["attack"] in cells:  # the weights return after each
+        device = {
+            "weights before": model.width * float(model.shape.body),
+            "one matrix": 8.0 * model.shape.largest,
+        }
+        return replace(asked, work=work, device={**asked.device, **device})
+    device = max([asked.device, *(device for _, device in found)], key=lambda parts: sum(parts.values()))
     return replace(asked, work=work, device=device)
 
 

@@ -11,6 +11,7 @@ REMEDIES = {
     f"bf16_stochastic_rounding, {SHARD}",
     "mask": f"lower masking.micro_batch_tokens (auto fits it to the card), {SHARD}",
     "relearn": f"lower relearning.micro_batch_tokens (auto fits it to the card), {SHARD}",
+    "attack": "lower the attack's micro_batch_tokens or rank (attacks.half_and_half, attacks.search.ranks, ...)",
 }
 """What to do where a stage does not fit."""
 
