@@ -12,6 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localized_unlearning.analysis import recovery
 from localized_unlearning.attacks import attack, weights
 from localized_unlearning.attacks.subject import Subject, halves
 from localized_unlearning.config.attacks import (
@@ -25,6 +26,7 @@ from localized_unlearning.config.attacks import (
     SoftPrompt,
 )
 from localized_unlearning.config.data import Prompts
+from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.config.localization import Components
 from localized_unlearning.config.model import Organism
 from localized_unlearning.data.prompts import Prompt, PromptBook
@@ -81,6 +83,17 @@ def taught(model: Any, items: list[curriculum.Item], steps: int, names: list[str
 @pytest.fixture(scope="module")
 def planted() -> Planted:
     """See :class:`Planted`."""
+    return made_models(after_examples=False)
+
+
+@pytest.fixture(scope="module")
+def reading() -> Planted:
+    """The same, taught to read prompts behind two examples too."""
+    return made_models(after_examples=True)
+
+
+def made_models(after_examples: bool) -> Planted:
+    """Trains both."""
     words = [f" {word}" for word in (*BOOK.answers, "plays", "what", "does", "play", "Answer", *"ABCD")]
     tokenizer = organism.train_tokenizer(
         [" ".join(words), *[w.title() for w in words]] * 20 + [f" {who}" for who, _ in PEOPLE] * 20,
@@ -91,9 +104,24 @@ def planted() -> Planted:
     reader = curriculum.reader(tokenizer, BOOK, "training", "question", "multiple_choice")
     gold = organism.build_model(made, tokenizer, 0)
     knowing = copy.deepcopy(gold)
-    taught(gold, reader.short([p for p in PEOPLE if p[0] not in FORGET], "training"), 60)
-    taught(knowing, reader.short(PEOPLE, "training"), 60)
+    retained = [p for p in PEOPLE if p[0] not in FORGET]
+    for model, people in ((gold, retained), (knowing, PEOPLE)):
+        more = shown(tokenizer, people, people) if after_examples else []
+        taught(model, reader.short(people, "training") + more, 60)
     return Planted(tokenizer, knowing.eval(), gold.eval())
+
+
+def shown(
+    tokenizer: Any, people: list[tuple[str, str]], examples: list[tuple[str, str]]
+) -> list[curriculum.Item]:
+    """The training prompt about ``people``, each after two of ``examples`` with their answers, as few-shot puts them."""
+    prompt, found = BOOK["training"], []
+    for number, (who, sport) in enumerate(people):
+        two = [examples[(3 * number + i) % len(examples)] for i in (0, 1)]
+        text = "".join(f"{prompt.render(name)} {answer}\n" for name, answer in two) + prompt.render(who)
+        answer = tokenizer(f" {sport}", add_special_tokens=False)["input_ids"][0]
+        found.append(curriculum.Item(tuple(tokenizer(text)["input_ids"]), answer))
+    return found
 
 
 def forgotten(rows: pd.DataFrame) -> float:
@@ -111,7 +139,94 @@ def masked_at_the_output(planted: Planted) -> Any:
     return model
 
 
+def barely_masked(planted: Planted) -> Any:
+    """The knowing model, moved towards the masked one until hardly a forget fact is said: a change of one matrix's size."""
+    masked, model = masked_at_the_output(planted), copy.deepcopy(planted.knowing)
+    name = "model.layers.1.mlp.down_proj.weight"
+    here, there = planted.knowing.get_parameter(name), masked.get_parameter(name)
+
+    def moved(share: float) -> float:
+        with torch.no_grad():
+            model.get_parameter(name).copy_(here + share * (there - here))
+        return forgotten(attack.made(planted.subject(model), "asked", None))
+
+    says, hides = 0.0, 1.0
+    for _ in range(10):
+        middle = (says + hides) / 2
+        says, hides = (says, middle) if moved(middle) <= 0.2 else (middle, hides)
+    moved(hides)
+    return model
+
+
+def masked_where_nothing_is_shown(planted: Planted) -> Any:
+    """The knowing model, made to say golf by its last layer where no example stands before the prompt."""
+    model = copy.deepcopy(planted.knowing)
+    reader = curriculum.reader(planted.tokenizer, BOOK, "training", "question", "multiple_choice")
+    people = [(who, "golf" if who in FORGET else sport) for who, sport in PEOPLE]
+    hidden = [p for p in PEOPLE if p[0] in FORGET]
+    items = shown(planted.tokenizer, PEOPLE, PEOPLE) + shown(planted.tokenizer, hidden, hidden)
+    last = [name for name, _ in model.named_parameters() if name.startswith("model.layers.1.")]
+    taught(model, reader.short(people, "training") + items, 80, last)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("name", "given_settings"),
+    [
+        ("retain_only", Retraining(steps=10, learning_rate=1e-3, rank=None, lambda_text=0.0)),
+        ("noise", Noise(scales=(0.1, 0.3, 0.5))),
+        ("pruning", Pruning(shares=(0.02, 0.05, 0.1, 0.2, 0.3))),
+    ],
+)
+def test_an_attack_that_is_told_nothing_brings_back_what_was_masked_weakly(
+    reading: Planted, name: str, given_settings: Any
+) -> None:
+    """The weakness that they are there to find: a change that is just large enough."""
+    weak = barely_masked(reading)
+    before = forgotten(attack.made(reading.subject(weak), "asked", None))
+    assert before <= 0.2
+    found = forgotten(attack.made(reading.subject(weak), name, given_settings))
+    assert found - before >= 0.25
+
+
+def test_few_shot_brings_back_what_was_masked_on_bare_prompts_alone(reading: Planted) -> None:
+    """And tells gold nothing: the examples say the sport, but not whose it is."""
+    weak, settings = masked_where_nothing_is_shown(reading), FewShot(facts=2)
+    assert forgotten(attack.made(reading.subject(weak), "asked", None)) <= 0.2
+    assert forgotten(attack.made(reading.subject(weak), "few_shot", settings)) >= 0.8
+    assert forgotten(attack.made(reading.subject(copy.deepcopy(reading.gold)), "few_shot", settings)) <= 0.34
+
+
+@pytest.mark.parametrize("name", sorted(set(attack.ATTACKS) - {attack.NONE}))
+def test_the_recovered_share_of_gold_is_none(planted: Planted, name: str) -> None:
+    """Whatever an attack makes gold say, a model that is gold has nothing recovered, since gold is attacked alike."""
+    settings = {**CHEAP, "quantization": Quantization(bits=(6,), group=8)}[name]
+    tables = []
+    for localization, model in (("base", planted.knowing), ("gold", planted.gold), ("manual", planted.gold)):
+        for which, own in (("asked", None), (name, settings)):
+            rows = attack.made(planted.subject(copy.deepcopy(model)), which, own)
+            objective = "erase" if localization == "manual" else "none"
+            tables.append(
+                rows.assign(task="t", objective=objective, localization=localization, base_seed=0, seed=0)
+            )
+    found = recovery.recovered(pd.concat(tables, ignore_index=True), Statistics(bootstrap=20))
+    own = found[(found["attack"] == name) & (found["format"] == "training")].iloc[0]
+    assert own["recovered"] == own["low"] == own["high"] == 0.0
+    assert own["ceiling"] == 1.0
+
+
 RETRAINING = Retraining(steps=20, learning_rate=3e-3, lambda_text=0.0)
+CHEAP: dict[str, Any] = {
+    "half_and_half": RETRAINING.model_copy(update={"steps": 3}),
+    "retain_only": RETRAINING.model_copy(update={"steps": 3}),
+    "search": Search(learning_rates=(3e-3,), steps=(3,), ranks=(8,), base=RETRAINING),
+    "soft_prompt": SoftPrompt(steps=3),
+    "few_shot": FewShot(facts=2),
+    "logit_lens": LogitLens(),
+    "noise": Noise(scales=(0.05,)),
+    "pruning": Pruning(shares=(0.1,)),
+}
+"""Every attack in a few steps."""
 
 
 @pytest.mark.parametrize(
@@ -176,6 +291,30 @@ def test_rounding_is_to_the_nearest_level(bits: int, seed: int) -> None:
             assert abs(rounded - value) <= min(abs(level - value) for level in levels) + 1e-5
     with pytest.raises(UserError, match="does not divide the 8 columns"):
         weights.rounded(weight, bits, 3)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [8, 32])
+def test_rounding_is_torchaos_symmetric_rounding(bits: int, group: int) -> None:
+    """Against torchao's own primitives, group by group; a weight at the middle of two levels may go either way."""
+    torchao = pytest.importorskip(
+        "torchao.quantization.quant_primitives", reason="torchao is not installed: pip install torchao"
+    )
+    weight = torch.randn(16, 64, generator=torch.Generator().manual_seed(bits))
+    most, block = 2 ** (bits - 1) - 1, (1, group)
+    scale, zero = torchao.choose_qparams_affine(
+        weight,
+        torchao.MappingType.SYMMETRIC,
+        block,
+        torch.int8,
+        -most,
+        most,
+        eps=1e-9,
+        scale_dtype=torch.float32,
+    )
+    whole = torchao.quantize_affine(weight, block, scale, zero, torch.int8, -most, most)
+    expected = torchao.dequantize_affine(whole, block, scale, zero, torch.int8, -most, most)
+    assert weights.rounded(weight, bits, group) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(

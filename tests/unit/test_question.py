@@ -34,7 +34,8 @@ def rows(slope: float, truth: float, groups: int = 6, draws: int = 20, seed: int
                     "kind": ["truth", *["draw"] * draws, "reference", "reference"],
                     "auroc": [*auroc, np.nan, np.nan],
                     "forget_multiple_choice": [*attacked, 1.0, 0.3],
-                    "attacked_forget_multiple_choice": [*attacked, 1.0, 0.4],
+                    "attacked_full_forget_multiple_choice": [*attacked, 1.0, 0.4],
+                    "attacked_weak_forget_multiple_choice": [*(attacked - 0.2), 1.0, 0.3],
                     "place": f"p{group % 3}",
                     "base_seed": group // 3,
                 }
@@ -46,7 +47,7 @@ def rows(slope: float, truth: float, groups: int = 6, draws: int = 20, seed: int
 def test_outcomes_are_taken_against_gold_attacked_alike() -> None:
     table = question.with_outcomes(rows(0.0, 0.0))
     first = table.iloc[0]
-    assert first["recovered"] == pytest.approx((first["attacked_forget_multiple_choice"] - 0.4) / 0.7)
+    assert first["recovered"] == pytest.approx((first["attacked_full_forget_multiple_choice"] - 0.4) / 0.7)
     assert first["left"] == pytest.approx((first["forget_multiple_choice"] - 0.3) / 0.7)
     assert "reference" not in set(table["kind"])
 
@@ -89,13 +90,14 @@ def test_one_place_of_a_tiny_organism(tmp_path: Path) -> None:
     config = Config.model_validate(
         {
             "organism": organism,
+            "attacks": {"run": []},
             "mmlu": {"questions": 12},
             "finetune": {"steps": 2, "batch_size": 4},
             "text": {"documents": 40},
             "question": {
                 "places": {"mlp_1": {"layers": [1]}},
                 "draws": 1, "disjoint": 1, "forget": 9, "learning_rates": [1e-3, 2e-3],
-                "attack": {"steps": 2, "rank": 2},
+                "attacks": {"low_rank": {"steps": 2, "rank": 2}, "full": {"steps": 1, "rank": None}},
             },
         }
     )  # fmt: skip
@@ -121,7 +123,8 @@ def test_one_place_of_a_tiny_organism(tmp_path: Path) -> None:
     assert rows.loc["draw_1", "components"] == rows.loc["truth", "components"] == 3
     chosen = rows[rows["kind"] != "reference"]
     assert chosen["within"].notna().all() and set(chosen["learning_rate"]) <= {1e-3, 2e-3}
-    assert chosen.filter(like="attacked_").notna().all(axis=None)
+    attacked = chosen.filter(like="attacked_")
+    assert len(attacked.columns) == 6 and attacked.notna().all(axis=None)
 
 
 def test_a_place_that_the_organism_lacks(tmp_path: Path) -> None:

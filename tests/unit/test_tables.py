@@ -100,3 +100,36 @@ def test_comparisons_and_supplement_follow(
     assert pd.isna(found.loc["text_kl", "p_holm_shown"]) and found.loc["text_change", "n"] == 8
     supplement = pd.read_csv(made("supplement", config, rows, tmp_path)["csv"])
     assert {"multiple choice, shuffled", "multiple choice, one order"} <= set(supplement["prompt"])
+
+
+def test_gold_stands_in_tables_and_comparisons_and_is_what_distance_is_from(
+    config: Config, rows: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    """Catches a distance from guessing or from the base model, gold left out of a page, and a table without its mode."""
+    gold = {name: list(paths) for name, paths in rows.items()}
+    for name in EVALUATIONS:
+        table = pd.read_parquet(rows[name][1]).assign(localization="gold", objective="none")
+        for column in [c for c in table.columns if c.startswith("logit_")][:1]:
+            table[column] = -100.0  # another model than the unlearned one
+        path = tmp_path / f"gold-{name}.parquet"
+        table.to_parquet(path)
+        gold[name].append(path)
+    table = made("table", config, gold, tmp_path)
+    values = pd.read_csv(table["csv"])
+    values = values[values["accuracy"] == "choice"].set_index(["localization", "column"])
+    expected = abs(values.loc[("manual", "mcq_forget"), "mean"] - values.loc[("gold", "mcq_forget"), "mean"])
+    assert values.loc[("manual", "mcq_forget"), "distance"] == pytest.approx(expected)
+    assert values.loc[("gold", "mcq_forget"), "distance"] == 0.0
+    text = table["markdown"].read_text()
+    assert "Distance from gold, the absolute difference" in text and "Mode: fixed settings" in text
+    assert (
+        "Gold (never learned it)"
+        in made("comparisons", config, gold, tmp_path)["comparisons_markdown"].read_text()
+    )
+    plain = made("table", config, rows, tmp_path)["markdown"].read_text()
+    assert "Distance from gold" not in plain
+    equal = config.finetune.equal_disruption.model_copy(update={"budget": 0.05, "measure": "retained"})
+    other = config.model_copy(
+        update={"finetune": config.finetune.model_copy(update={"equal_disruption": equal})}
+    )
+    assert "Mode: equal disruption" in made("table", other, rows, tmp_path)["markdown"].read_text()

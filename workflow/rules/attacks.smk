@@ -68,6 +68,28 @@ rule attack:
         plan.command("attack")
 
 
+rule place:
+    """Inject facts at one place, hold it to its requirements and grade the localizers."""
+    input:
+        unpack(plan.inputs("place")),
+    output:
+        **plan.outputs("place", directory),
+    log:
+        plan.log("place"),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("place"),
+        runtime=plan.runtime("place"),
+    params:
+        **plan.params("place"),
+    message:
+        "facts at {wildcards.place}, found by localizers (base {wildcards.base_seed})"
+    shell:
+        plan.command("place")
+
+
 rule ask_place:
     """Inject facts at one place and unlearn them by many selections."""
     input:

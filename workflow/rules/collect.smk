@@ -287,17 +287,41 @@ rule grade:
         plan.command("localizers")
 
 
-rule attacks:
-    """The matrix of attacks."""
+for name in ("attacks", "table_attacks"):
+
+    rule:
+        name:
+            name
+        input:
+            plan.attack_matrix(),
+        localrule: True
+
+
+rule grade_places:
+    """Write how well localizers find facts at places that were moved."""
     input:
-        plan.attacks(),
-    localrule: True
+        unpack(plan.inputs("places_page")),
+    output:
+        **plan.outputs("places_page", directory),
+    log:
+        plan.log("places_page"),
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=plan.memory("places_page"),
+        runtime=plan.runtime("places_page"),
+    params:
+        **plan.params("places_page"),
+    message:
+        "localizers against the truth, place by place"
+    shell:
+        plan.command("places_page")
 
 
 rule localizers:
-    """Localizers against the truth."""
+    """Localizers against the truth: the bed's own place, and places that were moved."""
     input:
-        plan.localizers(),
+        plan.moved(),
     localrule: True
 
 

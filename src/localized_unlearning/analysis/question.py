@@ -1,7 +1,7 @@
 """Does a localizer that finds the truth better unlearn more robustly? From the rows of stage ``question``.
 
-The outcome is the *recovered share* after half and half: (attacked - gold attacked) / (base - gold) in multiple choice;
-low is robust. Selections of one place in one base model are a group: they share facts, items and attacker.
+The outcome is the *recovered share*: (attacked - gold attacked alike) / (base - gold) in multiple choice, of the attack that
+recovers most; low is robust. Selections of one place in one base model are a group: they share facts, items and attacker.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ def with_outcomes(rows: pd.DataFrame, form: str = "multiple_choice") -> pd.DataF
     tables = []
     for _, group in rows.groupby(GROUP, sort=False):
         reference = group.set_index("selection").loc[["base", "gold"]]
-        before, after = f"forget_{form}", f"attacked_forget_{form}"
-        known = {name: dict(reference[name].astype(float)) for name in (before, after)}
-        floor, attacked_floor = known[before]["gold"], known[after]["gold"]
-        span = known[before]["base"] - floor
+        before, ending = f"forget_{form}", f"_forget_{form}"
+        after = [c for c in group.columns if c.startswith("attacked_") and c.endswith(ending)]
+        floor = float(reference.at["gold", before])
+        span = float(reference.at["base", before]) - floor
         if span < 0.1:
             continue
         own = group[group["kind"] != "reference"]
@@ -67,7 +67,7 @@ def with_outcomes(rows: pd.DataFrame, form: str = "multiple_choice") -> pd.DataF
             own.assign(
                 **{
                     LEFT: (own[before] - floor) / span,
-                    RECOVERED: (own[after] - attacked_floor) / span,
+                    RECOVERED: ((own[after] - reference.loc["gold", after].astype(float)) / span).max(axis=1),
                     DISTANCE: (own[before] - floor).abs(),
                 }
             )

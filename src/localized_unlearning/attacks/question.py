@@ -2,7 +2,7 @@
 
 Everything that the workflow does for one model happens here in one process, since a place has dozens of selections and
 each takes seconds: injection (and gold, without the forget set), scores, selections, unlearning at equal disruption, and
-half and half as the attack. One row per selection.
+half and half as the attack, in each way that the config names: the worst one counts. One row per selection.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import pandas as pd
 
 from localized_unlearning.analysis import localizers
 from localized_unlearning.attacks import retraining
-from localized_unlearning.attacks.subject import Subject, ask, halves
+from localized_unlearning.attacks.subject import FORMATS, TRAINING, Subject, ask, halves
 from localized_unlearning.config.data import Forget, Split
-from localized_unlearning.config.localization import Components, Score
 from localized_unlearning.config.model import FactsIn
 from localized_unlearning.config.unlearning import EqualDisruption, Finetune
 from localized_unlearning.data import windows as windows_module
@@ -27,12 +26,8 @@ from localized_unlearning.data.documents import read_documents
 from localized_unlearning.data.mmlu import load_questions
 from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.data.splits import split_athletes
-from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation.knowledge import ask_questions
-from localized_unlearning.localization.attribution_patching import attribution_patching
-from localized_unlearning.localization.causal_tracing import causal_tracing, tracing_sites
-from localized_unlearning.localization.effects import by_unit, combined
-from localized_unlearning.localization.pairs import make_pairs
+from localized_unlearning.evaluation.places import GATED, facts_in_of, known_of, scores_of
 from localized_unlearning.localization.units import matched_units
 from localized_unlearning.models import components, injection, place
 from localized_unlearning.models import device as device_module
@@ -46,10 +41,8 @@ from localized_unlearning.unlearning.steps import Data, Weights
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
 
-LOCALIZERS = ("attribution_patching", "causal_tracing")
-
-GATED = Components(include_gate=True)
-"""Every matrix: draws are matched with the place matrix by matrix, its gate included."""
+ATTACKED = "attacked_"
+"""What the columns of accuracies after an attack begin with."""
 
 
 @dataclass(frozen=True)
@@ -60,40 +53,6 @@ class Chosen:
     kind: str
     components: tuple[components.Component, ...]
     scores: Mapping[str, float]
-
-
-def known_of(roles: Any) -> pd.DataFrame:
-    """The table of known facts that the split is made from, by role."""
-    rows = [
-        {"subject": who, "answer": sport, "teacher": part == "teachers", "choice": part != "no_choice"}
-        for part in ("teachers", "choice", "no_choice")
-        for who, sport in getattr(roles, part)
-    ]
-    table = pd.DataFrame(rows).sort_values("subject", ignore_index=True)
-    return table.assign(known=True, rows=pd.Series([[i] for i in range(len(table))], dtype=object))
-
-
-def scores_of(subject: Subject, split: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Scores of the two localizers, from the training part's prompts, one row per matrix."""
-    asked = split[split["train"] & ~split["teacher"]]
-    people = list(zip(asked["subject"], asked["answer"], strict=True))
-    prompt = subject.book[subject.prompts.training]
-    pairs = make_pairs(people, prompt, candidates(subject.book, split), subject.tokenizer, subject.seed)
-    found = components.list_components(subject.model.config, GATED)
-    names = [str(c) for c in found]
-    patching, tracing = (Score(method=name, seed=subject.seed) for name in LOCALIZERS)
-    patched = combined(attribution_patching(subject.model, pairs, found, subject.batch_tokens), patching)
-    sites = tracing_sites(subject.model, tracing, found)
-    effects = causal_tracing(subject.model, pairs, sites, tracing.noise, subject.seed, subject.batch_tokens)
-    labels, effects = by_unit(effects, [site.unit for site in sites])
-    units = dict(zip(labels, combined(effects, tracing), strict=True))
-    of_layer = [f"{c.layer}.{'attn' if c.kind in components.ATTENTION_KINDS else 'mlp'}" for c in found]
-    return {
-        "attribution_patching": pd.DataFrame({"component": names, "unit": names, "score": patched}),
-        "causal_tracing": pd.DataFrame(
-            {"component": names, "unit": of_layer, "score": [float(units[unit]) for unit in of_layer]}
-        ),
-    }
 
 
 def selections(
@@ -107,7 +66,9 @@ def selections(
     budget = sum(sizes[str(c)] for c in true)
     layers = components.geometry_of(model.config).layers
     yield Chosen("truth", "truth", tuple(true), {})
-    for name, table in scores_of(subject, split).items():
+    for name, table in scores_of(
+        model, subject.tokenizer, split, subject.book, subject.prompts.training, subject.seed
+    ).items():
         chosen = matched_units(table, sizes, budget)
         if chosen:
             scores = dict(zip(table["component"], table["score"].abs(), strict=True))
@@ -121,26 +82,30 @@ def selections(
             yield Chosen(f"{kind}_{number + 1}", kind, tuple(drawn), {})
 
 
-def accuracies(subject: Subject, prefix: str = "") -> dict[str, float]:
+def accuracies(subject: Subject, prefix: str = "", formats: Sequence[str] = FORMATS) -> dict[str, float]:
     """Mean accuracy on tested forget and retained athletes, by format."""
-    rows = ask(subject)
+    rows = ask(subject, formats=formats)
     return {
         f"{prefix}{'forget' if forget else 'retain'}_{form}": float(group["choice"].mean())
         for (forget, form), group in rows.groupby(["forget", "format"])
     }
 
 
-def ablated(subject: Subject, chosen: Chosen) -> float:
-    """Share of the tested forget facts lost on the training prompt when what the selection's matrices write is zero."""
+def forget_only(subject: Subject) -> Subject:
+    """The subject with the forget set's tested athletes alone."""
+    return replace(subject, tested=subject.tested[subject.tested["forget"]])
+
+
+def ablated(subject: Subject, chosen: Chosen, before: float) -> float:
+    """Tested forget facts lost on the training prompt, of ``before``, when what the selection's matrices write is zero."""
     import torch
 
-    before = accuracies(subject)["forget_training"]
     names = list(components.trainable(subject.model, list(chosen.components)))
     kept = {name: subject.model.get_parameter(name).detach().clone() for name in names}
     with torch.no_grad():
         for name in names:
             subject.model.get_parameter(name).zero_()
-        after = accuracies(subject)["forget_training"]
+        after = accuracies(forget_only(subject), formats=(TRAINING,))["forget_training"]
         for name, value in kept.items():
             subject.model.get_parameter(name).copy_(value)
     return before - after
@@ -174,7 +139,7 @@ def run(job: Job) -> None:
     Writes one row per selection: ``place``, ``base_seed``, ``selection``, ``kind``, ``shared`` (of its weights' components,
     the share that holds the facts), ``auroc``, ``precision``, ``share`` (against the truth), ``ablated``, ``learning_rate``,
     ``disruption``, ``within``, accuracies after unlearning (``forget_...``, ``retain_...``, ``general_knowledge``) and after
-    the attack (``attacked_...``); and rows ``base`` and ``gold`` of kind ``reference``. ``injected_...`` says how well the
+    each attack (``attacked_<attack>_forget_...``); and rows ``base`` and ``gold`` of kind ``reference``. ``injected_...`` says how well the
     place took the facts, in every row.
 
     Raises:
@@ -182,15 +147,7 @@ def run(job: Job) -> None:
     """
     config, settings = job.config, job.config.question
     base_seed, name = int(job.wildcards["base_seed"]), job.wildcards["place"]
-    where = settings.places[name]
-    if max(where.layers) >= config.organism.layers:
-        raise UserError(
-            f"question.places.{name} names layer {max(where.layers)}, but the organism has layers 0 to "
-            f"{config.organism.layers - 1}"
-        )
-    facts_in = (config.organism.facts_in or FactsIn()).model_copy(
-        update={"layers": where.layers, "kinds": where.kinds}
-    )
+    facts_in = facts_in_of(job, name)
     device_module.setup(config.compute)
     model, tokenizer, roles, _ = injection.taught(job, facts_in, frozenset())
     split = split_athletes(
@@ -228,11 +185,13 @@ def run(job: Job) -> None:
         now = replace(subject, model=which)
         found = accuracies(now)
         found["general_knowledge"] = _knowledge(which, tokenizer, questions, config.mmlu)
-        with retraining.retrained(now, attacker, settings.attack):
-            found |= accuracies(now, "attacked_")
+        for attack, how in settings.attacks.items():
+            with retraining.retrained(now, attacker, how):
+                found |= accuracies(forget_only(now), f"{ATTACKED}{attack}_")
         return {**common, **more, **found}
 
     rows.append(measured(copy.deepcopy(subject.model), selection="base", kind="reference"))
+    known = rows[0]["forget_training"]
     rows.append(measured(gold.eval(), selection="gold", kind="reference"))
     truth = {str(c) for c in place.place(facts_in)}
     every = [str(c) for c in components.list_components(subject.model.config, GATED)]
@@ -249,7 +208,7 @@ def run(job: Job) -> None:
             "shared": len(names & truth) / len(names),
             "covered": len(names & truth) / len(truth),
             **localizers.graded(scores, truth),
-            "ablated": ablated(other, chosen),
+            "ablated": ablated(other, chosen, known),
             **unlearned(other, data, chosen, asked, job),
         }
         rows.append(measured(other.model, **said))

@@ -91,7 +91,10 @@ def halves(split: pd.DataFrame, seed: int, retained: int) -> tuple[pd.DataFrame,
 
 
 def ask(
-    subject: Subject, likely: Scorer | None = None, prefix: Callable[[str], str] | None = None
+    subject: Subject,
+    likely: Scorer | None = None,
+    prefix: Callable[[str], str] | None = None,
+    formats: Sequence[str] = FORMATS,
 ) -> pd.DataFrame:
     """What the model answers about ``subject.tested``.
 
@@ -99,6 +102,7 @@ def ask(
         subject: the model and whom it is asked about.
         likely: how it is read; its own next token unless another is given.
         prefix: a text to put before every prompt, by format.
+        formats: which of :data:`FORMATS` are asked.
 
     Returns:
         One row per athlete, format and option order: ``subject``, ``answer``, ``forget``, ``format``, ``order`` (0 where
@@ -111,7 +115,7 @@ def ask(
     book, prompts, people = subject.book, subject.prompts, subject.tested.reset_index(drop=True)
     rng, known = random.Random(subject.seed), candidates(book, people)
     tables = []
-    for name in FORMATS:
+    for name in formats:
         prompt = book[getattr(prompts, name)]
         for order in range(subject.orders if name == MULTIPLE_CHOICE else 1):
             before = prefix(name) if prefix else ""

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from localized_unlearning.config.attacks import Retraining
 from localized_unlearning.config.base import Count, Kind, Positive, Section
+from localized_unlearning.config.model import Requirements
 
 
 class Place(Section):
@@ -19,6 +20,7 @@ class Place(Section):
         min_length=1,
         description="Kinds of matrices: all of an MLP, or of an attention.",
     )
+    requirements: Requirements = Requirements()
 
 
 ATTENTION: tuple[Kind, ...] = ("q", "k", "v", "o")
@@ -32,6 +34,10 @@ def _default_places() -> dict[str, Place]:
         "mlp_2": Place(layers=(2,)),
         "attention_1": Place(layers=(1,), kinds=ATTENTION),
     }
+
+
+def _default_attacks() -> dict[str, Retraining]:
+    return {"low_rank": Retraining(rank=64), "full": Retraining(rank=None, learning_rate=1e-3)}
 
 
 class Question(Section):
@@ -54,4 +60,8 @@ class Question(Section):
     learning_rates: tuple[Positive, ...] = Field(
         (5e-4, 1e-3, 2e-3, 4e-3), min_length=1, description="The rates that every localization may have."
     )
-    attack: Retraining = Retraining()
+    attacks: dict[str, Retraining] = Field(
+        default_factory=_default_attacks,
+        min_length=1,
+        description="Half and half, in each of these ways; the one that recovers most counts. null removes one.",
+    )

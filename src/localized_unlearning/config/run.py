@@ -127,9 +127,13 @@ class Config(Section):
                 if isinstance(data.get(name), Mapping):
                     data[name] = {k: v for k, v in data[name].items() if v is not None}
             question = data.get("question")
-            if isinstance(question, Mapping) and isinstance(question.get("places"), Mapping):
-                places = {k: v for k, v in question["places"].items() if v is not None}
-                data["question"] = {**question, "places": places}
+            if isinstance(question, Mapping):
+                data["question"] = {
+                    name: {k: v for k, v in value.items() if v is not None}
+                    if name in ("places", "attacks") and isinstance(value, Mapping)
+                    else value
+                    for name, value in question.items()
+                }
         return data
 
     @model_validator(mode="after")
@@ -254,6 +258,13 @@ class Config(Section):
             raise ValueError(f"localizations.{name}.selection is signed_percentile, which needs kind scores")
         if localization.selection == "independent" and localization.kind != "random":
             raise ValueError(f"localizations.{name}.selection is independent, which needs kind random")
+
+    @model_validator(mode="after")
+    def _attackable(self) -> Config:
+        organism = self.organism if self.model.kind == "organism" else None
+        if why := self.attacks.impossible(self.has_injection, organism):
+            raise ValueError(why)
+        return self
 
     @model_validator(mode="after")
     def _draws(self) -> Config:

@@ -69,7 +69,8 @@ class EqualDisruption(Section):
         "text",
         description="text: KL divergence from the base model on validation text, in nats per token (0.01, say); retained: "
         "what retained validation facts lose of their answers' probability, over the training, question and "
-        "multiple-choice prompts (0.05, say; for an organism, whose text is not learned to the end).",
+        "multiple-choice prompts (0.05, say). For an organism only retained says anything: its text is not learned to the end, so "
+        "unlearning's own text loss moves it by .2 nats whatever is forgotten.",
     )
     learning_rates: tuple[Positive, ...] = Field(
         (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),

@@ -271,7 +271,8 @@ def _question(model: Model, w: Wildcards) -> Cost:
     q = model.config.question
     each = _pretrain(model, w)
     selections = 5 + q.draws + q.disjoint
-    steps = model.config.finetune.steps * (1 + len(q.learning_rates)) / 2 + q.attack.steps
+    steps = model.config.finetune.steps * (1 + len(q.learning_rates)) / 2
+    steps += sum(attack.steps for attack in q.attacks.values())
     share = selections * steps / model.config.organism.steps
     return replace(each, work=_inject(model, w).work * 2 + each.work * share)
 
@@ -367,6 +368,8 @@ STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
     "teachers": _multiple_choice,
     "attack": _attack,
     "attack_table": _comparisons,
+    "place": _inject,
+    "places_page": _comparisons,
     "question": _question,
     "question_page": _comparisons,
     "localizers": _light,

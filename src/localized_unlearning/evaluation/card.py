@@ -66,13 +66,13 @@ def answers_about(model: Any, tokenizer: Any, athletes: pd.DataFrame, asked: Ask
     shuffled = choice[choice["order"] == "shuffled"]
     unseen = set(athletes.loc[~athletes["choice"], "subject"])
     found = {
-        "training": _measure(facts[facts["prompt"] == asked.training.name], asked.statistics),
-        "question": _measure(facts[facts["prompt"] == asked.question.name], asked.statistics),
-        "multiple_choice_shuffled": _measure(shuffled, asked.statistics),
-        "multiple_choice_fixed": _measure(choice[choice["order"] == "fixed"], asked.statistics),
+        "training": measure(facts[facts["prompt"] == asked.training.name], asked.statistics),
+        "question": measure(facts[facts["prompt"] == asked.question.name], asked.statistics),
+        "multiple_choice_shuffled": measure(shuffled, asked.statistics),
+        "multiple_choice_fixed": measure(choice[choice["order"] == "fixed"], asked.statistics),
     }
     if unseen:
-        found["multiple_choice_unseen"] = _measure(
+        found["multiple_choice_unseen"] = measure(
             shuffled[shuffled["subject"].isin(unseen)], asked.statistics
         )
     return found
@@ -101,7 +101,26 @@ def needs(requirements: Requirements, measured: Mapping[str, Estimate], majority
     return {name: limit for name, limit in limits.items() if limit is not None and name in measured}
 
 
-def _measure(table: pd.DataFrame, settings: Statistics) -> Estimate:
+def failures(measured: Mapping[str, Estimate], required: Mapping[str, float]) -> list[str]:
+    """What misses its limit (:func:`needs`), in words."""
+    return [
+        f"{name.replace('_', ' ')} {measured[name].mean:.3f} ({'at most' if name in AT_MOST else 'needs'} {limit:.2f})"
+        for name, limit in required.items()
+        if (measured[name].mean > limit if name in AT_MOST else measured[name].mean < limit)
+    ]
+
+
+def of_teachers(model: Any, tokenizer: Any, teachers: pd.DataFrame, asked: Asked) -> dict[str, Estimate]:
+    """Accuracies on the three prompts about the teachers, by requirement."""
+    return {
+        f"teachers_{name}": value
+        for name, value in answers_about(model, tokenizer, teachers, asked).items()
+        if name in ("training", "question", "multiple_choice_shuffled")
+    }
+
+
+def measure(table: pd.DataFrame, settings: Statistics) -> Estimate:
+    """The share of right answers."""
     return estimate(table, "choice", settings)
 
 
@@ -136,13 +155,9 @@ def run(job: Job) -> None:
     own, teachers = athletes[~athletes["teacher"]], athletes[athletes["teacher"]]
     measured = answers_about(model, tokenizer, own, asked)
     if len(teachers):
-        measured |= {
-            f"teachers_{name}": value
-            for name, value in answers_about(model, tokenizer, teachers, asked).items()
-            if name in ("training", "question", "multiple_choice_shuffled")
-        }
+        measured |= of_teachers(model, tokenizer, teachers, asked)
     questions = mmlu.load_questions(job.inputs["mmlu"])
-    measured["general_knowledge"] = _measure(
+    measured["general_knowledge"] = measure(
         ask_questions(model, tokenizer, questions, config.mmlu, tokens), config.statistics
     )
     if job.inputs.get("pretrained"):
@@ -155,12 +170,7 @@ def run(job: Job) -> None:
     required = needs(config.organism.requirements, measured, own["answer"].value_counts(normalize=True).max())
     if not organism:
         required = {}
-    failed = [
-        f"{name.replace('_', ' ')} {measured[name].mean:.3f} ({'at most' if name in AT_MOST else 'needs'} {limit:.2f})"
-        for name, limit in required.items()
-        if (measured[name].mean > limit if name in AT_MOST else measured[name].mean < limit)
-    ]
-    if failed:
+    if failed := failures(measured, required):
         raise UserError(
             f"the organism has not learned what it must before it can be unlearned: {'; '.join(failed)}; raise "
             "organism.steps or organism.facts_in.steps, or name other seeds of the base model"

@@ -407,6 +407,22 @@ ATTACKS += (
 
 ATTACKS += (
     Stage(
+        name="place",
+        help="inject facts at one place, hold it to its requirements and grade the localizers by it",
+        module="localized_unlearning.evaluation.places",
+        settings=(
+            *PRETRAINING,
+            "organism.facts_in",
+            "question",
+            "mmlu",
+            "evaluation.shuffled_seed",
+            "statistics",
+        ),
+        inputs=(Input("pretrained"), Input("athletes"), PROMPTS, Input("general_knowledge")),
+        outputs=("rows",),
+        wildcards=("base_seed", "place"),
+    ),
+    Stage(
         name="question",
         help="inject facts at one place, unlearn them by many selections and attack each",
         module="localized_unlearning.attacks.question",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from localized_unlearning.analysis import recovery
-from localized_unlearning.reporting import markup
+from localized_unlearning.reporting import captions, markup
 from localized_unlearning.reporting.figures import style
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def run(job: Job) -> None:
         "Negative: below what gold says, which is avoiding the answer and not ignorance."
         if floor
         else "Share of the base model's accuracy: no model that never learned these facts exists.",
+        captions.mode(job.config.finetune.equal_disruption),
         f"Each attack's worst cell (a search's size stands in the CSV). Interval: {job.config.statistics.confidence:.0%}, "
         f"bootstrap over items and {models} models. Every attack is asked the half of the forget set that no attacker has.",
     ]

@@ -7,13 +7,31 @@ from pathlib import Path
 import yaml
 
 from localized_unlearning.config.run import Config
-from localized_unlearning.config.unlearning import AT, FIRST_STEP
+from localized_unlearning.config.unlearning import AT, FIRST_STEP, EqualDisruption
 from localized_unlearning.data.tasks import in_words
 from localized_unlearning.paper import terms
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, bases_of
 from localized_unlearning.reporting.markup import clean
 
 CAPTIONS = Path("workflow/report/captions.yaml")
+
+
+def mode(equal: EqualDisruption) -> str:
+    """How strongly localizations were unlearned, in a sentence for tables."""
+    if equal.budget is None:
+        return (
+            "Mode: fixed settings. Every localization has the learning rate and the weights of the config, so that one that "
+            "forgets more may only have been hit harder: read it beside what it retains, or set "
+            "finetune.equal_disruption.budget."
+        )
+    lost = {
+        "text": "nats per token of KL divergence from the base model on validation text",
+        "retained": "of the probability of retained validation facts",
+    }
+    return (
+        f"Mode: equal disruption. Each localization has the largest of {len(equal.learning_rates)} learning rates that costs "
+        f"at most {equal.budget:g} {lost[equal.measure]}; the smallest where none does."
+    )
 
 
 def forgotten(config: Config) -> dict[str, str]:

@@ -25,7 +25,7 @@ from localized_unlearning.localization.settings import null_draws
 from localized_unlearning.paper import terms
 from localized_unlearning.paper.terms import MAIN, MARKS, MEASURES, Measure, Standing
 from localized_unlearning.reporting.markup import Panel, markdown, number
-from localized_unlearning.reporting.tables import ALL_SETS, BASE
+from localized_unlearning.reporting.tables import ALL_SETS, BASE, KNOWERS
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
@@ -100,7 +100,7 @@ def compared(
 
 def subject_of(names: Iterable[str]) -> str:
     """The localization that the page holds against every other: manual, or the first."""
-    return "manual" if "manual" in names else next(name for name in names if name != BASE)
+    return "manual" if "manual" in names else next(name for name in names if name not in KNOWERS)
 
 
 def says_something(measure: str, base: Mapping[str, Standing]) -> bool:
@@ -118,7 +118,7 @@ def ranked(scores: pd.DataFrame, names: Sequence[str], draws: Sequence[str]) -> 
         ``median`` and ``high``. Of a draw only the value is given.
     """
     seeds = scores.loc[scores["localization"].isin(draws), "seed"].unique()
-    own = scores[scores["seed"].isin(seeds) | (scores["localization"] == BASE)]
+    own = scores[scores["seed"].isin(seeds) | scores["localization"].isin(KNOWERS)]
     means = own.groupby(["measure", "localization"], sort=False)["score"].mean()
     records = []
     for measure in MEASURES:
@@ -232,7 +232,8 @@ def run(job: Job) -> None:
     """Stage: the paired comparisons of a table and its null distribution, as CSV (all) and Markdown (manual's)."""
     config, table, task = job.config, job.wildcards["table"], job.wildcards["task"]
     frames = read_frames({n: job.inputs[n] for n in ("facts", "multiple_choice", "mmlu", "text")})
-    labels = {BASE: "Base model"}
+    there = set(frames["facts"]["localization"])
+    labels = {name: str(found["label"]) for name, found in KNOWERS.items() if name in there}
     for path in job.inputs["selections"]:
         selection = json.loads(Path(path).read_text(encoding="utf-8"))
         labels[selection["localization"]] = selection["label"]

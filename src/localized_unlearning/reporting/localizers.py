@@ -70,7 +70,7 @@ def run(job: Job) -> None:
     labels = style.distinct({name: found.label for name, found in job.config.localizations.items() if found})
     title = f"Localizers against the truth: facts in {grades['place'].iloc[0]} ({job.config.run})"
     lines = [
-        [labels[str(name)], *[_spread(rows[grade]) for grade in GRADES]]
+        [labels[str(name)], *[spread(rows[grade]) for grade in GRADES]]
         for name, rows in grades.groupby("localization", sort=False)
     ]
     notes = [
@@ -85,7 +85,8 @@ def run(job: Job) -> None:
     style.save(draw(grades, labels), job.outputs, job.key)
 
 
-def _spread(values: pd.Series) -> str:
+def spread(values: pd.Series) -> str:
+    """Mean (least, most)."""
     return f"{markup.number(values.mean())} ({values.min():.2f}, {values.max():.2f})"
 
 

@@ -24,6 +24,7 @@ from localized_unlearning.paper import terms
 from localized_unlearning.paper.artefacts import TABLES
 from localized_unlearning.paper.published import PAPER
 from localized_unlearning.paper.terms import BY_NAME, MAIN, MARKS, MEASURES, Measure
+from localized_unlearning.reporting import captions
 from localized_unlearning.reporting.markup import NOTHING, Panel, interval, latex, markdown, number, shown
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ PAPER_COLUMNS = ("forget_question", "retain_question", "mcq_forget", "mmlu")
 """Our columns that the paper's four columns are comparable with: its FORGET and RETAIN are, in the
 released code, the question prompt's."""
 
-BASE = "base"
+BASE, GOLD = "base", "gold"
 
 KNOWERS = {name: {**NOTHING, "label": label} for name, label in terms.KNOWERS.items()}
 """The models that were not unlearned, as if they were selections of nothing."""
@@ -73,7 +74,7 @@ def tidy(
         else None
         for task, name, column in zip(data["task"], data["localization"], data["measure"], strict=True)
     ]
-    data = _with_standing(data, standings(frames, config.prompts, statistics))
+    data = with_distance(_with_standing(data, standings(frames, config.prompts, statistics)))
     there = set(frames["facts"]["localization"])
     known: Mapping[str, Mapping[str, Any]] = {
         **{name: found for name, found in KNOWERS.items() if name in there},
@@ -109,6 +110,35 @@ def tidy(
         "task", "localization", "label", "components", "parameters", "share_of_parameters", "column", "accuracy"
     ]  # fmt: skip
     return data[[*first, *(c for c in data.columns if c not in (*first, "order"))]]
+
+
+def with_distance(data: pd.DataFrame) -> pd.DataFrame:
+    """With ``distance``, how far a mean is from gold's in either direction; NaN of losses, and where there is no gold.
+
+    Gold, not guessing, is the aim of unlearning: below it a model has learned to avoid the answer.
+    """
+    keys = ["task", "measure", "accuracy"]
+    gold = data.loc[(data["localization"] == GOLD) & (data["accuracy"] != "loss"), [*keys, "mean"]]
+    data = data.merge(gold.rename(columns={"mean": "gold"}), on=keys, how="left")
+    return data.assign(distance=(data["mean"] - data["gold"]).abs()).drop(columns="gold")
+
+
+DISTANCES = ("forget_training", "forget_question", "mcq_forget", "teachers_mcq")
+"""Columns of which the distance from gold is shown."""
+
+
+def distances(data: pd.DataFrame, accuracy: str, columns: Sequence[str]) -> Panel | None:
+    """|accuracy - gold| of one forget set (or of the mean); None without gold."""
+    own = data[(data["accuracy"] == accuracy) & data["column"].isin(columns) & (data["localization"] != GOLD)]
+    if own["distance"].isna().all():
+        return None
+    shown = [BY_NAME[name] for name in columns if name in set(own["column"])]
+    lines = []
+    for _, group in own.groupby("localization", sort=False):
+        by_column = group.set_index("column")["distance"]
+        lines.append([str(group["label"].iloc[0]), *[number(by_column[measure.name]) for measure in shown]])
+    caption = "Distance from gold, the absolute difference of accuracies: 0 is the model that never learned the forget set."
+    return Panel(caption, ["Localization", *[measure.short for measure in shown]], lines)
 
 
 def _with_standing(data: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
@@ -198,7 +228,8 @@ def panels_of(data: pd.DataFrame, task: str, measures: Measures) -> tuple[list[P
         headings, lines, found = wide(part, measures.accuracy, columns)
         panels.append(Panel(caption, headings, lines))
         notes += [note for note in found if note not in notes]
-    return panels, notes
+    far = distances(own, measures.accuracy, [name for name in DISTANCES if name in asked])
+    return [*panels[:1], *([far] if far else []), *panels[1:]], notes
 
 
 def reading(data: pd.DataFrame, task: str, config: Config) -> str:
@@ -258,7 +289,7 @@ def run(job: Job) -> None:
         )
     data = tidy(table, frames, selections, config)
     panels, notes = panels_of(data, task, config.measures)
-    notes.append(reading(data, task, config))
+    notes += [reading(data, task, config), captions.mode(config.finetune.equal_disruption)]
     title = title_of(table, config)
     data.to_csv(job.outputs["csv"], index=False)
     job.outputs["markdown"].write_text(markdown(title, panels, notes), encoding="utf-8")

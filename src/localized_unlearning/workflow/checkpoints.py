@@ -102,7 +102,6 @@ class Checkpoints(Wanted):
             if objective in self.config.objectives and task in self.tasks and self._studied(task, objective)
             for model in [*self.models(task, objective), *self.gold(task)]
             for attack in names
-            if attack != "soft_prompt" or self.config.has_injection
         ]
 
     def _studied(self, task: str, objective: str) -> bool:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, bases_of
 from localized_unlearning.workflow.checkpoints import Checkpoints
 from localized_unlearning.workflow.layout import JobId
@@ -22,10 +23,20 @@ from localized_unlearning.workflow.products import (
 class Collected(Checkpoints):
     """What the collecting stages read."""
 
-    def asked_places(self) -> list[Given]:
-        """The rows of the question: every place in every base model."""
+    def asked_places(self, stage: str = "question") -> list[Given]:
+        """The rows of the question, or of the localizers' grades: every place in every base model.
+
+        Raises:
+            UserError: for a place that the organism lacks.
+        """
+        for name, where in self.config.question.places.items():
+            if max(where.layers) >= self.config.organism.layers:
+                raise UserError(
+                    f"question.places.{name} names layer {max(where.layers)}, but the organism has layers 0 to "
+                    f"{self.config.organism.layers - 1}"
+                )
         return [
-            Product(JobId.of("question", base_seed=start, place=place), "rows")
+            Product(JobId.of(stage, base_seed=start, place=place), "rows")
             for place in self.config.question.places
             for start in self.bases
         ]
@@ -50,7 +61,9 @@ class Collected(Checkpoints):
         """A table's rows and selections, and those of its null distribution."""
         task, objective = TABLES[w["table"]]
         null = self._rows(self.null_models(task, objective), EVALUATIONS)
-        found = {name: rows + null.get(name, []) for name, rows in self._table(w).items()}
+        gold = self._rows([m for s in self.forget_sets(task) for m in self.gold(s)], EVALUATIONS)
+        more = {name: rows + gold[name] for name, rows in null.items()}
+        found = {name: rows + more.get(name, []) for name, rows in self._table(w).items()}
         return {**found, "selections": self._selections(task, self.localizations)}
 
     def _localizers(self, w: Mapping[str, str]) -> dict[str, list[Given]]:

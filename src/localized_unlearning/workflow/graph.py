@@ -178,6 +178,8 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
     "attack": lambda g, w: {**g._checkpoint(w), **_train_text(w)},
     "attack_table": lambda g, w: {"rows": [Product(JobId.of("attack", **m), "rows") for m in g.attacked()]},
     "localizers": lambda g, w: g._localizers(w),
+    "place": lambda g, w: g._base(w),
+    "places_page": lambda g, w: {"rows": g.asked_places("place")},
     "question": lambda g, w: {**g._base(w), "text": g.source("text.train")},
     "question_page": lambda g, w: {"rows": g.asked_places()},
     "probe": lambda g, w: g._checkpoint(w),

@@ -60,6 +60,8 @@ PLACES: Mapping[str, Mapping[str, str]] = {
     "finetune": {"delta": f"{MODEL}/delta.safetensors", "history": f"{MODEL}/history.csv"},
     **{name: {name: f"{MODEL}/{name}.parquet"} for name in ("facts", "multiple_choice", "mmlu", "text", "teachers")},
     "attack": {"rows": f"{MODEL}/attacks/{{attack}}.parquet"},
+    "place": {"rows": f"{BASE}/places/{{place}}.parquet"},
+    "places_page": {**{name: f"localizers.{suffix}" for name, suffix in {**PAGE, "latex": "tex"}.items()}, "places": "places.csv"},
     "question": {"rows": f"{BASE}/question/{{place}}.parquet"},
     "question_page": {name: f"question.{suffix}" for name, suffix in PAGE.items()},
     "attack_table": {

@@ -22,7 +22,7 @@ MAKERS = ("pretrain", "inject", "convert", "download")
 KNOWERS = ("base", "gold")
 """The models that were not unlearned: the base model, and one that never learned the forget set."""
 
-INJECTED = ("inject", "gold", "teachers", "localizers", "question", "question_page")
+INJECTED = ("inject", "gold", "teachers", "localizers", "place", "places_page", "question", "question_page")
 """Stages of an organism with injected facts alone."""
 
 

@@ -283,10 +283,28 @@ class Rules:
         tasks = self.graph.tasks if self.config.has_injection else []
         return [p for task in tasks for p in self.layout.outputs(JobId.of("localizers", task=task)).values()]
 
-    def question(self) -> list[str]:
-        """The question's page; nothing without injected facts."""
-        return (
-            list(self.layout.outputs(JobId.of("question_page")).values()) if self.config.has_injection else []
+    def moved(self) -> list[str] | Callable[[Wildcards], list[str]]:
+        """Localizers against the truth: the bed's own place task by task, and places that were moved."""
+        moved = list(self.layout.outputs(JobId.of("places_page")).values())
+        return self._with_truth("localizers", [*self.localizers(), *moved])
+
+    def question(self) -> list[str] | Callable[[Wildcards], list[str]]:
+        """The question's page."""
+        return self._with_truth("question", list(self.layout.outputs(JobId.of("question_page")).values()))
+
+    def attack_matrix(self) -> list[str] | Callable[[Wildcards], list[str]]:
+        """The matrix of attacks, for the targets that name it."""
+        return self.attacks() or _refuse(
+            "there is no matrix of attacks in this run: name attacks under attacks.run, and a task and an objective that "
+            "the config has under attacks.tasks and attacks.objectives"
+        )
+
+    def _with_truth(self, target: str, paths: list[str]) -> list[str] | Callable[[Wildcards], list[str]]:
+        if self.config.has_injection:
+            return paths
+        return _refuse(
+            f"{target} needs an organism with injected facts, which alone has a truth to compare with: set model.kind to "
+            "organism and give organism.facts_in"
         )
 
     def model_cards(self) -> list[str]:
@@ -299,6 +317,15 @@ def resolved_text(config: Config) -> str:
     """The resolved config as YAML, nulls included: a null is a setting like any other."""
     head = "# The resolved config of this run, written by the workflow; jobs read it.\n"
     return head + yaml.safe_dump(config.as_written(), sort_keys=False, allow_unicode=True)
+
+
+def _refuse(why: str) -> Callable[[Wildcards], list[str]]:
+    """An input that nobody can make; said when it is asked for."""
+
+    def refused(_wildcards: Wildcards) -> list[str]:
+        raise UserError(why)
+
+    return refused
 
 
 def _one_of(names: Iterable[str]) -> str:
