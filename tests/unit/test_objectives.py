@@ -197,6 +197,7 @@ def test_the_example_climbs_where_cross_entropy_descends(tiny: Callable[[str], A
         ("return batch.log_p / 0", "is -inf for 'item [1-4]'"),
         ("return (batch.log_p + 1).log()", "is nan for 'item [1-4]'"),
         ("return batch.no_such_thing", "AttributeError: .*no_such_thing"),
+        ("return batch.hidden(0).sum(1)", "train one at or below it"),  # what is trained is of layer 1
         ("return batch.hidden(99).sum(1)", "layer 99 .* the model has layers 0 to 2"),
         ("raise KeyError('x')", "KeyError: 'x'"),
         ("return None", "it is a NoneType"),

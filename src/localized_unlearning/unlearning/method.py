@@ -385,7 +385,8 @@ class Method:
             found.requires_grad and (batch.step or _reaches(found, batch.facts.model))
         ):
             raise UserError(
-                f"{self.named}: its {part} {first} has no gradient: compute it from the batch with torch alone, undetached"
+                f"{self.named}: its {part} {first} has no gradient by any weight that is trained: compute it from the batch with "
+                "torch alone, undetached, and where it reads a layer train one at or below it"
             )
         bad = ~torch.isfinite(found.detach())
         if bad.any():
