@@ -73,7 +73,7 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     ),
     "mixtral": lambda: t.MixtralConfig(**GROUPED, num_local_experts=4, sliding_window=WINDOW),
     "qwen2_moe": lambda: t.Qwen2MoeConfig(**GROUPED, **EXPERTS, shared_expert_intermediate_size=16),
-    "qwen3_moe": lambda: t.Qwen3MoeConfig(**GROUPED, **EXPERTS, head_dim=8),
+    "qwen3_moe": lambda: t.Qwen3MoeConfig(**{**GROUPED, **EXPERTS, "head_dim": 8}),
 }  # fmt: skip
 
 

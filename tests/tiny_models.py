@@ -83,7 +83,8 @@ def float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     def norm(self: Any, hidden: torch.Tensor) -> torch.Tensor:
         variance = hidden.pow(2).mean(-1, keepdim=True)
-        return self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
+        normed: torch.Tensor = self.weight * hidden * torch.rsqrt(variance + self.variance_epsilon)
+        return normed
 
     softmax = torch.nn.functional.softmax
 

@@ -188,7 +188,7 @@ def test_what_the_config_no_longer_asks_for(lab: Lab) -> None:
 
 
 def test_a_stage_that_is_gone(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(lab.audit().judge.stages, "evaluate")  # type: ignore[arg-type]
+    monkeypatch.delitem(lab.audit().judge.stages, "evaluate")
     assert lab.status()["sports/seed0/rows.csv"] == "ok/orphan"
 
 
@@ -196,7 +196,7 @@ def test_a_stage_that_takes_other_wildcards_now(lab: Lab, monkeypatch: pytest.Mo
     changed = Stage(
         "table", "toylab.table", ("tasks.{task}",), (Input("rows", many=True),), ("csv",), ("table", "task")
     )
-    monkeypatch.setitem(lab.audit().judge.stages, "table", changed)  # type: ignore[arg-type]
+    monkeypatch.setitem(lab.audit().judge.stages, "table", changed)
     assert lab.status() == DOWNSTREAM
     assert lab.findings()["figure_1.csv"].reasons == (
         'stage table took the wildcards ["table"], now ["table","task"]',

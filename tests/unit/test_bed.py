@@ -77,17 +77,15 @@ def test_only_the_place_is_trained_and_gold_is_the_rest(tokenizer: Any) -> None:
     before = copy.deepcopy(model)
     reader = curriculum.reader(tokenizer, BOOK, "training", "question", "multiple_choice")
     roles = organism.cast(PEOPLE, tokenizer, MADE)
-    lessons = injection.Lessons(
-        *(
-            organism.pools(reader, people, choice, Prompts(), 6, 0)
-            for people, choice in (
-                (roles.choice, roles.choice),
-                (roles.no_choice, ()),
-                (roles.teachers, roles.teachers),
-            )
-        ),
-        reader.short(PEOPLE[:2], "training"),
+    choice, no_choice, teachers = (
+        organism.pools(reader, people, asked, Prompts(), 6, 0)
+        for people, asked in (
+            (roles.choice, roles.choice),
+            (roles.no_choice, ()),
+            (roles.teachers, roles.teachers),
+        )
     )
+    lessons = injection.Lessons(choice, no_choice, teachers, reader.short(PEOPLE[:2], "training"))
     injection.inject(model, lessons, FACTS_IN, 3, 1, 0, Progress("test"))
     inside = {f"model.layers.0.mlp.{kind}_proj.weight" for kind in ("gate", "up", "down")}
     for (name, old), new in zip(before.named_parameters(), model.parameters(), strict=True):
@@ -141,11 +139,14 @@ def known() -> pd.DataFrame:
     )
     number = pd.Series(range(90)) // 3
     return table.assign(
-        rows=[[i] for i in range(90)], known=True, teacher=number % 3 == 0, choice=number % 9 != 1
+        rows=pd.Series([[i] for i in range(90)], dtype=object),
+        known=True,
+        teacher=number % 3 == 0,
+        choice=number % 9 != 1,
     )
 
 
-@pytest.mark.parametrize("forget", [Forget(sport="basketball"), Forget(draw=12, balanced=True)])
+@pytest.mark.parametrize("forget", [Forget(answer="basketball"), Forget(draw=12, balanced=True)])
 def test_teachers_are_neither_forgotten_nor_tested(forget: Forget) -> None:
     """Catches teachers in the forget set or among the retained test athletes, and a forgotten sport's among retain."""
     table = known()

@@ -111,10 +111,9 @@ def test_an_objective_and_its_exceptions_override_fine_tuning() -> None:
             },
         }
     )
+    objectives = {name: value for name, value in found.objectives.items() if value is not None}
     settings = {
-        (objective, name): settings_module.finetune_settings(
-            found.finetune, found.objectives[objective], name
-        )  # type: ignore[arg-type]
+        (objective, name): settings_module.finetune_settings(found.finetune, objectives[objective], name)
         for objective in ("erase", "inject")
         for name in ("manual", "all_mlps")
     }

@@ -197,7 +197,7 @@ def shape_of(config: Any, folder: Path) -> sizes_module.Shape:
     return sizes_module.shape_in(folder / "config.json")
 
 
-ALL = {
+ALL: dict[str, Callable[[], Any]] = {
     **CONFIGS,
     "gemma2": lambda: transformers.Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8),
 }

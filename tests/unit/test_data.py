@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -107,7 +108,7 @@ def test_aliases_give_the_listed_answer(write: Callable[[str], Path]) -> None:
         load_facts(write(text), ("hockey", "baseball"))
 
 
-RECORDS = [
+RECORDS: list[dict[str, Any]] = [
     {
         "subject": name,
         "relation_id": relation,
@@ -288,7 +289,7 @@ def test_the_released_split_is_the_authors(released: pd.DataFrame) -> None:
                 moved.add(name)
     assert moved == {"Deonte Burton"}  # the authors had him in both parts
     assert parts["Deonte Burton"]
-    counts = found.groupby(["forget", "train"]).size()
+    counts: Any = found.groupby(["forget", "train"]).size()
     unique = {f: raw.loc[(raw["answer"] == "basketball") == f, "subject"].nunique() for f in (True, False)}
     assert {f: int(counts.loc[f].sum()) for f in (True, False)} == unique
     assert counts[True, False] == 98 and counts[False, False] == 215

@@ -128,9 +128,10 @@ def slow_training(
         return now
 
     def logits(ids: torch.Tensor) -> torch.Tensor:
-        return torch.func.functional_call(
+        found: torch.Tensor = torch.func.functional_call(
             model, weights_now(), kwargs={"input_ids": ids, "use_cache": False}
         ).logits
+        return found
 
     def answers(items: Sequence[steps.Item]) -> torch.Tensor:
         longest = max(len(prompt) for prompt, _ in items)

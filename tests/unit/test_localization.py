@@ -57,7 +57,7 @@ def some_pairs() -> pairs_module.Pairs:
 
 def logit_difference(model: Any, prompt: list[int], answer: int, choices: list[int]) -> torch.Tensor:
     """The metric's definition, for one prompt, from the model's own logits."""
-    logits = model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1]
+    logits: torch.Tensor = model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1]
     others = [logits[c] for i, c in enumerate(choices) if i != answer]
     return logits[choices[answer]] - torch.stack(others).mean()
 
@@ -144,7 +144,7 @@ def test_attribution_is_the_derivative_of_patching(
     model, pairs = tiny(architecture), some_pairs()
     found = components_module.list_components(
         model.config, Components(granularity=granularity, include_gate=True)
-    )  # type: ignore[arg-type]
+    )
     random.Random(0).shuffle(found)
     found = found[:24]
     effects = attribution_patching.attribution_patching(model, pairs, found, batch_tokens=20)
@@ -232,7 +232,7 @@ def test_causal_tracing_restarts_exactly(
 ) -> None:
     """Catches a restart from the wrong state or layer, noise elsewhere or drawn anew, a wrong head."""
     model, pairs = tiny(architecture), some_pairs()
-    found = components_module.list_components(model.config, Components(granularity=granularity))  # type: ignore[arg-type]
+    found = components_module.list_components(model.config, Components(granularity=granularity))
     if granularity == "head":
         found = random.Random(1).sample(found, 16)
     sites = causal_tracing.tracing_sites(model, Score(method="causal_tracing", sites="matrices"), found)
@@ -371,7 +371,7 @@ def test_a_head_slice_is_that_head(architecture: str, tiny: Callable[[str], Any]
                 parameter.zero_()
         geometry = components_module.geometry_of(model.config)
         group = 1 if kind == "q" else geometry.heads // geometry.kv_heads
-        part = components_module.weight_of(Component(1, kind, 1), model.config)  # type: ignore[arg-type]
+        part = components_module.weight_of(Component(1, kind, 1), model.config)
         assert part.dim == 0 and part.index is not None
         model.get_parameter(part.parameter)[list(part.index)] = 0
         mixed: list[torch.Tensor] = []
@@ -413,7 +413,7 @@ def test_head_slices_partition_the_matrix(architecture: str, tiny: Callable[[str
         m is None for m in masks.values()
     )
     for kind in ("q", "k", "v", "o"):
-        whole = components_module.trainable(model, [Component(0, kind)])  # type: ignore[arg-type]
+        whole = components_module.trainable(model, [Component(0, kind)])
         parts = components_module.trainable(model, [c for c in heads if (c.layer, c.kind) == (0, kind)])
         for name, mask in whole.items():
             assert (mask is None and parts[name] is None) or torch.equal(mask, parts[name])
@@ -580,7 +580,12 @@ def test_whose_prompts_are_scored(
 ) -> None:
     asked: list[list[tuple[str, str]]] = []
     pairs = pairs_module.Pairs([[1]], [[1]], [(0, 1)], [0], [0])
-    monkeypatch.setattr(scoring, "make_pairs", lambda athletes, *_: asked.append(athletes) or pairs)
+
+    def made(athletes: list[tuple[str, str]], *_: object) -> pairs_module.Pairs:
+        asked.append(athletes)
+        return pairs
+
+    monkeypatch.setattr(scoring, "make_pairs", made)
     nothing = effects_module.Effects(np.zeros((1, 3 * (2 * 4 + 2 * 2 + 2))), np.ones(1))
     monkeypatch.setattr(scoring, "attribution_patching", lambda *_: nothing)
     score = {"method": "attribution_patching", "athletes": whose, "granularity": "head"}

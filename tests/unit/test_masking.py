@@ -385,7 +385,7 @@ def test_a_sweep_asks_the_mask_and_its_controls(tiny_base: TinyBase, tmp_path: P
             parameter = model.get_parameter(n)
             parameter.copy_(flat[start : start + parameter.numel()].view_as(parameter))
             start += parameter.numel()
-        athlete = rows.loc[(ranking, 400)].iloc[0]
+        athlete = rows.loc[[(ranking, 400)]].iloc[0]
         ids = tiny_base.tokenizer(load_prompts(BOOK)[athlete["prompt"]].render(athlete["subject"]))[
             "input_ids"
         ]

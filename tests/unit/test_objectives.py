@@ -38,7 +38,8 @@ def plain(name: str, own: torch.Tensor, base: torch.Tensor, answer: int, h: torc
         return -(lowered.softmax(0) * own.log_softmax(0)).sum()
     assert name == "rmu"
     draw = torch.rand(len(h), generator=torch.Generator().manual_seed(7))
-    return ((h - 3.0 * draw / draw.norm()) ** 2).mean()
+    pushed: torch.Tensor = ((h - 3.0 * draw / draw.norm()) ** 2).mean()
+    return pushed
 
 
 def one(model: Any, prompt: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -173,7 +174,8 @@ def gradient(model: Any, own: method.Method, weights: steps_module.Weights) -> t
     parameter = model.get_parameter(TRAINED).requires_grad_(True)
     parameter.grad = None
     next(steps_module.gradients(model, some_data(), steps_module.Sizes(4, 4, 2, 256), weights, own, 0))
-    return parameter.grad.clone()
+    gradient: torch.Tensor = parameter.grad.clone()
+    return gradient
 
 
 def test_the_example_climbs_where_cross_entropy_descends(tiny: Callable[[str], Any]) -> None:

@@ -34,7 +34,8 @@ def prompts_with_shared_beginnings() -> list[list[int]]:
 
 def alone(model: Any, prompt: list[int]) -> torch.Tensor:
     """The slow definition: logits after one prompt, from a forward pass of its own."""
-    return model(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1]
+    logits: torch.Tensor = model(input_ids=torch.tensor([prompt]), use_cache=False).logits
+    return logits[0, -1]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -116,7 +117,7 @@ def test_one_place_of_a_tiny_organism(tmp_path: Path) -> None:
     run("pretrain", {"base_seed": "0"}, model=tmp_path / "pretrained")
     given["pretrained"] = tmp_path / "pretrained"
     run("question", {"base_seed": "0", "place": "mlp_1"}, rows=tmp_path / "rows.parquet")
-    rows = pd.read_parquet(tmp_path / "rows.parquet").set_index("selection")
+    rows: Any = pd.read_parquet(tmp_path / "rows.parquet").set_index("selection")
     assert set(rows.loc[["base", "gold"], "kind"]) == {"reference"}
     assert rows.loc["truth", ["auroc", "shared", "covered"]].tolist() == [1.0, 1.0, 1.0]
     assert rows.loc["disjoint_1", "shared"] == 0.0

@@ -19,7 +19,7 @@ import pytest
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import Input, Stage
-from localized_unlearning.provenance import code, locks, records
+from localized_unlearning.provenance import code, digests, locks, records
 from localized_unlearning.workflow import runner
 
 STAGE_MODULE = '''"""A stage."""
@@ -356,13 +356,13 @@ def test_code_edited_while_inputs_are_read_and_undone_later(
 ) -> None:
     """Catches the case that digests before and after agree although edited code was imported in between."""
     path = root / "toystages/stage.py"
-    text, digest = path.read_text(), runner.digests.digest_tree
+    text, digest = path.read_text(), digests.digest_tree
 
     def edited(given: Path) -> Any:
         path.write_text(text.replace("FACTOR}", "FACTOR} edited"))
         return digest(given)
 
-    monkeypatch.setattr(runner.digests, "digest_tree", edited)
+    monkeypatch.setattr(digests, "digest_tree", edited)
     with pytest.raises(UserError, match=r"toystages/stage\.py changed while stage toy ran"):
         execute(root)
     assert left(root) == set()
@@ -439,6 +439,6 @@ def test_results_that_may_not_be_written_are_one_sentence(
     def refuse(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied", "results/r")
 
-    monkeypatch.setattr(runner.locks, "_create", refuse)
+    monkeypatch.setattr(locks, "_create", refuse)
     with pytest.raises(UserError, match=r"may not read or write results/r \(Permission denied\)"):
         execute(root)

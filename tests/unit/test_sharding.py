@@ -32,6 +32,7 @@ from localized_unlearning.jobs.job import Job
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.localization import attribution_patching, causal_tracing
 from localized_unlearning.localization import pairs as pairs_module
+from localized_unlearning.localization.effects import Effects
 from localized_unlearning.models import activations, deltas, packing, sharding
 from localized_unlearning.models import components as components_module
 from localized_unlearning.models import device as device_module
@@ -101,7 +102,8 @@ def answers(whole: Any, parts: Any) -> None:
     residuals = [activations.residuals(m, PROMPTS, 16) for m in (whole, parts)]
     assert (residuals[0] == residuals[1]).all()
     components = components_module.list_components(whole.config, Components())
-    for method in (attribution_patching.attribution_patching, traced):
+    methods: tuple[Callable[..., Effects], ...] = (attribution_patching.attribution_patching, traced)
+    for method in methods:
         one, two = (method(model, PAIRS, components, 16) for model in (whole, parts))
         assert (one.values == two.values).all() and (one.differences == two.differences).all()
 
@@ -168,7 +170,7 @@ def relearned(whole: Any, parts: Any) -> None:
     assert found[0][0] == found[1][0] and torch.equal(found[0][1], found[1][1])
 
 
-def traced(model: Any, pairs: Any, found: Any, tokens: int) -> list[float]:
+def traced(model: Any, pairs: Any, found: Any, tokens: int) -> Effects:
     sites = causal_tracing.tracing_sites(model, Score(method="causal_tracing"), found)
     return causal_tracing.causal_tracing(model, pairs, sites, 3.0, 0, tokens)
 

@@ -96,7 +96,7 @@ def test_comparisons_and_supplement_follow(
 ) -> None:
     """Catches a main column without rows, and a test of a divergence from the base model against the base model."""
     comparisons = pd.read_csv(made("comparisons", config, rows, tmp_path)["comparisons_csv"])
-    found = comparisons.set_index("measure")
+    found: Any = comparisons.set_index("measure")
     assert pd.isna(found.loc["text_kl", "p_holm_shown"]) and found.loc["text_change", "n"] == 8
     supplement = pd.read_csv(made("supplement", config, rows, tmp_path)["csv"])
     assert {"multiple choice, shuffled", "multiple choice, one order"} <= set(supplement["prompt"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -114,7 +114,7 @@ def normalized(before: bool) -> Any:
     )  # fmt: skip
 
 
-FAMILIES = {
+FAMILIES: dict[str, Callable[[], Any]] = {
     "byte-level": lambda: byte_level(False),
     "byte-level with a space in front": lambda: byte_level(True),
     "sentencepiece, space before every text": lambda: metaspace("always"),

@@ -103,7 +103,7 @@ def test_attribution_patching_is_two_forward_passes_and_one_backward(model: Any)
     beginning, end = some(rng, 14), some(rng, 5)
     clean, corrupt = ([[*beginning, *some(rng, 3), *end] for _ in range(24)] for _ in range(2))
     pairs = pairs_module.Pairs(clean, corrupt, [(14, 17)] * 24, [0] * 24, [5, 6, 7, 8])
-    found = [Component(layer, kind) for layer in range(4) for kind in ("q", "o", "up", "down")]  # type: ignore[arg-type]
+    found = [Component(layer, kind) for layer in range(4) for kind in ("q", "o", "up", "down")]
     with FlopCounterMode(display=False) as counter:
         attribution_patching(model, pairs, found, 4096)
     body = 2 * sum(p.numel() for p in components.layers_of(model).parameters() if p.dim() > 1)
