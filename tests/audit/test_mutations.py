@@ -18,7 +18,7 @@ from localized_unlearning.audit import findings
 from localized_unlearning.cli import main
 from localized_unlearning.jobs.job import Input, Stage
 from localized_unlearning.provenance import digests, hashing, locks, pages, records
-from localized_unlearning.report import page
+from localized_unlearning.report import items
 
 TRAINED = {
     f"sports/seed{seed}/{name}": "ok/stale"
@@ -537,9 +537,9 @@ def test_a_report_is_an_artefact_like_others(lab: Lab) -> None:
 
 
 def test_the_report_marks_what_was_modified(lab: Lab) -> None:
-    assert page._fault(lab.audit(), lab.table) == ""
+    assert items._fault(lab.audit(), lab.table) == ""
     lab.table.write_text("better")
-    assert page._fault(lab.audit(), lab.table).startswith("it is modified: bytes: recorded")
+    assert items._fault(lab.audit(), lab.table).startswith("it is modified: bytes: recorded")
 
 
 # --- records, whatever their times

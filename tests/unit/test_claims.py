@@ -521,10 +521,10 @@ def test_an_edit_is_known_to_the_grid_alone(
     """Planted curves at edits of 10, 100 and 1000: where both fall before the first, half the edit is no contradiction."""
     found = []
     for name, values in (("attribution_patching", own), ("manual", other)):
-        model = {"task": "sports", "objective": "mask", "localization": name, "seed": 0}
+        model: dict[str, Any] = {"task": "sports", "objective": "mask", "localization": name, "seed": 0}
         for size, value in zip((0, 10, 100, 1000), (1.0, *values), strict=True):
             found.append(people("facts", value, 1.0).assign(edit_size=size, **model))
-    base = {"task": "sports", "objective": "none", "localization": "base", "seed": 0}
+    base: dict[str, Any] = {"task": "sports", "objective": "none", "localization": "base", "seed": 0}
     frames = {"sweep/facts": pd.concat(found), "facts": people("facts", 1.0, 1.0).assign(**base)}
     claim = next(claim for claim in CLAIMS if claim.id == "masks-automated-smaller")
     rows = Run(frames, "question", STATISTICS, LOOKUP)

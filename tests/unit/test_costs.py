@@ -42,6 +42,9 @@ class Nowhere:
     def source(self, dotted: str) -> Path:
         return self.folder / dotted
 
+    def prompts(self) -> Path:
+        return self.folder / "prompts.yaml"
+
     def selection(self, masks: bool, task: str, localization: str) -> Path:
         return self.folder / task / "selections" / f"{localization}.json"
 

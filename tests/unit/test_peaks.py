@@ -88,6 +88,9 @@ class Workshop:
     def source(self, dotted: str) -> Path:
         return self.folder / "none"
 
+    def prompts(self) -> Path:
+        return PROMPTS
+
     def selection(self, masks: bool, task: str, localization: str) -> Path:
         return self.folder / "none"
 

@@ -442,8 +442,8 @@ def _smaller(curve: Curve, other: Curve, test: Smaller, tail: float) -> tuple[We
         np.where(neither, 0.0, np.log2(theirs / mine) - asked)
         for theirs, mine in ((others[0], np.minimum(own[1], 2 * curve.x[-1])), (others[1], own[0]))
     )
-    (_, mine), (_, theirs) = (_passing(c.mean[None], c.x) for c in (curve, other))
-    mine, theirs = min(float(mine[0]), 2 * curve.x[-1]), min(float(theirs[0]), other.x[-1])
+    last, last_other = (float(_passing(c.mean[None], c.x)[1][0]) for c in (curve, other))
+    mine, theirs = min(last, 2 * float(curve.x[-1])), min(last_other, float(other.x[-1]))
     held, failed = _sampled(0.0, least, tail), _sampled(0.0, most, tail)
     margin = math.log2(theirs / mine) - asked
     return Weighed(margin, held.low, failed.high, held.p_for, failed.p_against, "resampled"), mine, theirs
