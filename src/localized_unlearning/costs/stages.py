@@ -323,8 +323,10 @@ def _attack(model: Model, w: Wildcards) -> Cost:
             "one matrix": 8.0 * model.shape.largest,
         }
         return replace(asked, work=work, device={**asked.device, **device})
-    device = max([asked.device, *(device for _, device in found)], key=lambda parts: sum(parts.values()))
-    return replace(asked, work=work, device=device)
+    largest = max(
+        [dict(asked.device), *(device for _, device in found)], key=lambda parts: sum(parts.values())
+    )
+    return replace(asked, work=work, device=largest)
 
 
 def _download(model: Model, w: Wildcards) -> Cost:
