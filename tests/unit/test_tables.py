@@ -106,7 +106,7 @@ def test_gold_stands_in_tables_and_comparisons_and_is_what_distance_is_from(
     config: Config, rows: dict[str, list[Path]], tmp_path: Path
 ) -> None:
     """Catches a distance from guessing or from the base model, gold left out of a page, and a table without its mode."""
-    gold = {name: list(paths) for name, paths in rows.items()}
+    gold: dict[str, Any] = {name: list(paths) for name, paths in rows.items()}
     for name in EVALUATIONS:
         table = pd.read_parquet(rows[name][1]).assign(localization="gold", objective="none")
         for column in [c for c in table.columns if c.startswith("logit_")][:1]:
@@ -114,13 +114,13 @@ def test_gold_stands_in_tables_and_comparisons_and_is_what_distance_is_from(
         path = tmp_path / f"gold-{name}.parquet"
         table.to_parquet(path)
         gold[name].append(path)
-    table = made("table", config, gold, tmp_path)
-    values = pd.read_csv(table["csv"])
+    written = made("table", config, gold, tmp_path)
+    values: Any = pd.read_csv(written["csv"])
     values = values[values["accuracy"] == "choice"].set_index(["localization", "column"])
     expected = abs(values.loc[("manual", "mcq_forget"), "mean"] - values.loc[("gold", "mcq_forget"), "mean"])
     assert values.loc[("manual", "mcq_forget"), "distance"] == pytest.approx(expected)
     assert values.loc[("gold", "mcq_forget"), "distance"] == 0.0
-    text = table["markdown"].read_text()
+    text = written["markdown"].read_text()
     assert "Distance from gold, the absolute difference" in text and "Mode: fixed settings" in text
     assert (
         "Gold (never learned it)"

@@ -7,7 +7,7 @@ recovers most; low is robust. Selections of one place in one base model are a gr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -55,7 +55,7 @@ def with_outcomes(rows: pd.DataFrame, form: str = "multiple_choice") -> pd.DataF
     """
     tables = []
     for _, group in rows.groupby(GROUP, sort=False):
-        reference = group.set_index("selection").loc[["base", "gold"]]
+        reference: Any = group.set_index("selection").loc[["base", "gold"]]
         before, ending = f"forget_{form}", f"_forget_{form}"
         after = [c for c in group.columns if c.startswith("attacked_") and c.endswith(ending)]
         floor = float(reference.at["gold", before])
