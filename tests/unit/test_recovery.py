@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from localized_unlearning.analysis import localizers, recovery
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.config.model import FactsIn
+from localized_unlearning.reporting import attacks as reporting
 
 SETTINGS = Statistics(bootstrap=400)
 
@@ -48,6 +49,17 @@ def rows(attacked: float, attacked_gold: float, base: int = 0) -> pd.DataFrame:
         ],
         ignore_index=True,
     )
+
+
+@pytest.mark.parametrize(("left", "says_nothing"), [(0.35, True), (0.95, False)])
+def test_an_attack_that_breaks_the_base_model_itself_is_marked(left: float, says_nothing: bool) -> None:
+    """Catches a few-shot column that is low because the model cannot read the prompt."""
+    table = pd.concat([rows(0.4, 0.3), answers("base", "search", {"training": left}, "a")], ignore_index=True)
+    found = reporting.tidy(recovery.recovered(table, SETTINGS), {"manual": "Manual"})
+    assert found.set_index("attack").loc["search", "kept"] == pytest.approx((left - 0.3) / 0.7)
+    panel = reporting.panels(found, floor=True)[0]
+    assert ("Search †" in panel.headings) == says_nothing
+    assert (panel.lines[0][-1] == "") == says_nothing
 
 
 def test_gold_is_attacked_like_the_rest_and_the_worst_cell_counts() -> None:

@@ -93,7 +93,9 @@ def recovered(rows: pd.DataFrame, settings: Statistics) -> pd.DataFrame:
     Returns:
         Columns ``task``, ``objective``, ``localization``, ``attack``, ``cell`` (the worst one), ``cells`` (how many were
         tried), ``format``, ``accuracy``, ``before`` (without the attack), ``ceiling`` (the base model), ``floor`` (gold
-        attacked alike; NaN without gold), ``recovered``, ``low``, ``high`` and ``n`` (items per model).
+        attacked alike; NaN without gold), ``kept`` (what the attack leaves of the base model's own knowledge: where that is
+        little the attack only breaks models, and says nothing about unlearning), ``recovered``, ``low``, ``high`` and
+        ``n`` (items per model).
     """
     found = []
     for (task, form), group in rows.groupby(["task", "format"], sort=False):
@@ -110,6 +112,9 @@ def recovered(rows: pd.DataFrame, settings: Statistics) -> pd.DataFrame:
             if known:
                 parts["gold"] = by_seed_of_unlearning(item_scores(gold), scores)
                 parts["floor"] = by_seed_of_unlearning(worst(attacked_gold)[1], scores)
+            own = group[(group["localization"] == BASE) & (group["attack"] == attack)]
+            left = by_seed_of_unlearning(worst(own)[1], scores).mean() if len(own) else float("nan")
+            known_before = parts["gold"].mean() if known else 0.0
             draws = resampled(parts, settings.bootstrap, settings.seed)
             value = _share({name: np.array([part.mean()]) for name, part in parts.items()})[0]
             alpha = (1 - settings.confidence) / 2
@@ -128,6 +133,9 @@ def recovered(rows: pd.DataFrame, settings: Statistics) -> pd.DataFrame:
                     "before": item_scores(before).mean() if len(before) else float("nan"),
                     "ceiling": parts["base"].mean(),
                     "floor": parts["floor"].mean() if known else float("nan"),
+                    "kept": (left - known_before) / span
+                    if (span := parts["base"].mean() - known_before) > 0
+                    else float("nan"),
                     "recovered": value,
                     "low": low,
                     "high": high,

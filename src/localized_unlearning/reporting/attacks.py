@@ -50,11 +50,21 @@ def tidy(table: pd.DataFrame, labels: Mapping[str, str]) -> pd.DataFrame:
     )
 
 
+BREAKS = 0.5
+"""Share of the base model's own knowledge below which an attack only breaks models."""
+
+
+def breaking(group: pd.DataFrame) -> set[str]:
+    """Attacks that leave the base model itself so little that what they recover of an unlearned one says nothing."""
+    return set(group.loc[group["kept"] < BREAKS, "attack"])
+
+
 def panels(table: pd.DataFrame, floor: bool) -> list[markup.Panel]:
     """One panel per task, objective and format: localizations by attacks, with the worst case last."""
     found = []
     for (task, objective, form), group in table.groupby(["task", "objective", "format"], sort=False):
         attacks = [name for name in ATTACKS if name in set(group["attack"])]
+        broken = breaking(group)
         lines = []
         for _, rows in group.groupby("localization", sort=False):
             by_attack = {str(row["attack"]): row for row in rows.to_dict("records")}
@@ -65,7 +75,7 @@ def panels(table: pd.DataFrame, floor: bool) -> list[markup.Panel]:
             tried = [
                 r
                 for r in by_attack.values()
-                if r["attack"] != recovery.NONE and r["recovered"] == r["recovered"]
+                if r["attack"] not in (recovery.NONE, *broken) and r["recovered"] == r["recovered"]
             ]
             worst = max(tried, key=lambda r: float(r["recovered"]), default=None)
             last = f"{markup.number(worst['recovered'])} ({worst['attack_label'].lower()})" if worst else ""
@@ -80,7 +90,15 @@ def panels(table: pd.DataFrame, floor: bool) -> list[markup.Panel]:
             )
         )
         found.append(
-            markup.Panel(caption, ["Localization", *[ATTACKS[name] for name in attacks], "Worst case"], lines)
+            markup.Panel(
+                caption,
+                [
+                    "Localization",
+                    *[f"{ATTACKS[name]} †" if name in broken else ATTACKS[name] for name in attacks],
+                    "Worst case",
+                ],
+                lines,
+            )
         )
     return found
 
@@ -135,6 +153,12 @@ def run(job: Job) -> None:
         f"Each attack's worst cell (a search's size stands in the CSV). Interval: {job.config.statistics.confidence:.0%}, "
         f"bootstrap over items and {models} models. Every attack is asked the half of the forget set that no attacker has.",
     ]
+    if any(breaking(group) for _, group in table.groupby(["task", "objective", "format"])):
+        notes.append(
+            f"† This attack leaves the base model itself less than {BREAKS:g} of what it knew (column `kept` of the CSV): it "
+            "breaks models, and its column says nothing about unlearning. An organism never read examples before a prompt, "
+            "so few-shot breaks it."
+        )
     found = panels(table, floor)
     table.to_csv(job.outputs["csv"], index=False)
     job.outputs["markdown"].write_text(markup.markdown(title, found, notes), encoding="utf-8")
