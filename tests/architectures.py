@@ -81,7 +81,14 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 def tokenizer() -> Any:
     """A byte-level tokenizer that puts a beginning-of-text token first."""
     return train_tokenizer(
-        [TEXT, "Fact: Ada Lovelace plays the sport of golf", "Question: what? Answer:"] * 3, 320
+        [
+            TEXT,
+            "Fact: Ada Lovelace plays the sport of golf",
+            "Question: what? Answer:",
+            " A B C D E F G H I J" * 40,
+        ]
+        * 3,
+        330,
     )
 
 

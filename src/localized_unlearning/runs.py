@@ -1,22 +1,27 @@
 """A finished run in Python: its rows and tables as DataFrames, its unlearned models, and attacks on them.
 
 run = load_run("results/organism")
-rows = run.rows("facts", task="sports")
-attacked = run.model("manual").attack("relearn", iterations=5)
+unlearned = run.model("manual")
+likely = unlearned.ask(["Fact: Derek Jeter plays the sport of"])
+
+bridge = unlearned.bridge()  # the same model as a TransformerLens TransformerBridge
+unlearned.save("exported")  # or as a standard Hugging Face folder
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from localized_unlearning.attacks import relearning
 from localized_unlearning.config import reading
 from localized_unlearning.config.run import Config
 from localized_unlearning.data.prompts import LETTERED, load_prompts
@@ -24,7 +29,8 @@ from localized_unlearning.data.tokens import answer_tokens, encode, first_tokens
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import Job, restrict
 from localized_unlearning.jobs.stages import STAGES
-from localized_unlearning.models import deltas, device, loading, packing
+from localized_unlearning.models import deltas, device, exporting, loading, packing
+from localized_unlearning.unlearning import masks
 from localized_unlearning.workflow.graph import Graph
 from localized_unlearning.workflow.layout import RESOLVED, JobId
 
@@ -41,12 +47,18 @@ class Model:
         wildcards: which one: base seed, task, objective, localization and seed.
         model: a causal language model of transformers; its weights are the unlearned ones.
         tokenizer: its tokenizer.
+        source: what it was made from beside the base model: a delta or a mask; None for the base model itself.
+        done: what was done to it after unlearning, in words.
+        adapted: whether it has LoRA adapters in its modules.
     """
 
     run: Run
     wildcards: Mapping[str, str]
     model: Any
     tokenizer: Any
+    source: Path | None = None
+    done: str = ""
+    adapted: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -96,11 +108,95 @@ class Model:
         config = reading.load([resolved], {ATTACKS[name]: settings})
         return self.run.compute(JobId.of(name, **self.wildcards), config)
 
+    def relearned(self) -> Model:
+        """The model after the run's last iteration of relearning, trained again here; its LoRA adapters are apart.
+
+        Raises:
+            UserError: for the base model or a masked one, or when the run lacks what it needs.
+        """
+        if self.wildcards.get("objective", "none") == "none" or self.adapted:
+            raise UserError("relearning starts from a fine-tuned model: name one of a localization, unmasked")
+        job = self.run._job(JobId.of("relearn", **self.wildcards), self.run.config, {})
+        model, tokenizer = self.run._base(job.inputs["base_model"])
+        _, steps = relearning.start(job, model, tokenizer)
+        for _ in range(self.run.config.relearning.iterations):
+            next(steps)
+        return replace(self, model=model.requires_grad_(False), done=", relearned", adapted=True)
+
+    def bridge(self) -> Any:
+        """The model as a TransformerLens ``TransformerBridge``, hooks and all, with the same weights and logits.
+
+        Raises:
+            UserError: when TransformerLens is not installed, or does not know the architecture.
+        """
+        try:
+            from transformer_lens.model_bridge.sources import (
+                _bridge_builder,  # takes seconds, and is a part that only this needs
+            )
+        except ImportError as error:
+            raise UserError(
+                f"TransformerLens cannot be imported ({error}): pip install transformer-lens"
+            ) from error
+        model = self._merged()
+        try:
+            return _bridge_builder.build_bridge_from_module(
+                model, type(model).__name__, hf_config=model.config, tokenizer=self.tokenizer
+            )
+        except (KeyError, ValueError, NotImplementedError) as error:
+            raise UserError(f"TransformerLens has no bridge for {type(model).__name__} ({error})") from error
+
+    def _merged(self) -> Any:
+        """A copy that may be changed, with its adapters in its weights."""
+        model = copy.deepcopy(self.model)
+        if self.adapted:
+            exporting.merge_adapters(model)
+        return model
+
     def save(self, folder: str | Path) -> Path:
-        """Write model and tokenizer in transformers' layout, for any other tool; returns the folder."""
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        return Path(folder)
+        """Write a standard Hugging Face folder with a model card (key, record, licence), for any other tool.
+
+        Adapters of relearning are merged into the weights. Returns the folder.
+
+        Raises:
+            UserError: when the folder is there already.
+        """
+        use = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'model = AutoModelForCausalLM.from_pretrained("{Path(folder).name}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{Path(folder).name}")'
+        )
+        model = self._merged() if self.adapted else self.model
+        return exporting.write_folder(folder, exporting.write_model(model, self.tokenizer), self._card(use))
+
+    def save_adapter(self, folder: str | Path, base: str | None = None) -> Path:
+        """Write the adapters of relearning as a peft folder; they belong on the unlearned model, saved by itself.
+
+        Args:
+            folder: a new folder.
+            base: name or folder of the saved unlearned model, for peft to find it by itself.
+
+        Raises:
+            UserError: when the model has no adapters, or the folder is there already.
+        """
+        if not self.adapted:
+            raise UserError("only a relearned model has adapters: ask for a relearned one")
+        use = (
+            "from peft import PeftModel\n\n# unlearned: the unlearned model, exported without relearning\n"
+            f'model = PeftModel.from_pretrained(unlearned, "{Path(folder).name}")'
+        )
+        return exporting.write_folder(folder, exporting.write_adapter(self.model, base), self._card(use))
+
+    def _card(self, use: str) -> str:
+        config, masked = self.run.config, self.source is not None and "objective" not in self.wildcards
+        what = "base model" if self.source is None else "masked model" if masked else "unlearned model"
+        folder = self.run._inputs(JobId.of("check_model", **self.wildcards))["base_model"]
+        name = (
+            config.model.name
+            if config.model.kind == "huggingface"
+            else f"{config.model.kind} of {config.run}"
+        )
+        title = f"{config.run}: {what}{self.done}"
+        return exporting.card(title, name, config.run, self.wildcards, self.source, folder, use)
 
 
 @dataclass(frozen=True)
@@ -165,6 +261,7 @@ class Run:
         objective: str | None = None,
         seed: int | None = None,
         base_seed: int | None = None,
+        masked: int | None = None,
     ) -> Model:
         """The base model (``base``), or the one unlearned at a localization.
 
@@ -174,6 +271,7 @@ class Run:
             objective: the first of the config unless said.
             seed: the training seed; the first of the config unless said.
             base_seed: the base model's; the first of the config unless said.
+            masked: instead of the fine-tuned model, the base model with so many of the trained mask's weights at zero.
 
         Raises:
             UserError: when the config has no such model, or it was not made yet.
@@ -181,6 +279,8 @@ class Run:
         task = task or self.graph.tasks[0]
         base = localization == "base"
         objective = "none" if base else objective or next(iter(self.config.objectives))
+        if masked is not None:
+            objective = "mask"
         seed = 0 if base else self.graph.seeds(task, objective)[0] if seed is None else seed
         start = self.graph.bases[0] if base_seed is None else base_seed
         names: dict[str, str | int] = {
@@ -190,19 +290,33 @@ class Run:
             "localization": localization,
             "seed": seed,
         }
-        job = JobId.of("facts", **names)
+        if masked is not None:
+            del names["objective"]
+        job = JobId.of("facts" if masked is None else "sweep", **names)
         if not self.graph.has(job):
             raise UserError(
                 f"the run has no model {', '.join(f'{k} {v}' for k, v in names.items())}: localizations are "
                 f"{', '.join(self.graph.localizations)}"
             )
         inputs = self._inputs(job)
-        where = device.setup(self.config.compute)
-        loaded, tokenizer = loading.load(inputs["base_model"], self.config.model.dtype, where)
+        loaded, tokenizer = self._base(inputs["base_model"])
+        digest = deltas.weights_digest(inputs["base_model"])
+        if masked is not None:
+            masks.cut(loaded, inputs["mask"], digest, masked)
+            done = f", {masked} weights at zero"
+            return Model(self, job.named, loaded, tokenizer, inputs["mask"], done)
         if inputs["delta"]:
-            tensors = deltas.read_delta(inputs["delta"], deltas.weights_digest(inputs["base_model"]))
-            deltas.put(loaded, tensors)
-        return Model(self, job.named, loaded, tokenizer)
+            deltas.put(loaded, deltas.read_delta(inputs["delta"], digest))
+        return Model(self, job.named, loaded, tokenizer, inputs["delta"])
+
+    def _base(self, folder: Path) -> tuple[Any, Any]:
+        return loading.load(folder, self.config.model.dtype, device.setup(self.config.compute))
+
+    def _job(self, job: JobId, config: Config, outputs: dict[str, Path]) -> Job:
+        stage = STAGES[job.stage]
+        return Job(
+            stage, restrict(config, stage, job.named), job.named, self._inputs(job), outputs, "not recorded"
+        )
 
     def _inputs(self, job: JobId) -> dict[str, Any]:
         """A job's inputs by name, each a path, a list of paths, or None."""
@@ -245,8 +359,7 @@ class Run:
         """A job's work without its record: for looking, not for publishing."""
         stage = STAGES[job.stage]
         function = getattr(importlib.import_module(stage.module), stage.function)
-        seen = restrict(config, stage, job.named)
-        function(Job(stage, seen, job.named, self._inputs(job), outputs, "not recorded"))
+        function(self._job(job, config, outputs))
 
 
 def load_run(folder: str | Path) -> Run:

@@ -18,7 +18,7 @@ PRESETS = sorted((ROOT / "workflow/presets").glob("*.yaml"))
 
 GEMMA_7B = {
     "attack": 35, "windows": 1, "fetch": 3, "download": 1, "finetune": 24, "select": 12, "split": 2,
-    "known_facts": 1, "model_card": 1, "score": 4, "figure": 16, "layer_probes": 1, "head_ablation": 1, "probe":
+    "check_model": 1, "known_facts": 1, "model_card": 1, "score": 4, "figure": 16, "layer_probes": 1, "head_ablation": 1, "probe":
     20, "mmlu": 26, "multiple_choice": 26, "facts": 26, "relearn": 18, "sweep": 12, "mask": 12, "table": 4,
     "text": 26, "comparisons": 4, "supplement": 4, "claims": 1, "fetch_folder": 2, "write_attacks": 1, "all": 1,
 }  # fmt: skip
@@ -65,6 +65,8 @@ def test_words_on_the_command_line_go_over_a_preset(tmp_path: Path) -> None:
     assert planned(folder, "results/mine/base0/known.parquet", *words) == {
         "download": 1,
         "fetch": 1,
+        "fetch_folder": 2,
+        "check_model": 1,
         "known_facts": 1,
     }
 

@@ -58,6 +58,28 @@ rule counterfact:
         plan.command("counterfact")
 
 
+rule check_model:
+    """Check the base model, and that every prompt fits it, before anything is computed."""
+    input:
+        unpack(plan.inputs("check_model")),
+    output:
+        **plan.outputs("check_model", directory),
+    log:
+        plan.log("check_model"),
+    conda:
+        "../../envs/cpu.yaml"
+    threads: plan.config.compute.threads
+    resources:
+        mem_mb=plan.memory("check_model"),
+        runtime=plan.runtime("check_model"),
+    params:
+        **plan.params("check_model"),
+    message:
+        "check the base model (base {wildcards.base_seed})"
+    shell:
+        plan.command("check_model")
+
+
 rule known_facts:
     """Find out which facts the base model knows."""
     input:

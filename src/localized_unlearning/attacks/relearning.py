@@ -84,6 +84,23 @@ def relearn(
         yield losses
 
 
+def start(job: Job, model: Any, tokenizer: Any) -> tuple[list[Any], Iterator[dict[str, float]]]:
+    """A job's unlearned model made ready in place; reading the iterator trains it, one iteration after another.
+
+    Returns:
+        The adapters' parameters, and :func:`relearn`.
+    """
+    settings, seed = job.config.relearning, int(job.wildcards["seed"])
+    split = read_split(job.inputs["split"])
+    used = split[split["train"] & (split["relearn"] | ~split["forget"])]
+    data = read_data(job, tokenizer, used, list(used["answer"]), list(used["relearn"]))
+    with unlearned(job, model):
+        adapters = add_lora(model, settings, seed)
+    dropout(model, False)
+    job.facts.update(relearned=sorted(used.loc[used["relearn"], "subject"]))
+    return adapters, relearn(model, adapters, data, settings, seed)
+
+
 def run(job: Job) -> None:
     """Stage: the short exam before relearning (iteration 0) and after each iteration."""
     config, seed = job.config, int(job.wildcards["seed"])
@@ -91,23 +108,16 @@ def run(job: Job) -> None:
     model, tokenizer = loading.load(job.inputs["base_model"], config.model.dtype, device)
     tokens = device_module.batch_tokens(config.compute, model)
     exam = sheet(short_exam(job), tokenizer, model, tokens)
-    split = read_split(job.inputs["split"])
-    used = split[split["train"] & (split["relearn"] | ~split["forget"])]
-    data = read_data(job, tokenizer, used, list(used["answer"]), list(used["relearn"]))
-    with unlearned(job, model):
-        adapters = add_lora(model, config.relearning, seed)
-        dropout(model, False)
-        answers = [take(exam, model)]
-        progress = Progress("relearning", "iteration")
-        steps = relearn(model, adapters, data, config.relearning, seed)
-        for _ in progress.over(range(config.relearning.iterations)):
-            losses = next(steps)
-            answers.append(take(exam, model))
-            progress.note(", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+    adapters, steps = start(job, model, tokenizer)
+    answers = [take(exam, model)]
+    progress = Progress("relearning", "iteration")
+    for _ in progress.over(range(config.relearning.iterations)):
+        losses = next(steps)
+        answers.append(take(exam, model))
+        progress.note(", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     job.facts.update(
         seeds={"relearning": seed, "athletes": config.series.seed, "mmlu": config.mmlu.seed},
         device=device,
-        relearned=sorted(used.loc[used["relearn"], "subject"]),
         trained_parameters=sum(p.numel() for p in adapters),
     )
     for name in answers[0]:

@@ -19,7 +19,7 @@ from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data.answers import candidates
 from localized_unlearning.data.prompts import PromptBook
 from localized_unlearning.errors import UserError
-from localized_unlearning.models import packing
+from localized_unlearning.models import loading, packing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +63,7 @@ class Subject:
 
     def likely(self, prompts: Sequence[Sequence[int]], candidates: Sequence[int]) -> Tensor:
         """The model's own :data:`Scorer`."""
+        loading.refuse_longer(self.model.config, prompts)
         return packing.next_token(self.model, prompts, candidates, self.batch_tokens).candidates
 
 
@@ -90,6 +91,40 @@ def halves(split: pd.DataFrame, seed: int, retained: int) -> tuple[pd.DataFrame,
     return forget[forget["subject"].isin(own)], pd.concat([tested, others])
 
 
+def shares(
+    likely: Scorer, prompts: Sequence[Sequence[int]], spelled: Sequence[Sequence[tokens_module.Spelled]]
+) -> Tensor:
+    """Log-share of each answer among a prompt's candidates ``[prompt, answer]``, however many tokens it has.
+
+    Wherever answers part, those that part there share what they had in common by their next tokens; answers whose first
+    tokens differ part at once, so that this is the softmax over their first tokens. (One that another continues is not
+    told from it.)
+
+    Args:
+        likely: reads the model.
+        prompts: token ids of each prompt.
+        spelled: all tokens of each answer, prompt by prompt.
+    """
+    import torch
+
+    logs = torch.zeros(len(prompts), len(spelled[0]), dtype=torch.float64)
+    alike: dict[tuple[tokens_module.Spelled, ...], list[int]] = {}
+    for row, own in enumerate(spelled):
+        alike.setdefault(tuple(own), []).append(row)
+    for own_answers, rows in alike.items():
+        for beginning in sorted({s[:n] for s in own_answers for n in range(len(s))}):
+            size = len(beginning)
+            after = {i: s[size] for i, s in enumerate(own_answers) if len(s) > size and s[:size] == beginning}
+            children = sorted(set(after.values()))
+            if len(children) < 2:
+                continue
+            asked = [[*prompts[row], *beginning] for row in rows]
+            found = likely(asked, children).double().cpu().log_softmax(-1)
+            for index, token in after.items():
+                logs[rows, index] += found[:, children.index(token)]
+    return logs
+
+
 def ask(
     subject: Subject,
     likely: Scorer | None = None,
@@ -109,8 +144,6 @@ def ask(
         there are no options), ``choice`` (1 when the right answer is ahead of the others) and ``probability`` (its
         share of the candidates).
     """
-    import torch
-
     likely = likely or subject.likely
     book, prompts, people = subject.book, subject.prompts, subject.tested.reset_index(drop=True)
     rng, known = random.Random(subject.seed), candidates(book, people)
@@ -124,23 +157,17 @@ def ask(
                 texts = [prompt.render(a, o) for a, o in zip(people["subject"], options, strict=True)]
                 right = [o.index(s) for o, s in zip(options, people["answer"], strict=True)]
                 spelled = tokens_module.answer_tokens(subject.tokenizer, prompt, texts, prompt.letters)
-                first = [tokens_module.first_tokens(spelled, prompt.letters)] * len(texts)
+                each = [spelled] * len(texts)
             else:
                 texts = [prompt.render(a) for a in people["subject"]]
                 right = [known.index(s) for s in people["answer"]]
                 each = tokens_module.spelled_by(
                     subject.tokenizer, prompt, list(people["subject"]), texts, known
                 )
-                if not prompt.facts:
-                    each = each[:1] * len(texts)
-                first = [tokens_module.first_tokens(own, known) for own in each]
-            tokens = list(dict.fromkeys(token for own in first for token in own))
-            place = {token: index for index, token in enumerate(tokens)}
-            asked = tokens_module.asked(subject.tokenizer, prompt, [before + text for text in texts])
-            where = torch.tensor([[place[token] for token in own] for own in first])
-            logits = likely(asked, tokens).gather(1, where)
-            share = logits.double().softmax(-1)[range(len(right)), right]
-            best = logits.argmax(-1).tolist()
+            encoded = tokens_module.asked(subject.tokenizer, prompt, [before + text for text in texts])
+            logs = shares(likely, encoded, each)
+            share = logs.exp()[range(len(right)), right]
+            best = logs.argmax(-1).tolist()
             tables.append(
                 people[["subject", "answer", "forget"]].assign(
                     format=name,

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from localized_unlearning.audit import cli as audit
-from localized_unlearning.cli import words
+from localized_unlearning.cli import export, words
 from localized_unlearning.cli.presets import presets
 from localized_unlearning.cli.summary import summary
 from localized_unlearning.config.evaluation import Claims
@@ -53,6 +53,7 @@ def add_commands(commands: words.Commands) -> None:
     for room in (plan, preflight, reruns, audit):
         room.add_commands(commands)
     page.add_command(commands)
+    export.add_command(commands)
     _add_ledger(commands)
 
 

@@ -25,7 +25,7 @@ WILDCARDS = {
 CONFIG = "a YAML file of settings; repeat to lay one over the other"
 
 GROUPS = {
-    "To look at a run": ("summary", "report", "audit"),
+    "To look at a run": ("summary", "report", "audit", "export"),
     "Before a run": ("presets", "preflight", "costs"),
     "To set up and maintain": ("install-profile", "reference", "reruns", "ledger", "pages", "gallery"),
 }

@@ -183,6 +183,11 @@ class Mmlu(Section):
         default_factory=lambda: Source(kind="path", path="workflow/resources/general_knowledge.csv")
     )
     shots: int = Field(0, ge=0, le=5, description="Worked examples before each question (tables: 0).")
+    fewer_shots: bool = Field(
+        True,
+        description="Where a prompt with its worked examples passes the model's context length: true gives it fewer, "
+        "recorded with the question (shots); false refuses it before anything runs.",
+    )
     questions: int | None = Field(
         120,
         ge=1,

@@ -198,6 +198,10 @@ def _faithfulness(model: Model, w: Wildcards) -> Cost:
     return Cost(work + model.loading(), device, 0, 1e5)
 
 
+def _check_model(model: Model, w: Wildcards) -> Cost:
+    return Cost(model.asking(64) + model.loading(), model.evaluating(), 0, 1e4)
+
+
 def _known_facts(model: Model, w: Wildcards) -> Cost:
     work = model.ask(model.config.prompts.training, model.data.total) + model.loading()
     return Cost(work, model.evaluating(), 0, 1e5)
@@ -377,6 +381,7 @@ STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
     "localizers": _light,
     "convert": _convert,
     "download": _download,
+    "check_model": _check_model,
     "known_facts": _known_facts,
     "model_card": _model_card,
     "counterfact": _light,

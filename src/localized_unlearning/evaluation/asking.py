@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from localized_unlearning.models import packing, prefixes
+from localized_unlearning.models import loading, packing, prefixes
 
 
 class Asked(NamedTuple):
@@ -31,12 +31,14 @@ class Ready(NamedTuple):
 
 def ready(model: Any, asked: Sequence[Asked], batch_tokens: int) -> Ready:
     """``asked`` in batches for models of this device and config; all of their prompts are one list to it."""
-    parts = prefixes.prepared(model, _prompts(asked), batch_tokens)
+    parts = prefixes.prepared(model, _prompts(asked, model), batch_tokens)
     return Ready(list(asked), [part._replace(batches=list(part.batches)) for part in parts])
 
 
-def _prompts(asked: Sequence[Asked]) -> list[Sequence[int]]:
-    return [prompt for part in asked for prompt in part.prompts]
+def _prompts(asked: Sequence[Asked], model: Any) -> list[Sequence[int]]:
+    found = [prompt for part in asked for prompt in part.prompts]
+    loading.refuse_longer(model.config, found)
+    return found
 
 
 def answers(model: Any, exam: Ready) -> list[pd.DataFrame]:
@@ -56,4 +58,4 @@ def answers(model: Any, exam: Ready) -> list[pd.DataFrame]:
 
 def answered(model: Any, asked: Sequence[Asked], batch_tokens: int) -> list[pd.DataFrame]:
     """The rows of each of ``asked``, in order."""
-    return answers(model, Ready(asked, prefixes.prepared(model, _prompts(asked), batch_tokens)))
+    return answers(model, Ready(asked, prefixes.prepared(model, _prompts(asked, model), batch_tokens)))

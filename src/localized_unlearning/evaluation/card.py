@@ -175,7 +175,9 @@ def run(job: Job) -> None:
             f"the organism has not learned what it must before it can be unlearned: {'; '.join(failed)}; raise "
             "organism.steps or organism.facts_in.steps, or name other seeds of the base model"
         )
+    check = json.loads(job.inputs["check"].read_text(encoding="utf-8"))
     card = {
+        "check": check,
         "parameters": sum(p.numel() for p in model.parameters()),
         "layers": model.config.get_text_config().num_hidden_layers,
         "architecture": type(model).__name__,
@@ -212,12 +214,25 @@ def _label(name: str, organism: bool) -> str:
     return _FORMS[name]
 
 
+def _checked(check: Mapping[str, Any]) -> list[str]:
+    """What the check of the model measured (stage check_model)."""
+    limit = check["context_length"]
+    return [
+        "Checked before anything was computed: its weights load as its files say; packed prompts give its own logits to "
+        f"{check['packing_difference']:.1g} of their deviation (at most {check['packing_limit']:g}); its "
+        f"{check['heads_and_matrices']:,} heads and matrices are disjoint parts of it, {check['parameters_of_components']:,} "
+        f"parameters; it takes prompts of {f'at most {limit:,} tokens' if limit else 'any length'}.",
+    ]
+
+
 def _markdown(card: dict[str, Any], organism: bool) -> str:
     lines = [
         "# Model card of the base model",
         "",
         f"{card['architecture']}, {card['layers']} layers, {card['parameters']:,} parameters. "
-        f"It knows {card['athletes_known']} of the {card['athletes_in_data']} athletes in the data.",
+        f"It knows {card['athletes_known']} of the {card['athletes_in_data']} facts in the data.",
+        "",
+        *_checked(card["check"]),
         "",
         "| measured on | accuracy | interval | items | required |",
         "|---|---:|---:|---:|---:|",

@@ -16,6 +16,7 @@ from localized_unlearning.evaluation.facts import facts_asked
 from localized_unlearning.evaluation.knowledge import questions_asked
 from localized_unlearning.evaluation.multiple_choice import choices_asked, orders_of
 from localized_unlearning.evaluation.rows import test_part
+from localized_unlearning.models import loading
 
 if TYPE_CHECKING:
     from localized_unlearning.data.mmlu import Questions
@@ -90,7 +91,7 @@ def sheet(exam: Exam, tokenizer: Any, model: Any, batch_tokens: int) -> Sheet:
             exam.shuffled_seed,
             exam.orders[0],
         ),
-        "mmlu": [questions_asked(tokenizer, exam.questions, exam.mmlu)],
+        "mmlu": [questions_asked(tokenizer, exam.questions, exam.mmlu, loading.context_length(model.config))],
     }
     asked = [part for some in parts.values() for part in some]
     return Sheet(ready(model, asked, batch_tokens), [name for name, some in parts.items() for _ in some])

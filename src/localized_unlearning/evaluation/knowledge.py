@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from localized_unlearning.data import mmlu
 from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data.answers import LETTERS
 from localized_unlearning.data.prompts import LETTERED
+from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation.asking import Asked, answered
 from localized_unlearning.evaluation.rows import write_rows
-from localized_unlearning.models import packing
+from localized_unlearning.models import loading, packing
 from localized_unlearning.models.checkpoint import checkpoint
 
 if TYPE_CHECKING:
@@ -26,21 +28,65 @@ def ask_questions(
 ) -> pd.DataFrame:
     """One row per test question, 0-shot or with ``settings.shots`` worked examples of its subject.
 
-    Columns: ``item``, ``subject``, ``answer_index``, ``logit_A`` and so on (as many as the longest
-    question has choices; minus infinity beyond a question's own), ``log_normalizer`` and ``argmax_right``.
+    Columns: ``item``, ``subject``, ``answer_index``, ``shots`` (worked examples in the prompt), ``logit_A`` and so on (as
+    many as the longest question has choices; minus infinity beyond a question's own), ``log_normalizer`` and ``argmax_right``.
     """
-    return answered(model, [questions_asked(tokenizer, questions, settings)], batch_tokens)[0]
+    return answered(
+        model,
+        [questions_asked(tokenizer, questions, settings, loading.context_length(model.config))],
+        batch_tokens,
+    )[0]
 
 
-def questions_asked(tokenizer: Any, questions: mmlu.Questions, settings: Mmlu) -> Asked:
-    """What :func:`ask_questions` asks."""
-    asked = questions.test
+Examples = dict[str, list[mmlu.Question]]
+"""Worked examples by subject."""
+
+
+def chosen(questions: mmlu.Questions, settings: Mmlu) -> tuple[list[mmlu.Question], Examples]:
+    """The test questions that are asked, and the worked examples of each subject."""
+    asked = list(questions.test)
     if settings.questions is not None:
-        asked = mmlu.stratified_subset(asked, settings.questions, settings.seed)
-    examples: dict[str, list[mmlu.Question]] = {}
+        asked = list(mmlu.stratified_subset(asked, settings.questions, settings.seed))
+    examples: Examples = {}
     for question in questions.dev:
         examples.setdefault(question.subject, []).append(question)
-    texts = [mmlu.ask(q, examples, settings.shots) for q in asked]
+    return asked, examples
+
+
+def fitted(
+    tokenizer: Any, asked: Sequence[mmlu.Question], examples: Examples, settings: Mmlu, limit: int | None
+) -> tuple[list[list[int]], list[int]]:
+    """Token ids of each question's prompt, and the worked examples in it: as many as are wanted and fit ``limit``.
+
+    Raises:
+        UserError: when a question does not fit, and ``settings.fewer_shots`` forbids fewer examples or none are left.
+    """
+    encoded = tokens_module.encode(tokenizer, [mmlu.ask(q, examples, settings.shots) for q in asked])
+    shots = [settings.shots] * len(asked)
+    for index, question in enumerate(asked):
+        while limit is not None and len(encoded[index]) > limit:
+            if not (settings.fewer_shots and shots[index]):
+                remedy = (
+                    "leave it out or use another model"
+                    if not shots[index]
+                    else "lower shots, or allow fewer_shots"
+                )
+                raise UserError(
+                    f"question {question.id} has {len(encoded[index]):,} tokens with {shots[index]} worked examples, and "
+                    f"the model takes {limit:,} (its context length): {remedy}"
+                )
+            shots[index] -= 1
+            encoded[index] = tokens_module.encode(tokenizer, [mmlu.ask(question, examples, shots[index])])[0]
+    return encoded, shots
+
+
+def questions_asked(
+    tokenizer: Any, questions: mmlu.Questions, settings: Mmlu, limit: int | None = None
+) -> Asked:
+    """What :func:`ask_questions` asks; with fewer worked examples where a prompt passes ``limit`` tokens."""
+    asked, examples = chosen(questions, settings)
+    encoded, shots = fitted(tokenizer, asked, examples, settings, limit)
+    texts = [mmlu.ask(q, examples, shot) for q, shot in zip(asked, shots, strict=True)]
     counts = np.array([len(q.choices) for q in asked])
     letters = LETTERS[: max(counts, default=0)]
     tokens = tokens_module.first_tokens(
@@ -53,6 +99,7 @@ def questions_asked(tokenizer: Any, questions: mmlu.Questions, settings: Mmlu) -
                 "item": [q.id for q in asked],
                 "subject": [q.subject for q in asked],
                 "answer_index": [q.answer for q in asked],
+                "shots": shots,
             }
         )
         for index, letter in enumerate(letters):
@@ -64,7 +111,7 @@ def questions_asked(tokenizer: Any, questions: mmlu.Questions, settings: Mmlu) -
         ]
         return table
 
-    return Asked(tokens_module.encode(tokenizer, texts), tokens, rows)
+    return Asked(encoded, tokens, rows)
 
 
 def run(job: Job) -> None:

@@ -11,8 +11,8 @@ from localized_unlearning.data.facts import load_facts
 from localized_unlearning.data.prompts import RIGHT, WRONG, load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation.facts import ask_facts
-from localized_unlearning.models import checking, loading
 from localized_unlearning.models import device as device_module
+from localized_unlearning.models import loading
 from localized_unlearning.models.lesson import read_lesson
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ def known_facts(job: Job) -> None:
     threshold = job.config.athletes.known_threshold
     device = device_module.setup(job.config.compute)
     model, tokenizer = loading.load(job.inputs["base_model"], job.config.model.dtype, device)
-    job.facts["model_check"] = checking.check(model, tokenizer)
     prompt = book[job.config.prompts.training]
     tokens = device_module.batch_tokens(job.config.compute, model)
     asked = athletes.assign(forget=False, relearn=False)

@@ -20,6 +20,7 @@ from localized_unlearning.jobs.job import Input, Stage, optional
 PACKAGE = "localized_unlearning"
 
 BASE = Input("base_model")
+CHECK = Input("check")  # a gate: the base model is what later numbers take for granted
 CARD = Input("card")  # a gate: the base model must have met its requirements
 SPLIT = Input("split")
 PROMPTS = Input("prompts")
@@ -61,12 +62,31 @@ DATA = (
         wildcards=(),
     ),
     Stage(
+        name="check_model",
+        help="check the base model, and that every prompt fits it, before anything is computed",
+        module="localized_unlearning.evaluation.suitability",
+        function="check_model",
+        settings=(
+            "model.dtype",
+            "athletes.relation",
+            "prompts",
+            "evaluation.prompts",
+            "mmlu",
+            "series",
+            "text.tokens",
+        ),
+        inputs=(BASE, Input("athletes"), PROMPTS, QUESTIONS, optional("series")),
+        outputs=("check", "longest"),
+        wildcards=("base_seed",),
+        gpu=True,
+    ),
+    Stage(
         name="known_facts",
         help="find out which facts the base model knows",
         module="localized_unlearning.evaluation.known_facts",
         function="known_facts",
         settings=("athletes.known_threshold", "athletes.relation", "prompts.training", "model.dtype"),
-        inputs=(Input("athletes"), BASE, PROMPTS),
+        inputs=(Input("athletes"), BASE, CHECK, PROMPTS),
         outputs=("known",),
         wildcards=("base_seed",),
         gpu=True,
@@ -161,7 +181,7 @@ BASE_MODEL = (
             "mmlu",
             "statistics",
         ),
-        inputs=(BASE, optional("pretrained"), Input("known"), PROMPTS, QUESTIONS),
+        inputs=(BASE, CHECK, optional("pretrained"), Input("known"), PROMPTS, QUESTIONS),
         outputs=("json", "markdown"),
         wildcards=("base_seed",),
         gpu=True,

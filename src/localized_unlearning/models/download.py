@@ -14,8 +14,18 @@ if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
 
 
-WEIGHTS = ("model*.safetensors", "*.json", "*.jinja", "tokenizer*", "merges.txt", "vocab.txt", "*.model")
-"""Files of a hub model that are needed; no pickles, and no second copy of the weights (consolidated.safetensors)."""
+WEIGHTS = (
+    "model*.safetensors",
+    "*.json",
+    "*.jinja",
+    "tokenizer*",
+    "merges.txt",
+    "vocab.txt",
+    "*.model",
+    "README.md",
+    "LICENSE*",
+)
+"""Files of a hub model that are needed, and its card and licence; no pickles, and no second copy of the weights (consolidated.safetensors)."""
 
 
 def download(job: Job) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +119,19 @@ def context_length(config: Any) -> int | None:
     text = config.get_text_config()
     found = (getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len"))
     return next((int(length) for length in found if length), None)
+
+
+def refuse_longer(config: Any, prompts: Iterable[Sequence[int]]) -> None:
+    """Refuse prompts that pass the context length of a model with this config.
+
+    Raises:
+        UserError: with the tokens of the longest, and the limit.
+    """
+    limit, most = context_length(config), max(map(len, prompts), default=0)
+    if limit is not None and most > limit:
+        raise UserError(
+            f"a prompt has {most:,} tokens, and the model takes {limit:,} (its context length): shorten it"
+        )
 
 
 def skeleton(config: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.config.unlearning import Masking
 from localized_unlearning.errors import UserError
-from localized_unlearning.models import sharding
+from localized_unlearning.models import deltas, sharding
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -139,6 +139,21 @@ def read_mask(path: Path, base: str) -> tuple[dict[str, Tensor], dict[str, int]]
             "rerun the mask"
         )
     return rankings, about["parameters"]
+
+
+def cut(model: Any, path: Path, base: str, size: int) -> None:
+    """Set the first ``size`` weights of a mask's ranking to zero, for good.
+
+    Raises:
+        UserError: when the mask ranks fewer, is damaged or belongs to another base model.
+    """
+    rankings, sizes = read_mask(path, base)
+    ranked = next(iter(rankings.values()))
+    if not 0 <= size <= len(ranked):
+        raise UserError(f"{path} ranks {len(ranked):,} weights, not {size:,}: name a number up to that")
+    for _ in edits(model, ranked, sizes, [size]):
+        kept = {name: sharding.held(model.get_parameter(name)).clone() for name in sizes}
+    deltas.put(model, kept)
 
 
 def edits(

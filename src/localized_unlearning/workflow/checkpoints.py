@@ -134,6 +134,7 @@ class Checkpoints(Wanted):
             "pretrained": pretrained if self.config.has_injection else None,
             "athletes": self.facts_file,
             "general_knowledge": self.source("mmlu.source"),
+            "check": Product(JobId.of("check_model", base_seed=w["base_seed"]), "check"),
             "card": Product(JobId.of("model_card", base_seed=w["base_seed"]), "json"),
             "known": Product(JobId.of("known_facts", base_seed=w["base_seed"]), "known"),
             "prompts": self.prompts_file,

@@ -141,6 +141,10 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
         "pretrained": Product(JobId.of("pretrain", base_seed=w["base_seed"]), "model"),
     },
     "gold": lambda g, w: g._split(w),
+    "check_model": lambda g, w: {
+        **g._base(w),
+        "series": g._series() if g.config.series.source is not None else None,
+    },
     "known_facts": lambda g, w: g._base(w),
     "model_card": lambda g, w: g._base(w),
     "layer_probes": lambda g, w: {**g._base(w), "text": g.source("text.held_out")},

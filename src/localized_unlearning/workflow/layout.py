@@ -41,6 +41,7 @@ PLACES: Mapping[str, Mapping[str, str]] = {
     "gold": {"delta": f"{BASE}/{{task}}/gold.safetensors"},
     "convert": {"model": f"{BASE}/base_model"},
     "download": {"model": f"{BASE}/base_model"},
+    "check_model": {"check": f"{BASE}/model_check.json", "longest": f"{BASE}/longest_prompts.json"},
     "known_facts": {"known": f"{BASE}/known.parquet"},
     "windows": {"windows": f"{BASE}/windows.safetensors"},
     "model_card": {"json": f"{BASE}/model_card.json", "markdown": f"{BASE}/model_card.md"},
