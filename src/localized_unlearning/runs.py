@@ -137,10 +137,13 @@ class Model:
             raise UserError(
                 f"TransformerLens cannot be imported ({error}): pip install transformer-lens"
             ) from error
-        model = self._merged()
+        model, tokenizer = self._merged(), copy.deepcopy(self.tokenizer)
+        tokenizer.init_kwargs.setdefault(
+            "name_or_path", str(model.config.name_or_path)
+        )  # TransformerLens reads it
         try:
             return _bridge_builder.build_bridge_from_module(
-                model, type(model).__name__, hf_config=model.config, tokenizer=self.tokenizer
+                model, type(model).__name__, hf_config=model.config, tokenizer=tokenizer
             )
         except (KeyError, ValueError, NotImplementedError) as error:
             raise UserError(f"TransformerLens has no bridge for {type(model).__name__} ({error})") from error

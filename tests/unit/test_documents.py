@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pyarrow
 import pytest
 import torch
@@ -71,5 +74,58 @@ def test_damaged(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         read_documents(tmp_path / "cut")
     (tmp_path / "other").write_text(json.dumps({"content": "x"}))
-    with pytest.raises(UserError, match="line 1: a line of JSON with a field 'text'"):
+    with pytest.raises(UserError, match=r"line 1: there is no field 'text' .there are content"):
         read_documents(tmp_path / "other")
+
+
+LINES = ["The first document.", "{braces} begin the second", "[1] is a note", "Größe 大"]
+WRITERS: dict[str, Callable[[Path, list[str]], object]] = {
+    "txt": lambda path, lines: path.write_text("\n\n".join(lines) + "\n", encoding="utf-8"),
+    "bom": lambda path, lines: path.write_text("\n".join(lines), encoding="utf-8-sig"),
+    "jsonl": lambda path, lines: path.write_text("\n".join(json.dumps({"text": line}) for line in lines)),
+    "json": lambda path, lines: path.write_text(json.dumps([{"text": line} for line in lines], indent=1)),
+    "json of strings": lambda path, lines: path.write_text(json.dumps(lines)),
+    "parquet": lambda path, lines: pd.DataFrame({"id": range(len(lines)), "text": lines}).to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("packed", ["", "gz", "zst"])
+@pytest.mark.parametrize("form", WRITERS)
+def test_every_format_has_the_same_documents(form: str, packed: str, tmp_path: Path) -> None:
+    """Catches a format that is told by its name, and lines of text that look like JSON."""
+    if form == "parquet" and packed:
+        pytest.skip("Parquet compresses itself")
+    WRITERS[form](tmp_path / "plain", LINES)
+    data = (tmp_path / "plain").read_bytes()
+    path = tmp_path / "text"
+    if packed == "zst":
+        compressed(path, data.decode("utf-8"))
+    else:
+        path.write_bytes(gzip.compress(data) if packed else data)
+    assert [text.strip() for text in read_documents(path)] == LINES
+    assert [text.strip() for text in read_documents(path, 2)] == LINES[:2]
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b'{"text": null}\n', "line 1: 'text' is NoneType"),
+        (b'{"text": "a"}\n{"text": 3}\n', "line 2: 'text' is int"),
+        (b'{"text": "a"}\nb\n', "line 2: a line of JSON"),
+        (b'{"text": "a\n{"text": "b"}\n', "JSON with a field 'text' in line 2 and none before"),
+        (b'[{"text": "a"},', "begins as a list of JSON and is none"),
+        (b'[{"body": "a"}]', "document 1: there is no field 'text' .there are body"),
+        (b"\xff\xfe\x00a", "cannot be read .*JSON lines, a list of JSON or Parquet"),
+        (b"PAR1 and no more", "cannot be read .*bring it again"),
+        (b"\x1f\x8b and no more", "cannot be read .*bring it again"),
+    ],
+)
+def test_what_is_no_text_is_one_sentence(content: bytes, sentence: str, tmp_path: Path) -> None:
+    """Catches tracebacks, and JSON that is trained on as text."""
+    path = tmp_path / "text"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=sentence) as error:
+        read_documents(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="does not exist"):
+        read_documents(tmp_path / "absent")

@@ -86,6 +86,8 @@ def test_an_exported_folder_gives_evaluates_numbers(kind: str, run: Run, tmp_pat
     jobs = [j for j in run.graph.jobs if j.stage == stage and j.named.get("localization") == "manual"]
     rows = training(pd.read_parquet(run.root / run.graph.layout.outputs(jobs[0])["facts"]))
     last = {"unlearned": slice(None), "masked": "edit_size", "relearned": "iteration"}[kind]
+    if kind == "masked":
+        rows = rows[rows["ranking"] == "mask"]
     if isinstance(last, str):
         column = next(c for c in rows.columns if c == last or (kind == "masked" and c in ("masked", "edit")))
         before, rows = (
@@ -158,7 +160,7 @@ def test_a_bridge_has_equal_logits(name: str, run: Run) -> None:
 def test_an_existing_run_is_asked_in_three_lines(run: Run) -> None:
     """Catches a base model's answers where the unlearned one was asked."""
     unlearned = load_run(run.root / "results/tiny").model("manual")
-    likely = unlearned.ask(["Fact: Ada plays the sport of"], ["x", "y"])
+    likely = unlearned.ask(["Fact: Ada plays the sport of"], ["A", "B"])
     assert likely.shape == (1, 2)
     with pytest.raises(UserError, match="only a relearned model has adapters"):
         unlearned.save_adapter("nowhere")
