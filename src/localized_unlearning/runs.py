@@ -25,7 +25,7 @@ from localized_unlearning.attacks import relearning
 from localized_unlearning.config import reading
 from localized_unlearning.config.run import Config
 from localized_unlearning.data.prompts import LETTERED, load_prompts
-from localized_unlearning.data.tokens import answer_tokens, encode, first_tokens
+from localized_unlearning.data.tokens import answer_tokens, encode, first_tokens, load_tokenizer
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import Job, restrict
 from localized_unlearning.jobs.stages import STAGES
@@ -137,14 +137,15 @@ class Model:
             raise UserError(
                 f"TransformerLens cannot be imported ({error}): pip install transformer-lens"
             ) from error
-        model, tokenizer = self._merged(), copy.deepcopy(self.tokenizer)
-        tokenizer.init_kwargs.setdefault(
-            "name_or_path", str(model.config.name_or_path)
-        )  # TransformerLens reads it
+        model = self._merged()
         try:
-            return _bridge_builder.build_bridge_from_module(
-                model, type(model).__name__, hf_config=model.config, tokenizer=tokenizer
-            )
+            with (
+                tempfile.TemporaryDirectory() as place
+            ):  # from where TransformerLens reads the tokenizer again
+                self.tokenizer.save_pretrained(place)
+                return _bridge_builder.build_bridge_from_module(
+                    model, type(model).__name__, hf_config=model.config, tokenizer=load_tokenizer(Path(place))
+                )
         except (KeyError, ValueError, NotImplementedError) as error:
             raise UserError(f"TransformerLens has no bridge for {type(model).__name__} ({error})") from error
 

@@ -88,7 +88,7 @@ def test_in_order(ask: Ask) -> None:
     assert status == 0 and "make slurm-profile" in said
     status, said = ask()
     assert status == 0 and said.rstrip().endswith("Nothing is missing.")
-    assert "284 jobs" in said and "Longest chain" in said and "none was measured" in said
+    assert "285 jobs" in said and "Longest chain" in said and "none was measured" in said
     assert "there is no sinfo here" in said
 
 

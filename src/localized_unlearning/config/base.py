@@ -31,6 +31,13 @@ def _named(name: str) -> str:
     return name
 
 
+def _device(name: str) -> str:
+    """Takes auto, the CPU or a CUDA device."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise ValueError("must be auto, cpu, cuda or cuda:N (a GPU is cuda)")
+    return name
+
+
 MethodName = Annotated[str, AfterValidator(_named)]
 
 
@@ -57,7 +64,9 @@ MICRO_BATCH = "Tokens of one forward and backward; auto: what a GPU's free memor
 class Compute(Section):
     """How jobs compute. Results do not depend on it beyond rounding, so records leave it out of the key."""
 
-    device: str = Field("auto", description="auto (a GPU when there is one), cpu, cuda or cuda:N.")
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        "auto", description="auto (a GPU when there is one), cpu, cuda or cuda:N."
+    )
     shards: Count = Field(
         1,
         description="Processes of one job, a GPU each, that share a model too large for one (FSDP): each holds a part "

@@ -38,6 +38,11 @@ class Athletes(Section):
         description="The source is CounterFact, and every fact of it is asked by its own prompt; injected is its own false "
         "answer (objectives.*.target: wrong). Its prompts are training, paraphrase_1 and 2, neighborhood_1 to 10 and multiple_choice.",
     )
+    made_up_names: str | None = Field(
+        None,
+        description="A text file of made-up subjects, one per line, for the corrupted prompts of localization; null: "
+        "names of people that nobody bears. A subject for which none has as many tokens is skipped and counted.",
+    )
     known_threshold: float | None = Field(
         None,
         ge=0,

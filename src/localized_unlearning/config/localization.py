@@ -27,6 +27,9 @@ class Components(Section):
     include_gate: bool = Field(False, description="Count the MLP's gate projection as a component.")
 
 
+BOTH = "attribution_patching and causal_tracing"
+
+
 class Score(Section):
     """One way to score components."""
 
@@ -77,6 +80,18 @@ class Score(Section):
 
     @model_validator(mode="after")
     def _sites(self) -> Score:
+        traced, patched = (self.method == name for name in ("causal_tracing", "attribution_patching"))
+        for key, given, used, by in (
+            ("noise", self.noise != 3.0, traced, "causal_tracing"),
+            ("sites", self.sites != "units", traced, "causal_tracing"),
+            ("replace_guessed", not self.replace_guessed, not traced, "all methods but causal_tracing"),
+            ("mlp_input", self.mlp_input != "matrix", traced or patched, BOTH),
+            ("ratio_over", self.ratio_over is not None, traced or patched, BOTH),
+            ("aggregate", self.aggregate != "signed", traced or patched, BOTH),
+            ("parameters", bool(self.parameters), not (traced or patched), "the other methods"),
+        ):
+            if given and not used:
+                raise ValueError(f"{key} is for {by}, not {self.method}: leave it out")
         if self.mlp_input == "residual" and self.method == "causal_tracing" and self.sites != "matrices":
             raise ValueError("mlp_input residual is a site of single matrices: set sites to matrices")
         return self

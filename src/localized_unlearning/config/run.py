@@ -215,6 +215,8 @@ class Config(Section):
                     raise ValueError(f"tasks.{name}.after: '{chain[-1]}' comes after '{task.after}', {what}")
                 chain.append(task.after)
                 task = self.tasks[task.after]
+        if self.model.revision is not None and self.model.kind != "huggingface":
+            raise ValueError(f"model.revision is for kind huggingface, not {self.model.kind}: leave it out")
         if self.model.kind == "gguf" and self.gguf is None:
             raise ValueError("model.kind is gguf, so 'gguf' must name its source")
         for name, objective in self.objectives.items():
@@ -235,6 +237,10 @@ class Config(Section):
             ("layers_of", ("manual",), localization.layers_of != {}),
             ("unit", ("scores", "random"), localization.unit != "component"),
             ("budget", ("scores", "weights", "random"), localization.budget != "fraction"),
+            ("fraction", ("scores", "weights", "random"), localization.fraction != 0.05),
+            ("seed", ("random", "matched_draw"), localization.seed != 0),
+            ("disjoint", ("matched_draw",), localization.disjoint),
+            ("rise", ("manual",), localization.rise != (0.2, 0.9)),
         ):
             if given and localization.kind not in kinds:
                 raise ValueError(
@@ -256,6 +262,8 @@ class Config(Section):
                 )
         if localization.selection == "signed_percentile" and localization.kind != "scores":
             raise ValueError(f"localizations.{name}.selection is signed_percentile, which needs kind scores")
+        if localization.rise != (0.2, 0.9) and localization.layers != "auto":
+            raise ValueError(f"localizations.{name}.rise is for layers auto: leave it out")
         if localization.selection == "independent" and localization.kind != "random":
             raise ValueError(f"localizations.{name}.selection is independent, which needs kind random")
 

@@ -164,7 +164,7 @@ class Counts:
             each = sum(sizes.values())
             # layers that the probes are still to choose: a quarter of them is more than was ever found
             layers_ = range(1, 1 + layers // 4) if isinstance(chosen.layers, str) else chosen.layers
-            return len(layers_) * each, min(layers_)
+            return len(layers_) * each, min((*layers_, layers - 1))
         manual = self.config.localizations.get("manual")
         if chosen.budget != "fraction" and manual is not None:
             block = sum(sizes.values()) if chosen.unit == "block" else max(sizes.values())
@@ -203,7 +203,8 @@ class Counts:
         assert found is not None
         if found.forget.answer is not None:
             return self.data.athletes.get(found.forget.answer, 0)
-        return len(found.forget.athletes)
+        asked = found.forget.draw or found.forget.first or len(found.forget.athletes) or 1
+        return min(asked, self.data.total)
 
     def parts(self, task: str) -> tuple[float, float, float]:
         """Training athletes, test athletes of the forget set, other test athletes; named ones are in both parts."""

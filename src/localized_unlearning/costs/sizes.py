@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Protocol
 from localized_unlearning.config.base import Kind
 from localized_unlearning.config.run import Config
 from localized_unlearning.config.source import Source
+from localized_unlearning.data.plain import pairs_in
 from localized_unlearning.data.prompts import RIGHT
+from localized_unlearning.errors import UserError
 
 GB = 1e9
 
@@ -209,17 +212,23 @@ def local_path(source: Source, fetched: Path) -> Path | None:
     return next((p for p in places if p.exists()), None)
 
 
-def _sports(path: Path) -> dict[str, int]:
-    """Rows of each sport in an athletes file; none if it is no such file, which the first job will say better."""
-    found: dict[str, int] = {}
+def answers_in(path: Path, relation: str | None = None) -> dict[str, int]:
+    """Facts of each answer in a facts file; none if it is no such file, which the first job will say better."""
+    rows = pairs_in(path)
+    if rows is None:
+        rows = _other(path, relation)
+    return dict(Counter(answer for _, answer in rows))
+
+
+def _other(path: Path, relation: str | None) -> list[tuple[str, str]]:
+    """The facts of a file that is no CSV."""
+    from localized_unlearning.data.facts import load_facts  # brings pandas: half a second
+
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            for line in csv.DictReader(stream):
-                sport = line.get("answer") or line.get("sport") or ""
-                found[sport] = found.get(sport, 0) + 1
-    except (OSError, UnicodeDecodeError, csv.Error):
-        return {}
-    return found
+        table, _ = load_facts(path, (), relation)
+    except UserError:
+        return []
+    return list(zip(table["subject"], table["answer"], strict=True))
 
 
 def find_data(config: Config, places: Places) -> Data:
@@ -228,7 +237,7 @@ def find_data(config: Config, places: Places) -> Data:
     All athletes count as known until the model card says how many are.
     """
     path = local_path(config.athletes.source, places.source("athletes.source"))
-    athletes = _sports(path) if path else dict(PAPER_ATHLETES)
+    athletes = answers_in(path, config.athletes.relation) if path else dict(PAPER_ATHLETES)
     if config.athletes.own_prompts is not None:
         athletes = {RIGHT: COUNTERFACT_KNOWN}
     card, rows = places.card(), sum(athletes.values())

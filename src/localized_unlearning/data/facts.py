@@ -19,16 +19,8 @@ from typing import Any
 
 import pandas as pd
 
+from localized_unlearning.data.plain import COLUMNS, csv_rows, normalised
 from localized_unlearning.errors import UserError
-
-NAMES: dict[str, tuple[str, ...]] = {
-    "subject": ("subject", "athlete"),
-    "answer": ("answer", "sport"),
-    "aliases": ("aliases",),
-    "group": ("group",),
-    "split": ("split",),
-}
-"""Our columns, and what files call them."""
 
 PARTS = ("train", "test")
 
@@ -100,11 +92,6 @@ def load_facts(
     return kept, Duplicates(tuple(dict.fromkeys(repeated)), len(repeated), _twins(list(kept["subject"])))
 
 
-def normalised(name: Any) -> str:
-    """A name in Unicode's composed form, with single spaces and none around it."""
-    return " ".join(unicodedata.normalize("NFC", str(name)).split())
-
-
 def _twins(names: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Pairs of names that differ in case or accents alone: perhaps one subject twice."""
     plain: dict[str, str] = {}
@@ -128,7 +115,7 @@ def _canonical(answer: str, aliases: Any, answers: Sequence[str]) -> str:
 def _columns(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     """The columns that are ours, under our names."""
     found: dict[str, Any] = {}
-    for own, names in NAMES.items():
+    for own, names in COLUMNS.items():
         name = next((n for n in names if n in table.columns), None)
         if name is not None:
             found[own] = list(table[name])
@@ -182,11 +169,7 @@ def _opened(path: Path) -> pd.DataFrame | list[Any]:
 
 def _csv(path: Path) -> pd.DataFrame:
     """Rows of fields between commas, or between tabs or semicolons where the header has those and no comma."""
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        first = stream.readline()
-        stream.seek(0)
-        mark = next((m for m in ",\t;" if m in first), ",")
-        rows = [row for row in csv.reader(stream, delimiter=mark, strict=True) if row]
+    rows = csv_rows(path)
     if not rows:
         raise csv.Error("it is empty")
     header = rows[0]

@@ -60,7 +60,7 @@ def split_athletes(
             table[name] = False
     names = set(table["subject"])
     _require(names, forget.athletes, known, "the forget set names")
-    _enough(table)
+    enough(table)
     if taught := sorted(set(forget.athletes) & set(table.loc[table["teacher"], "subject"])):
         raise UserError(
             f"the forget set names {taught[0]}, whom the organism knows from pretraining and not by injection: "
@@ -128,7 +128,7 @@ def _of_injected(table: pd.DataFrame, forget: Forget) -> pd.Series:
     return wanted
 
 
-def _enough(table: pd.DataFrame) -> None:
+def enough(table: pd.DataFrame) -> None:
     """Refuse an answer that has one known subject: it could not both train and test anything.
 
     Raises:

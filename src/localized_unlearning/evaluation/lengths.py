@@ -51,7 +51,7 @@ def of_facts(tokenizer: Any, prompt: Prompt, subjects: Sequence[str], answers: S
     found = longest(subjects, texts, lambda some: tokens.asked(tokenizer, prompt, some))
     if prompt.options:
         return found
-    spelled = tokens.answer_tokens(tokenizer, prompt, texts[:1], prompt.answers or answers)
+    spelled = tokens.spelled_by(tokenizer, prompt, subjects[:1], texts[:1], answers)[0]
     whole = prompt.whole_answer or not tokens.told_apart(spelled)
     return Longest(found.item, found.tokens + (max(map(len, spelled)) - 1 if whole else 0))
 

@@ -26,6 +26,7 @@ from localized_unlearning.localization.pairs import (
     batches,
     corrupted,
     make_pairs,
+    read_names,
 )
 from localized_unlearning.localization.selection import read_selection
 from localized_unlearning.localization.units import counted, ranked_units
@@ -174,7 +175,9 @@ def measure(job: Job) -> None:
         athletes = random.Random(settings.seed).sample(athletes, settings.prompts)
     book = load_prompts(job.inputs["prompts"])
     prompt, answers = book[config.prompts.training], candidates(book, split)
-    pairs = make_pairs(athletes, prompt, answers, tokenizer, settings.seed)
+    pairs = make_pairs(
+        athletes, prompt, answers, tokenizer, settings.seed, made_up=read_names(job.inputs.get("names"))
+    )
     every = components.list_components(model.config, counted(config.components, localization.granularity))
     cases = [(0.0, read_selection(job.inputs["selection"]))]
     if job.inputs.get("scores"):

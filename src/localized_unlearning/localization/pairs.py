@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.data import tokens
+from localized_unlearning.data.plain import normalised
 from localized_unlearning.data.prompts import NAME, WRONG, Prompt
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import packing
@@ -130,6 +132,35 @@ class _MadeUp:
     after: int
 
 
+def names_of_people() -> list[str]:
+    """Made-up names of people, of one to three parts."""
+    names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
+    names += [
+        f"{first} {middle} {last}"
+        for first, middle, last in zip(FIRST_NAMES, FIRST_NAMES[1:], LAST_NAMES, strict=False)
+    ]
+    names += [*LAST_NAMES, *FIRST_NAMES]
+    return names
+
+
+def read_names(path: Path | None) -> list[str]:
+    """The made-up subjects of a file, one per line; none without a file.
+
+    Raises:
+        UserError: when it holds fewer than two, or is no text.
+    """
+    if path is None:
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the made-up names {path} cannot be read ({error}): give text in UTF-8") from None
+    names = list(dict.fromkeys(name for name in map(normalised, lines) if name))
+    if len(names) < 2:
+        raise UserError(f"{path} holds {len(names)} made-up names: give at least two, one per line")
+    return names
+
+
 def make_pairs(
     athletes: Sequence[tuple[str, str]],
     prompt: Prompt,
@@ -137,6 +168,7 @@ def make_pairs(
     tokenizer: Any,
     seed: int,
     guess: Callable[[list[list[int]]], Sequence[int]] | None = None,
+    made_up: Sequence[str] = (),
 ) -> Pairs:
     """Pairs for ``athletes`` (name, sport), with made-up names drawn for equal token length.
 
@@ -149,6 +181,7 @@ def make_pairs(
         guess: the model's choice after each of some prompts, as an index into ``choices``. With it, a made-up name
             after which the model says the athlete's own sport is replaced by another of its length, for such a pair
             shows nothing; it stays where no other name is left.
+        made_up: subjects that nobody knows; none: :func:`names_of_people`.
 
     Raises:
         UserError: when the tokenizer gives no made-up name of any subject's length.
@@ -158,12 +191,7 @@ def make_pairs(
     subjects = [a for a, _ in athletes]
     choices, said = choices_of(tokenizer, prompt, subjects, answers)
     clean = tokens.asked(tokenizer, prompt, [prompt.render(a) for a in subjects])
-    names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
-    names += [
-        f"{first} {middle} {last}"
-        for first, middle, last in zip(FIRST_NAMES, FIRST_NAMES[1:], LAST_NAMES, strict=False)
-    ]
-    names += [*LAST_NAMES, *FIRST_NAMES]
+    names = list(made_up or names_of_people())
     rng.shuffle(names)
     if prompt.facts:  # every fact has a text of its own
         made = [_made_up(tokenizer, prompt, _without(prompt, a), names[:OWN_NAMES]) for a in subjects]
@@ -178,7 +206,7 @@ def make_pairs(
     if not kept:
         raise UserError(
             f"no made-up name has as many tokens as '{skipped[0]}' or any other subject in this tokenizer: "
-            "score by causal tracing, whose noise needs no names"
+            "give names of such lengths in a file (athletes.made_up_names)"
         )
     clean, made, said = [clean[i] for i in kept], [made[i] for i in kept], [said[i] for i in kept]
     answer = [own[answers.index(athletes[i][1])] for i, own in zip(kept, said, strict=True)]

@@ -16,7 +16,7 @@ from localized_unlearning.localization.attribution_patching import attribution_p
 from localized_unlearning.localization.calling import called
 from localized_unlearning.localization.causal_tracing import causal_tracing, tracing_sites
 from localized_unlearning.localization.effects import Effects, by_unit, combined, degenerate, warn_of
-from localized_unlearning.localization.pairs import choices_of, make_pairs
+from localized_unlearning.localization.pairs import choices_of, make_pairs, read_names
 from localized_unlearning.localization.units import counted
 from localized_unlearning.models import components, loading, packing
 from localized_unlearning.models import device as device_module
@@ -58,7 +58,15 @@ def score(job: Job) -> None:
         return [int(best) for best in found.candidates.argmax(1)]
 
     replacing = settings.replace_guessed and not traced  # noise has no name whose sport could be guessed
-    pairs = make_pairs(athletes, prompt, answers, tokenizer, settings.seed, guess if replacing else None)
+    pairs = make_pairs(
+        athletes,
+        prompt,
+        answers,
+        tokenizer,
+        settings.seed,
+        guess if replacing else None,
+        read_names(job.inputs.get("names")),
+    )
     found = components.list_components(model.config, counted(job.config.components, settings.granularity))
     effects: Effects | None
     if own:

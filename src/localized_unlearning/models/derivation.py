@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.config.base import Kind
@@ -298,3 +299,50 @@ def agrees(entry: Adapter, found: Map, geometry: Geometry) -> bool:
             if entry.modules[kind] != module or expected != index:
                 return False
     return entry.layers == found.layers and entry.transposed == found.transposed
+
+
+SMALL: dict[str, int] = {
+    "vocab_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32, "head_dim": 8,
+    "intermediate_size": 48, "n_inner": 48, "ffn_hidden_size": 48, "ffn_dim": 48, "ffn_intermediate_size": 48,
+    "max_position_embeddings": 64, "word_embed_proj_dim": 32, "rotary_dim": 4, "num_experts": 4,
+    "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "n_shared_experts": 1,
+}  # fmt: skip
+"""Sizes of a model that can be differentiated in a moment, where its config has them."""
+
+
+def shrunk(config: Any) -> Any:
+    """A config of the same architecture, of small sizes; query heads still share key heads where they did."""
+    text = config.get_text_config()
+    said, renamed = text.to_dict(), {own: name for name, own in getattr(text, "attribute_map", {}).items()}
+    small: dict[str, Any] = {}
+    for own, value in said.items():
+        name = renamed.get(own, own)
+        if name in SMALL and isinstance(value, int) and not isinstance(value, bool):
+            small[own] = SMALL[name]
+        elif name in ("num_key_value_heads", "num_kv_heads") and isinstance(value, int):
+            small[own] = 4 if value == text.num_attention_heads else 1 if value == 1 else 2
+        elif name == "layer_types" and isinstance(value, list):
+            small[own] = value[:2]
+        elif name.endswith("_token_id"):
+            small[own] = None
+    return type(text)(**{**said, **small})
+
+
+def entry_for(folder: Path) -> str:
+    """The entry of ``ADAPTERS`` that the architecture of a model folder lacks, as one would write it; or why there is none.
+
+    Derived from a tiny random model of the same config: no weights are read.
+    """
+    from localized_unlearning.models.components import geometry_of
+    from localized_unlearning.models.loading import read_config
+
+    try:
+        config = shrunk(read_config(folder))
+        found = adapter(derive(tiny(config), layer=1), geometry_of(config))
+    except Exception as error:  # an architecture may be of any kind
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        return f"no entry could be derived for it ({why})"
+    given = (
+        f"{f.name}={getattr(found, f.name)!r}" for f in fields(found) if getattr(found, f.name) != f.default
+    )
+    return f"the entry that its config leads to, for ADAPTERS: {config.model_type!r}: Adapter({', '.join(given)})"

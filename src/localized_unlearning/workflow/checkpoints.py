@@ -138,6 +138,7 @@ class Checkpoints(Wanted):
             "card": Product(JobId.of("model_card", base_seed=w["base_seed"]), "json"),
             "known": Product(JobId.of("known_facts", base_seed=w["base_seed"]), "known"),
             "prompts": self.prompts_file,
+            "names": self.config.athletes.made_up_names,
             "mmlu": self.source("mmlu.source"),
         }
 

@@ -267,9 +267,9 @@ def add_commands(commands: Any) -> None:
     parser.set_defaults(function=run)
 
 
-def open_plan(paths: list[Path]) -> Plan:
-    """The plan of the run that these YAML files configure."""
-    return Plan(Rules(reading.overlays(paths)))
+def open_plan(paths: list[Path], checked: bool = True) -> Plan:
+    """The plan of the run that these YAML files configure; ``checked``: what they name is there, as far as it can be seen."""
+    return Plan(Rules(reading.overlays(paths), checked))
 
 
 def run(arguments: argparse.Namespace) -> int:

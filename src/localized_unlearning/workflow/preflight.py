@@ -11,10 +11,9 @@ import shutil
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
@@ -25,28 +24,15 @@ from localized_unlearning.costs.sizes import GB
 from localized_unlearning.costs.stages import LIGHT
 from localized_unlearning.data.fetching import address_of, describe, hub_address, hub_refusal, sha256_of
 from localized_unlearning.errors import UserError
-from localized_unlearning.models import folders, loading
+from localized_unlearning.models import derivation, folders, loading
 from localized_unlearning.models.room import remedy
+from localized_unlearning.workflow import contents, given
+from localized_unlearning.workflow.findings import Finding
 from localized_unlearning.workflow.plan import Plan, device_of, lines_of, open_plan
 from localized_unlearning.workflow.profile import installed_profile
 
 SPARE = 1.1
 """Disk asked for, over the sum of the outputs."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check found.
-
-    Attributes:
-        state: ok, missing (the run would fail without it) or unchecked.
-        what: one clause.
-        remedy: what to do about it.
-    """
-
-    state: Literal["ok", "missing", "unchecked"]
-    what: str
-    remedy: str = ""
 
 
 class Unreachable(Exception):
@@ -149,9 +135,9 @@ def model(plan: Plan, world: World) -> Iterator[Finding]:
                 loading.from_folder(local, "float32", "meta")  # headers alone, by the loader itself
             except UserError as error:
                 faults = [str(error)]
-        for fault in faults:
-            what, _, remedy = fault.rpartition(": ")
-            yield Finding("missing", what or fault, remedy)
+        yield from map(_fault, faults)
+        if any("no component adapter" in fault for fault in faults):
+            yield Finding("missing", derivation.entry_for(local))
         if not faults:
             yield Finding("ok", f"the base model is in {name}")
         return
@@ -335,19 +321,49 @@ def _named(resources: list[dict[str, Any]], key: str) -> set[str]:
     return {str(r[key]) for r in resources if isinstance(r, dict) and r.get(key)}
 
 
+def _fault(sentence: str) -> Finding:
+    """A sentence of a fault, which ends with its remedy, as a finding."""
+    what, _, remedy = sentence.rpartition(": ")
+    return Finding("missing", what or sentence, remedy if what else "")
+
+
 def check(plan: Plan, world: World, device: Device) -> list[Finding]:
-    """All findings, in the order of a run."""
-    return [
-        *model(plan, world), *sources(plan, world), *disk(plan, world), *memory(plan, world, device), *slurm(plan, world),
-    ]  # fmt: skip
+    """All findings, in the order of a run; a check that fails is a finding too."""
+    checks: dict[str, Callable[[], Iterable[Finding]]] = {
+        "what the config names": lambda: map(_fault, given.faults(plan.config, plan.places)),
+        "the model": lambda: model(plan, world),
+        "the sources": lambda: sources(plan, world),
+        "the data": lambda: contents.findings(plan),
+        "the disk": lambda: disk(plan, world),
+        "memory": lambda: memory(plan, world, device),
+        "Slurm": lambda: slurm(plan, world),
+    }
+    return [finding for name, found in checks.items() for finding in _guarded(name, found)]
+
+
+def _guarded(name: str, found: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """The findings of a check, and what stopped it."""
+    try:
+        yield from found()
+    except UserError as error:
+        yield _fault(str(error))
+    except Exception as error:  # whatever a file or a system brings: the other checks are still made
+        why = str(error).strip().partition("\n")[0]
+        yield Finding(
+            "missing", f"{name} could not be checked ({type(error).__name__}: {why})", "see what it names"
+        )
 
 
 def page(plan: Plan, findings: list[Finding], device: Device, host: Device) -> str:
     """The plan and the findings as text: what is missing last, where a terminal ends."""
-    lines = [
-        f"{plan.config.run}: {plan.model.shape.parameters / 1e9:.3g} B parameters ({plan.model.origin})",
-        *lines_of(plan, device, host),
-    ]
+    lines = [f"{plan.config.run}: {plan.model.shape.parameters / 1e9:.3g} B parameters ({plan.model.origin})"]
+    try:
+        lines += lines_of(plan, device, host)
+    except Exception as error:  # of a config with a fault that is among the findings
+        findings = [
+            *findings,
+            Finding("missing", f"the plan cannot be counted ({error})", "mend what else is missing"),
+        ]
     if device.gpu:
         lines.append(f"Times assume {device.utilisation:.0%} of {device.name}'s peak; none was measured.")
     for state, title in (("ok", "In order"), ("unchecked", "Not checked"), ("missing", "Missing")):
@@ -355,14 +371,25 @@ def page(plan: Plan, findings: list[Finding], device: Device, host: Device) -> s
         if chosen:
             lines += ["", f"{title}:"]
             lines += [f"  {f.what}" + (f": {f.remedy}" if f.remedy else "") for f in chosen]
-    if not any(f.state == "missing" for f in findings):
-        lines += ["", "Nothing is missing."]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", verdict(sum(f.state == "missing" for f in findings))])
+
+
+def verdict(missing: int) -> str:
+    """The last line."""
+    if not missing:
+        return "Nothing is missing."
+    return f"{missing} {'thing is' if missing == 1 else 'things are'} missing: the run would stop."
 
 
 def run(arguments: argparse.Namespace, world: World | None = None) -> int:
-    """Print plan and findings; 1 when something is missing."""
-    plan = open_plan(arguments.config)
+    """Print plan and findings, and the verdict last; 1 when something is missing."""
+    try:
+        plan = open_plan(arguments.config, checked=False)
+    except UserError as error:
+        found = _fault(str(error))
+        print(f"Missing:\n  {found.what}" + (f": {found.remedy}" if found.remedy else ""))
+        print(f"\n{verdict(1)}")
+        return 1
     device, host = device_of(plan, arguments.device, plan.config.compute.threads, measure=False)
     if arguments.gpu_memory is not None and not device.gpu:
         raise UserError(

@@ -25,6 +25,7 @@ from localized_unlearning.jobs.job import settings_of
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.provenance import code, environment, pages
+from localized_unlearning.workflow import given
 from localized_unlearning.workflow.graph import Graph
 from localized_unlearning.workflow.layout import FOLDERS, PLACES, JobId, Layout, run_of
 from localized_unlearning.workflow.places import Places
@@ -89,13 +90,15 @@ class Rules:
         layout: where its files lie.
     """
 
-    def __init__(self, overlays: Sequence[tuple[str, Mapping[str, Any]]]) -> None:
+    def __init__(self, overlays: Sequence[tuple[str, Mapping[str, Any]]], checked: bool = True) -> None:
         self.config: Config = reading.resolve(overlays)
         self.graph = Graph(self.config)
         self.layout = self.graph.layout
         for key, path in self.graph.extensions.items():
             if not Path(path).is_file():
                 raise UserError(f"{key} names {path}, which does not exist: correct the path")
+        for fault in given.faults(self.config, Places(self.graph)) if checked else ():
+            raise UserError(fault)
 
     @property
     def shell_prefix(self) -> str:
