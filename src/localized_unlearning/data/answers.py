@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
@@ -42,6 +42,17 @@ def candidates(book: PromptBook, facts: pd.DataFrame) -> tuple[str, ...]:
             "or give it as an alias of one of these"
         )
     return found
+
+
+def unoffered(options: Sequence[str], answers: Iterable[str]) -> str | None:
+    """Why a multiple-choice prompt with these options cannot be asked about facts with these answers; None if it can."""
+    absent = sorted(set(answers) - set(options))
+    if not absent:
+        return None
+    return (
+        f"the fact's answer '{absent[0]}' is none of the multiple-choice prompt's options ({', '.join(options)}; "
+        f"{len(absent)} such answers): give the prompt every answer that facts have as an option, at most {len(LETTERS)}"
+    )
 
 
 def occurring(answers: Sequence[str], facts: pd.DataFrame) -> tuple[str, ...]:

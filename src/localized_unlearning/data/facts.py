@@ -9,7 +9,6 @@ al. 2022) and question files such as RWKU's (Jin et al. 2024) are read as they a
 from __future__ import annotations
 
 import csv
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from localized_unlearning.data.plain import COLUMNS, csv_rows, normalised
+from localized_unlearning.data.plain import COLUMNS, csv_rows, json_records, normalised
 from localized_unlearning.errors import UserError
 
 PARTS = ("train", "test")
@@ -156,7 +155,7 @@ def _opened(path: Path) -> pd.DataFrame | list[Any]:
             start = stream.read(64).lstrip()
         if start.startswith(b"PAR1"):
             return list(pd.read_parquet(path).to_dict("records"))
-        return _json(path) if start[:1] in (b"[", b"{") else _csv(path)
+        return json_records(path) if start[:1] in (b"[", b"{") else _csv(path)
     except FileNotFoundError:
         raise UserError(f"the facts file {path} does not exist: check athletes.source") from None
     except (csv.Error, UnicodeDecodeError) as error:
@@ -180,14 +179,6 @@ def _csv(path: Path) -> pd.DataFrame:
                 "quotation marks"
             )
     return pd.DataFrame(rows[1:], columns=header, dtype=object)
-
-
-def _json(path: Path) -> list[Any]:
-    """The objects of a JSON list, or of JSON lines."""
-    text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        return list(json.loads(text))
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 
 def _known_shapes(records: Sequence[Any], path: Path, relation: str | None) -> pd.DataFrame:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.config.data import Mmlu
 from localized_unlearning.config.run import Config
-from localized_unlearning.data.answers import candidates
+from localized_unlearning.data.answers import candidates, occurring, unoffered
 from localized_unlearning.data.facts import load_facts
 from localized_unlearning.data.mmlu import Questions, load_questions
 from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation.lengths import lengths
 from localized_unlearning.models import checking, loading
 from localized_unlearning.models import device as device_module
@@ -46,6 +47,9 @@ def prompts_fit(
     files = {name: Path(path) for name, path in inputs.items() if path is not None}
     book = load_prompts(files["prompts"])
     facts, _ = load_facts(files["athletes"], book.answers, config.athletes.relation)
+    answers, choice = candidates(book, facts), book[config.prompts.multiple_choice]
+    if not choice.facts and (fault := unoffered(choice.options, occurring(answers, facts))):
+        raise UserError(fault)
     own = config.prompts
     names = dict.fromkeys((own.training, own.question, own.multiple_choice, *config.evaluation.prompts))
     return lengths(
@@ -53,7 +57,7 @@ def prompts_fit(
         limit,
         facts,
         {name: book[name] for name in names},
-        candidates(book, facts),
+        answers,
         exams_of(config, files["mmlu"], files.get("series")),
         config.text.tokens,
     )

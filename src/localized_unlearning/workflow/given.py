@@ -12,6 +12,7 @@ from localized_unlearning.config.data import Forget
 from localized_unlearning.config.run import Config
 from localized_unlearning.config.unlearning import RANDOM
 from localized_unlearning.costs import sizes
+from localized_unlearning.data.answers import unoffered
 from localized_unlearning.data.plain import normalised, pairs_in
 from localized_unlearning.data.prompts import PromptBook, load_prompts
 from localized_unlearning.errors import UserError
@@ -37,9 +38,16 @@ def faults(config: Config, places: sizes.Places) -> Iterator[str]:
         yield from _layers(config, shape.layers)
     source = config.athletes.source
     path = sizes.local_path(source, places.source("athletes.source"))
-    rows = pairs_in(path) if path is not None and not own else None
+    rows = pairs_in(path, config.athletes.relation) if path is not None and not own else None
     if rows:
         yield from _facts(config, rows, book.answers if book is not None else ())
+        choice = book.prompts.get(config.prompts.multiple_choice) if book is not None else None
+        listed = set(book.answers) if book is not None else set()
+        if choice is not None and choice.options and not choice.facts:
+            found = {answer for _, answer in rows}
+            fault = unoffered(choice.options, found & listed or found)
+            if fault is not None:
+                yield fault
 
 
 def _listed(names: object) -> str:
