@@ -23,6 +23,10 @@ SEVEN = ("New York", "New Delhi", "New Orleans", "Buenos Aires", "San Juan", "Sa
 """Answers of several tokens, some of which begin alike."""
 
 
+MORE = {"athletes": {"forget": {"first": 14}}}
+"""A forget set with facts of each answer, to be halved."""
+
+
 def book(folder: Path, answers: tuple[str, ...], listed: bool) -> Path:
     """A prompts file about places."""
     texts = {
@@ -66,7 +70,13 @@ def test_another_relation_runs_the_whole_path(
     facts = tmp_path / f"facts.{suffix}"
     table.to_csv(facts, index=False) if suffix == "csv" else table.to_parquet(facts, index=False)
     model = written("llama", tmp_path)
-    config = in_process.configured(tmp_path, model, overlay(facts, book(tmp_path, answers, suffix == "csv")))
+    config = in_process.configured(
+        tmp_path,
+        model,
+        overlay(
+            facts, book(tmp_path, answers, suffix == "csv"), tasks={"athletes": {"forget": {"first": 14}}}
+        ),
+    )
     done = in_process.run(config)
     rows = probabilities(done, "facts")
     columns = [c for c in rows.columns if c.startswith("logit_")]
@@ -145,8 +155,17 @@ def test_a_preset_of_other_facts_runs_on_a_sample(
     planned = Rules([base, *layers, ("facts", own)])
     assert planned.config.run == preset and planned.graph.jobs
     model = written("gpt2", tmp_path)
+    (tmp_path / "names.txt").write_text(
+        "\n".join(
+            f"In which country did {who} go to school {n}?"
+            for who in ("Bob", "Al", "Xi", "Stefano King")
+            for n in range(9)
+        )
+    )
     group = {"forget": {"group": "Stephen King", "first": None}} if preset == "rwku" else {}
     relation = {"athletes": {"relation": last["athletes"].get("relation")}}
+    if preset == "rwku":
+        relation["athletes"]["made_up_names"] = str(tmp_path / "names.txt")
     config = in_process.configured(
         tmp_path, model, own, relation, {"tasks": {"athletes": group}} if group else {}
     )

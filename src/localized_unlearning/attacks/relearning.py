@@ -28,6 +28,18 @@ if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
 
 
+def linear_modules(model: Any) -> list[str]:
+    """Paths of the linear modules but the output layer; of a mixture the attention's alone (experts are no modules)."""
+    import torch
+    from transformers.pytorch_utils import Conv1D
+
+    output = model.get_output_embeddings()
+    kinds = (torch.nn.Linear, Conv1D)
+    return [
+        name for name, module in model.named_modules() if isinstance(module, kinds) and module is not output
+    ]
+
+
 def add_lora(model: Any, settings: Relearning, seed: int) -> list[Any]:
     """Put LoRA adapters on every linear module but the output layer, in place; B is 0, so nothing changes yet.
 
@@ -38,7 +50,10 @@ def add_lora(model: Any, settings: Relearning, seed: int) -> list[Any]:
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
-        r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules="all-linear"
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=linear_modules(model),
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

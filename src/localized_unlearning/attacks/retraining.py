@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from localized_unlearning.attacks.relearning import linear_modules
 from localized_unlearning.attacks.subject import Subject, ask
 from localized_unlearning.config.attacks import Retraining, Search
 from localized_unlearning.config.localization import Components
@@ -45,7 +46,7 @@ def low_rank(model: Any, rank: int, seed: int) -> Iterator[list[Any]]:
     from peft import LoraConfig
     from peft.tuners.lora import LoraModel
 
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules="all-linear")
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=linear_modules(model))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         wrapped = LoraModel(model, config, "attack")

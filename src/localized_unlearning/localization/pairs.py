@@ -190,13 +190,15 @@ def make_pairs(
     rng = random.Random(seed)
     subjects = [a for a, _ in athletes]
     choices, said = choices_of(tokenizer, prompt, subjects, answers)
-    clean = tokens.asked(tokenizer, prompt, [prompt.render(a) for a in subjects])
+    texts = [prompt.render(a) for a in subjects]
+    begun = common_beginning(prompt, tokens.spelled_by(tokenizer, prompt, subjects, texts, answers))
+    clean = [[*ids, *begun] for ids in tokens.asked(tokenizer, prompt, texts)]
     names = list(made_up or names_of_people())
     rng.shuffle(names)
     if prompt.facts:  # every fact has a text of its own
         made = [_made_up(tokenizer, prompt, _without(prompt, a), names[:OWN_NAMES]) for a in subjects]
     else:
-        made = [_made_up(tokenizer, prompt, prompt.render, names)] * len(subjects)
+        made = [_made_up(tokenizer, prompt, prompt.render, names, begun)] * len(subjects)
     kept = [
         index
         for index, (ids, own) in enumerate(zip(clean, made, strict=True))
@@ -226,11 +228,18 @@ OWN_NAMES = 200
 """Made-up names that are tried in each text, where every fact has a text of its own."""
 
 
-def _made_up(tokenizer: Any, prompt: Prompt, render: Callable[[str], str], names: Sequence[str]) -> _MadeUp:
+def _made_up(
+    tokenizer: Any,
+    prompt: Prompt,
+    render: Callable[[str], str],
+    names: Sequence[str],
+    begun: tokens.Spelled = (),
+) -> _MadeUp:
     """What ``render`` makes of made-up names. What they all leave alone is the template; a name may begin or end as a
     made-up one does."""
     by_length: dict[int, list[list[int]]] = {}
-    found = tokens.asked(tokenizer, prompt, [render(name) for name in names])
+    asked = tokens.asked(tokenizer, prompt, [render(name) for name in names])
+    found = [[*ids, *begun] for ids in asked]
     for ids in found:
         by_length.setdefault(len(ids), []).append(ids)
     before = min(packing.shared_beginning(found[0], ids) for ids in found)
@@ -250,26 +259,38 @@ def _without(prompt: Prompt, name: str) -> Callable[[str], str]:
     return lambda other: f"{before}{other}{after}"
 
 
+def common_beginning(prompt: Prompt, spelled: Sequence[Sequence[tokens.Spelled]]) -> tokens.Spelled:
+    """The tokens that all answers begin with, which tell nothing: they belong to the prompt. None where facts bring their own."""
+    if prompt.facts:
+        return ()
+    most = min(map(len, spelled[0])) - 1
+    first = spelled[0][0]
+    size = next((n for n in range(most) if any(own[n] != first[n] for own in spelled[0])), most)
+    return first[:size]
+
+
 def choices_of(
     tokenizer: Any, prompt: Prompt, subjects: Sequence[str], answers: Sequence[str]
 ) -> tuple[list[int], list[list[int]]]:
-    """The tokens that the metric compares, and for each subject which of them each answer begins with.
+    """The tokens that the metric compares, and for each subject which of them each answer begins with, behind
+    :func:`common_beginning`.
 
     Raises:
-        UserError: when all answers begin with the same token.
+        UserError: when all answers go on with the same token.
     """
     texts = [prompt.render(subject) for subject in subjects]
     spelled = tokens.spelled_by(tokenizer, prompt, subjects, texts, answers)
+    at = len(common_beginning(prompt, spelled))
     place: dict[int, int] = {}
     for item in spelled if prompt.facts else spelled[:1]:
         for own in item:
-            place.setdefault(own[0], len(place))
+            place.setdefault(own[at], len(place))
     if len(place) < 2:
         raise UserError(
             f"all answers ({', '.join(answers)}) begin with the same token after prompt '{prompt.name}', so its logit "
             "tells nothing: put their common beginning into the prompt's text"
         )
-    return list(place), [[place[own[0]] for own in item] for item in spelled]
+    return list(place), [[place[own[at]] for own in item] for item in spelled]
 
 
 REDRAWS = 20
