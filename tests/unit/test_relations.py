@@ -23,10 +23,6 @@ SEVEN = ("New York", "New Delhi", "New Orleans", "Buenos Aires", "San Juan", "Sa
 """Answers of several tokens, some of which begin alike."""
 
 
-MORE = {"athletes": {"forget": {"first": 14}}}
-"""A forget set with facts of each answer, to be halved."""
-
-
 def book(folder: Path, answers: tuple[str, ...], listed: bool) -> Path:
     """A prompts file about places."""
     texts = {

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from localized_unlearning.config.base import Kind
 from localized_unlearning.errors import UserError
-from localized_unlearning.models.components import Adapter, Component, Geometry, Layout, index_of
+from localized_unlearning.models.components import Adapter, Component, Geometry, Layout, geometry_of, index_of
+from localized_unlearning.models.loading import read_config
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -333,9 +334,6 @@ def entry_for(folder: Path) -> str:
 
     Derived from a tiny random model of the same config: no weights are read.
     """
-    from localized_unlearning.models.components import geometry_of
-    from localized_unlearning.models.loading import read_config
-
     try:
         config = shrunk(read_config(folder))
         found = adapter(derive(tiny(config), layer=1), geometry_of(config))

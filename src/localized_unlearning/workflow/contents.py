@@ -30,6 +30,7 @@ def findings(plan: Plan) -> Iterator[Finding]:
     for name in ("text.train", "text.held_out"):
         path = places.get(name)
         if path is not None and path.is_file():
+            # here, since with these come pandas and transformers, which no other command needs
             from localized_unlearning.data.documents import read_documents
 
             try:
@@ -57,10 +58,11 @@ def _missing(error: UserError) -> Finding:
 
 
 def _facts(plan: Plan, name: str, path: Path) -> Iterator[Finding]:
+    # here, since with these come pandas and transformers, which no other command needs
     from localized_unlearning.data.answers import candidates, occurring
-    from localized_unlearning.data.facts import load_facts
+    from localized_unlearning.data.facts import load_facts  # likewise
     from localized_unlearning.data.prompts import load_prompts
-    from localized_unlearning.data.splits import enough
+    from localized_unlearning.data.splits import enough  # likewise
 
     book = load_prompts(Path(plan.config.prompts.file))
     table, odd = load_facts(path, book.answers, plan.config.athletes.relation)
@@ -76,6 +78,7 @@ def _facts(plan: Plan, name: str, path: Path) -> Iterator[Finding]:
 
 
 def _questions(plan: Plan, name: str, path: Path) -> Iterator[Finding]:
+    # here, since with these come pandas and transformers, which no other command needs
     from localized_unlearning.data.mmlu import load_questions
 
     questions = load_questions(path)
@@ -89,8 +92,9 @@ def _fits(plan: Plan, places: dict[str, Path | None]) -> Iterator[Finding]:
     folder = next((f for f in (made, named) if (f / "config.json").is_file()), None)
     if folder is None or any(places[name] is None for name in ("athletes.source", "mmlu.source")):
         return
+    # here, since with these come pandas and transformers, which no other command needs
     from localized_unlearning.data.tokens import load_tokenizer
-    from localized_unlearning.evaluation.suitability import prompts_fit
+    from localized_unlearning.evaluation.suitability import prompts_fit  # likewise
     from localized_unlearning.models.loading import context_length, read_config
 
     try:
