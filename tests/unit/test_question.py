@@ -78,6 +78,21 @@ def test_the_truth_is_ranked_among_its_draws() -> None:
     assert worst.p > 0.99
 
 
+def test_claims_are_judged_with_enough_draws_alone() -> None:
+    """Catches a claim that stands on few draws, one that never falls, and one that always does."""
+
+    def verdicts(*given: float, **more: int) -> dict[str, str]:
+        table = question.with_outcomes(rows(*given, **more)).assign(shared=0.5, ablated=0.5)
+        found = question.claims(table, 300, 0)
+        return {found[0].claim.split()[1]: found[0].verdict, "truth": found[-1].verdict}
+
+    assert verdicts(-0.5, -2.0) == {"localizer": "supported", "truth": "supported"}
+    assert verdicts(0.5, 2.0) == {"localizer": "contradicted", "truth": "contradicted"}
+    assert verdicts(0.0, 0.0)["localizer"] == "undecided"
+    assert set(verdicts(-0.5, -2.0, groups=2).values()) == {"not testable"}
+    assert set(verdicts(-0.5, -2.0, draws=10).values()) == {"not testable"}
+
+
 def test_a_place_that_took_nothing_says_nothing() -> None:
     table = rows(0.0, 0.0)
     table.loc[table["selection"] == "base", "forget_multiple_choice"] = 0.35

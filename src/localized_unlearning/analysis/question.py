@@ -118,3 +118,45 @@ def truth_among_draws(
     p = (1 + int((null <= mean + 1e-12).sum())) / (1 + samples)
     floor = max(1 / (1 + samples), float(np.prod([1 / (n + 1) for n in sizes])))
     return Rank(mean, max(p, floor), floor, len(ranks), sum(sizes))
+
+
+DRAWS, GROUPS = 100, 3
+"""Random draws, and groups of a place and a base model, below which no claim is judged."""
+
+
+class Verdict(NamedTuple):
+    """A claim about the question, and what the rows say of it: supported, contradicted, undecided or not testable."""
+
+    claim: str
+    verdict: str
+    why: str
+
+
+def claims(rows: pd.DataFrame, samples: int, seed: int, level: float = 0.95) -> list[Verdict]:
+    """The claims of the question, written down before any of it was run.
+
+    A correlation supports its claim when its whole interval is below 0 (more of the predictor, less recovered), and
+    contradicts it above 0. The truth supports its claim when so low a mean rank among its draws has a probability of at
+    most 1 - ``level``, and contradicts it when so high a one has. With fewer than :data:`DRAWS` matched draws, or
+    :data:`GROUPS` groups, nothing is judged.
+    """
+    rank = truth_among_draws(rows, RECOVERED, seed)
+    few = (
+        f"{rank.draws} matched draws of {DRAWS} in {rank.groups} groups of {GROUPS}"
+        if rank.draws < DRAWS or rank.groups < GROUPS
+        else ""
+    )
+    found = []
+    for predictor, claim in (
+        ("auroc", "A localizer that finds the truth better unlearns more robustly"),
+        ("shared", "A selection with more of its matrices in the truth unlearns more robustly"),
+        ("ablated", "A selection whose ablation loses more facts unlearns more robustly"),
+    ):
+        c = correlation(rows, predictor, RECOVERED, samples, seed)
+        said = "supported" if c.high < 0 else "contradicted" if c.low > 0 else "undecided"
+        why = f"Spearman {c.mean:.2f} [{c.low:.2f}, {c.high:.2f}] over {c.groups} groups"
+        found.append(Verdict(claim, "not testable" if few else said, few or why))
+    said = "supported" if rank.p <= 1 - level else "contradicted" if 1 - rank.p <= 1 - level else "undecided"
+    why = f"mean rank {rank.mean_rank:.2f} among {rank.draws} matched draws, p = {rank.p:.3f}"
+    claim = "The truth unlearns more robustly than random selections of its kind and size"
+    return [*found, Verdict(claim, "not testable" if few else said, few or why)]

@@ -31,6 +31,11 @@ def files(config: Config) -> Iterator[tuple[Path, str]]:
     yield from ((path, path.name) for path in sorted(figures.glob("figure_*.csv")))
     yield from ((path, f"{path.stem}.caption.md") for path in sorted(figures.glob("figure_*.md")))
     yield from ((path, path.name) for path in sorted(results.glob("claims.*")) if "record" not in path.name)
+    for suffix in ("md", "csv", "png"):
+        for stem in ("attacks", "localizers", "places", "question"):
+            yield from ((path, path.name) for path in sorted(results.glob(f"{stem}.{suffix}")))
+        for path in sorted(results.glob(f"*/localizers.{suffix}")):
+            yield path, f"localizers_{path.parent.name}.{suffix}"
     cards = sorted(results.glob("**/model_card.md"))
     for path in cards:
         base = path.parent.name if len(cards) > 1 and path.parent.name.startswith("base") else ""
@@ -44,8 +49,10 @@ def collect(config: Config, folder: Path) -> list[Path]:
         UserError: when the run has no table.
     """
     found = list(files(config))
-    if not any(name.startswith("table_") or path.parent.name == "studies" for path, name in found):
-        raise UserError(f"the run {config.run} has no table and no study yet: run snakemake all first")
+    if not any(
+        name.startswith(("table_", "question.")) or path.parent.name == "studies" for path, name in found
+    ):
+        raise UserError(f"the run {config.run} has no table, study or question yet: run snakemake all first")
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for path, name in found:

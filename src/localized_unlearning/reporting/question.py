@@ -137,6 +137,16 @@ def truth_ranks(outcomes: pd.DataFrame, seed: int) -> markup.Panel:
     )
 
 
+def judged(outcomes: pd.DataFrame, samples: int, seed: int) -> markup.Panel:
+    """The claims with their verdicts."""
+    return markup.Panel(
+        f"Claims on the recovered share, held to the rows; none is judged below {question.DRAWS} matched draws or "
+        f"{question.GROUPS} groups.",
+        ["Claim", "Verdict", "Why"],
+        [list(found) for found in question.claims(outcomes, samples, seed)],
+    )
+
+
 def draw(outcomes: pd.DataFrame) -> Figure:
     """Recovered share against AUROC, a panel per place."""
     names = list(outcomes["place"].unique()) or [""]
@@ -177,6 +187,7 @@ def run(job: Job) -> None:
             by_selection(outcomes),
             correlations(outcomes, statistics.bootstrap, statistics.seed),
             truth_ranks(outcomes, statistics.seed),
+            judged(outcomes, statistics.bootstrap, statistics.seed),
         ]
     title = f"Does localization inform unlearning? ({job.config.run})"
     rows.to_csv(job.outputs["csv"], index=False)
