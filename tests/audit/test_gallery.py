@@ -48,7 +48,7 @@ def test_the_gallery_takes_a_runs_pages_with_their_csv(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no table yet"):
+    with pytest.raises(UserError, match="no table, study or question yet"):
         collect(Config(), Path("docs/results/organism"))
     table(Path("results/organism/tables/table_1.csv"), 0.0)
     for path, text in {
