@@ -132,14 +132,19 @@ def main() -> None:
     middle = len(components.layers_of(model)) // 4
     for name in components.trainable(model, [Component(middle, "up"), Component(middle, "down")]):
         model.get_parameter(name).requires_grad_(True)
-    tables = [rows({name: steps_of(model, name) for name in OBJECTIVES}, asked.steps)]
+    print(
+        "| method | first, s | then, s | times the first | at most |\n|---|---:|---:|---:|---:|", flush=True
+    )
+    show(rows({name: steps_of(model, name) for name in OBJECTIVES}, asked.steps))
     model.requires_grad_(False)
-    tables.append(rows(scores_of(model), asked.steps))
-    print("| method | first, s | then, s | times the first | at most |\n|---|---:|---:|---:|---:|")
-    for table in tables:
-        for name, first, later, ratio in table:
-            limit = f"{LIMITS[name]:g}" if name in LIMITS else ""
-            print(f"| {name} | {first:.2f} | {later:.2f} | {ratio:.2f} | {limit} |")
+    show(rows(scores_of(model), asked.steps))
+
+
+def show(table: list[tuple[str, float, float, float]]) -> None:
+    """Print what :func:`rows` found, beside the limits."""
+    for name, first, later, ratio in table:
+        limit = f"{LIMITS[name]:g}" if name in LIMITS else ""
+        print(f"| {name} | {first:.2f} | {later:.2f} | {ratio:.2f} | {limit} |", flush=True)
 
 
 if __name__ == "__main__":
