@@ -93,6 +93,31 @@ def test_claims_are_judged_with_enough_draws_alone() -> None:
     assert set(verdicts(-0.5, -2.0, draws=10).values()) == {"not testable"}
 
 
+def test_the_page_is_written_and_drawn(tmp_path: Path) -> None:
+    """Catches a page that its first finished run would find to be broken."""
+    more = dict.fromkeys(
+        (
+            "injected_training",
+            "forget_training",
+            "precision",
+            "shared",
+            "ablated",
+            "learning_rate",
+            "disruption",
+        ),
+        1.0,
+    )
+    path = tmp_path / "rows.parquet"
+    rows(-0.5, -2.0).assign(**more).to_parquet(path)
+    stage = STAGES["question_page"]
+    outputs = {name: tmp_path / f"question.{name}" for name in stage.outputs}
+    job = Job(stage, restrict(Config(), stage, {}), {}, {"rows": [path]}, outputs, "key")
+    importlib.import_module(stage.module).run(job)
+    text = outputs["markdown"].read_text(encoding="utf-8")
+    assert "Claims on the recovered share" in text and "supported" in text
+    assert all(output.stat().st_size for output in outputs.values())
+
+
 def test_a_place_that_took_nothing_says_nothing() -> None:
     table = rows(0.0, 0.0)
     table.loc[table["selection"] == "base", "forget_multiple_choice"] = 0.35

@@ -160,7 +160,7 @@ def draw(outcomes: pd.DataFrame) -> Figure:
             ax.set_title(str(place))
             ax.set_xlabel("AUROC against the truth")
         axes[0][0].set_ylabel("Recovered share")
-        style.one_legend(figure, axes[0][0])
+        style.one_legend(figure, axes)
     return figure
 
 
