@@ -31,6 +31,8 @@ def verdict(found: question.Correlation, lower_is_robust: bool = True) -> str:
     """What a correlation says, in words that do not go beyond its interval."""
     if not found.groups:
         return "nothing could be compared"
+    if found.groups < question.GROUPS:
+        return "too few groups to say"
     if found.low > 0 or found.high < 0:
         robust = (found.mean < 0) == lower_is_robust
         return f"more goes with {'more' if robust else 'less'} robust unlearning"
