@@ -17,6 +17,7 @@ import yaml
 
 from localized_unlearning.config.reading import merge
 from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.stages import STAGES
 from tiny_run import ROOT, TINY, configure, environment, snakemake, workplace
 
 
@@ -39,6 +40,14 @@ def planned(folder: Path, *words: str) -> dict[str, int]:
         return {}
     table = text.split("Job stats:")[1].split("total")[0]
     return {name: int(count) for name, count in re.findall(r"^(\w+)\s+(\d+)\s*$", table, re.M)}
+
+
+def test_a_checkpoints_jobs_share_its_loaded_model(finished: Path) -> None:
+    """Catches jobs that load one by one; two at a time, some find the process busy, and the text needs the base first."""
+    records = [json.loads(path.read_text()) for path in finished.glob("results/tiny/**/*.record.json")]
+    sharing = [r for r in records if r["stage"] in STAGES and STAGES[r["stage"]].shares]
+    taken = [record["stage"] for record in sharing if "model" in record["compute"]]
+    assert len(taken) > len(sharing) / 2
 
 
 def test_targets_by_name_are_made_with_records(finished: Path) -> None:
