@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from localized_unlearning.paper import terms
 from localized_unlearning.reporting import markup
 from localized_unlearning.reporting.figures import style
 from localized_unlearning.reporting.localizers import GRADES, spread
@@ -23,7 +24,7 @@ MEASURED = {
     "multiple_choice_shuffled": "MCQ",
     "multiple_choice_unseen": "MCQ unseen",
     "teachers_training": "Teachers",
-    "teachers_multiple_choice_shuffled": "Teachers MCQ",
+    "teachers_multiple_choice_shuffled": terms.BY_NAME["teachers_mcq"].short,
     "general_knowledge": "General knowledge",
 }
 """What a place is held to, with its heading."""
