@@ -2,8 +2,9 @@
 
 ``FILE.py:NAME`` is one's own; a plain name is one of ours, the file of that name in a folder of the package, and in it
 the function or class of that name. Either file is an input of the stages that use it, so that its bytes are in their
-records and keys: a changed file is seen, and reruns what rests on it and nothing else. What it imports from elsewhere
-is not, unless the stage imports it too; keep a method in one file.
+records and keys: a changed file is seen, and reruns what rests on it and nothing else. The files that it imports from
+its own folder are inputs too. Of installed packages the version is recorded; a file that came from anywhere else ends
+the job, since no record would name it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+import sysconfig
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,8 @@ def load(named: str, path: Path) -> Callable[..., Any]:
         raise UserError(f"{path} is no Python file: name one, as in my_method.py:{function}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their own module up
+    if (folder := str(path.resolve().parent)) not in sys.path:
+        sys.path.append(folder)  # behind all else: a file of its own takes no other module's place
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -74,6 +79,48 @@ def load(named: str, path: Path) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"{path} has no function '{function}': define it, or correct '{named}' in the config")
     return found  # type: ignore[no-any-return]
+
+
+def strangers(before: Collection[str], inputs: Iterable[Path]) -> list[Path]:
+    """Files that were imported although they are neither inputs of the job nor of an installed package.
+
+    Args:
+        before: names of the modules that were loaded before.
+        inputs: the job's.
+    """
+    known = {path.resolve() for path in inputs}
+    homes = [PACKAGE, *(Path(path).resolve() for path in sysconfig.get_paths().values())]
+    found = [
+        (name.partition(".")[0], Path(file).resolve())
+        for name, module in list(sys.modules.items())
+        if name not in before and (file := getattr(module, "__file__", None))
+    ]
+    found = [
+        (top, file) for top, file in found if file not in known and not any(map(file.is_relative_to, homes))
+    ]
+    installed = (
+        metadata.packages_distributions() if found else {}
+    )  # also those that lie elsewhere (pip install -e)
+    return [file for top, file in found if top not in installed]
+
+
+def files_of(inputs: Mapping[str, Any]) -> list[Path]:
+    """The file of a job's method, first, and those that it imports from its own folder; none for most jobs."""
+    own = next((path for name in ("method", "loss") if (path := inputs.get(name)) is not None), None)
+    return [] if own is None else [own, *inputs.get("imports", ())]
+
+
+def refuse_strangers(before: Collection[str], own: Sequence[Path]) -> None:
+    """Make sure that what a job's method imported is known: :func:`strangers`.
+
+    Raises:
+        UserError: naming the first file that is not.
+    """
+    if own and (found := strangers(before, own)):
+        raise UserError(
+            f"{own[0]} imported {found[0]}, which no record would name: put it beside {own[0].name} and import it by "
+            "its name, or install its package"
+        )
 
 
 def check(found: Callable[..., Any], parameters: Mapping[str, Any], named: str, given: int) -> None:

@@ -403,14 +403,35 @@ def test_a_record_forged_with_a_fitting_id(lab: Lab) -> None:
 
 
 def test_a_forged_result_with_its_record(lab: Lab) -> None:
-    """Bytes and record changed to fit: what was made from it no longer does."""
+    """Bytes and record changed to fit: no job wrote that record, and what was made from the old one is stale."""
     path = lab.seed(0) / "rows.csv"
     path.write_text("item,value\n0,1\n")
     output = json.loads((lab.seed(0) / "rows.csv.record.json").read_text())["outputs"][0]
     sha256 = hashing.digest(path).sha256
     output |= {"sha256": sha256, "files": [{"name": "", "size": path.stat().st_size, "sha256": sha256}]}
     edit(lab.seed(0) / "rows.csv.record.json", {"outputs": [output]}, forge=True)
-    assert lab.status() == DOWNSTREAM
+    assert lab.status() == {"sports/seed0/rows.csv": "modified/ok"} | DOWNSTREAM
+
+
+@pytest.mark.parametrize("name", ["sports/seed0/rows.csv", "tables/table_1.csv"])
+@pytest.mark.parametrize("journal", ["kept", "without the forger's id"])
+def test_a_forged_record_that_says_to_replace_the_old_one(lab: Lab, name: str, journal: str) -> None:
+    """In the middle of a chain and at its end: a rerun is one that a job is known to have written."""
+    record = lab.results / f"{name}.record.json"
+    old = records.read(record)
+    plant(lab, record.name, record, facts={"seeds": {"order": 7}}, replaces=(*old.replaces, str(old.id)))
+    if journal == "kept":
+        place = records.mark(f"{old.folder}/{record.name}")
+        shutil.copy(record, lab.results / records.JOURNAL / f"{place}-{'0' * 64}.json")
+    found = lab.findings()
+    assert list(found) == [name] and "known to have written" in found[name].reasons[0]
+
+
+def test_a_copy_without_its_hidden_folders_is_no_alarm(lab: Lab) -> None:
+    lab.train(0)  # a rerun that replaces a record
+    for folder in lab.root.glob("*/organism/.records"):
+        shutil.rmtree(folder)
+    assert lab.status() == {}
 
 
 def test_a_record_deleted(lab: Lab) -> None:
@@ -784,3 +805,19 @@ def test_an_input_from_outside_is_found_through_the_config_alone(lab: Lab, tmp_p
     lab.configure(athletes={"source": {"kind": "path", "path": "workflow/data.txt"}})
     reasons = next(f for f in lab.audit().findings() if f.path == outputs["model"]).reasons
     assert reasons == ("input facts.csv lies outside this folder, and the config names no such file",)
+
+
+def test_what_a_method_outside_imports_is_found_beside_it(lab: Lab, tmp_path: Path) -> None:
+    helper = tmp_path / "elsewhere" / "helper.py"
+    helper.parent.mkdir()
+    helper.write_text("1\n")
+    helper.with_name("method.py").write_text("import helper\n")
+    lab.configure(objectives={"erase": {"loss": "../elsewhere/method.py:ascend"}})
+    lab.resolve()
+    outputs = {"model": lab.seed(0) / "model", "history": lab.seed(0) / "history.csv"}
+    inputs = {"data": lab.root / "workflow/data.txt", "prompts": helper}
+    lab.run("train", {"task": "sports", "seed": "0"}, inputs, outputs)
+    assert lab.status() == {}
+    for text in ("2\n", "no Python\n"):
+        helper.write_text(text)
+        assert lab.status()["sports/seed0/model"] == "ok/stale"

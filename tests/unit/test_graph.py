@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.paper.artefacts import FIGURES, TABLES
 from localized_unlearning.provenance import records
 from localized_unlearning.workflow.graph import INPUTS, Graph
-from localized_unlearning.workflow.layout import PLACES, JobId, Layout
+from localized_unlearning.workflow.layout import PLACES, RULES, JobId, Layout
 from localized_unlearning.workflow.products import Product
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,6 +60,18 @@ def test_the_layout_and_the_stage_table_name_the_same_outputs() -> None:
     assert {name: set(places) for name, places in PLACES.items()} == {
         name: set(stage.outputs) for name, stage in STAGES.items()
     }
+
+
+def test_rules_have_the_names_that_the_audit_types() -> None:
+    """Catches a line to mend that forces a target of a stage's name instead of the stage's rule."""
+    text = "\n".join(path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk"))
+    parts = re.split(r"^ *rule (\w+):$", text, flags=re.M)[1:]
+    found = {
+        stage[1]: rule
+        for rule, body in zip(parts[::2], parts[1::2], strict=True)
+        if (stage := re.search(r'plan\.params\("(\w+)"\)', body))
+    }
+    assert found == {stage: RULES.get(stage, stage) for stage in STAGES}
 
 
 def test_every_job_owns_its_files_alone(graph: Graph) -> None:

@@ -19,7 +19,7 @@ import pytest
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import Input, Stage
-from localized_unlearning.provenance import code, digests, locks, records
+from localized_unlearning.provenance import code, digests, environment, locks, records
 from localized_unlearning.workflow import runner
 
 STAGE_MODULE = '''"""A stage."""
@@ -428,9 +428,17 @@ def test_a_record_says_how_its_job_computed(root: Path, monkeypatch: pytest.Monk
         for name, value in one.compute["variables"].items()
         if name not in ("MKL_CBWR", "OMP_NUM_THREADS")
     }
-    assert {"device", "shards", "batch_tokens", "deterministic"} <= one.compute.keys()
+    assert {"device", "shards", "deterministic"} <= one.compute.keys()
     monkeypatch.delenv("MKL_CBWR")
     assert execute(root).key == one.key
+
+
+def test_a_record_without_a_commit_says_why_in_the_log(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(environment, "commit_or_reason", lambda: ({}, "git is not installed here"))
+    assert execute(root).commit == {}
+    assert "names no commit of this project's code: git is not installed here" in capsys.readouterr().err
 
 
 def test_results_that_may_not_be_written_are_one_sentence(

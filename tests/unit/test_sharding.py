@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from test_finetune import some_data
 
-from localized_unlearning import extensions
+from localized_unlearning import computing, extensions
 from localized_unlearning.attacks import relearning
 from localized_unlearning.config.base import Compute
 from localized_unlearning.config.evaluation import Relearning
@@ -331,7 +331,12 @@ def test_batches_from_free_memory(tiny: Callable[[str], Any], monkeypatch: pytes
     """Catches a batch larger than memory, one that ignores the config, and one that follows every free megabyte."""
     model = tiny("gemma")
     assert device_module.batch_tokens(Compute(batch_tokens=77), model) == 77
-    assert device_module.batch_tokens(Compute(batch_tokens="auto"), model) == 4096
+    with computing.noting():  # what a setting came to is what a record says
+        assert device_module.batch_tokens(Compute(batch_tokens="auto"), model) == 4096
+        assert device_module.micro_batch_tokens(512, model, 0) == 512
+        found = computing.compute(Compute().model_dump())
+    assert (found["batch_tokens"], found["micro_batch_tokens"]) == (4096, 512)
+    assert "batch_tokens" not in computing.compute(Compute().model_dump())
 
     gpu = torch.device("cuda:0")
     sizes_of = SimpleNamespace(

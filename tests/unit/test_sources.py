@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import random
 import subprocess
 import threading
 import zipfile
@@ -15,6 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from localized_unlearning.config.source import Source
+from localized_unlearning.data import fetching
 from localized_unlearning.data.fetching import fetch, sha256_of
 from localized_unlearning.errors import UserError
 
@@ -431,6 +434,7 @@ def test_pypi_failures(pip: FakePip, tmp_path: Path) -> None:
         ("https://host/f?download=1", "a query"),
         ("https://host/f?a=$A&b=2", "a query"),
         ("https://host/f?$A&secret", "a query"),
+        ("https://host/f#secret", "a fragment"),
     ],
 )
 def test_an_address_with_a_secret_is_refused_without_repeating_it(url: str, said: str) -> None:
@@ -454,9 +458,20 @@ def test_a_query_comes_from_the_environment(
     with pytest.raises(UserError) as refused:
         fetch(source, tmp_path / "other")
     assert "secret" not in str(refused.value) and "secret" not in source.model_dump_json()
+    monkeypatch.setenv("SIGNATURE", "secret with a blank")
+    with pytest.raises(UserError) as refused:
+        fetch(source, tmp_path / "other")
+    assert "secret" not in str(refused.value)
 
 
-@pytest.mark.parametrize("length", ["many", "-5", "9" * 30])
+def test_a_mirror_s_password_reaches_no_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "huggingface_hub.constants.ENDPOINT", "https://ann:secret@mirror.lab:8080/hf?key=secret"
+    )
+    assert fetching.hub_endpoint() == "https://mirror.lab:8080/hf"
+
+
+@pytest.mark.parametrize("length", ["many", "-5", "9" * 18, "9" * 30, "9" * 5000, "\u00b2"])
 def test_a_wrong_content_length_is_one_sentence(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: str
 ) -> None:
@@ -469,6 +484,26 @@ def test_a_wrong_content_length_is_one_sentence(
     with pytest.raises(UserError, match=r"is no number|would fill the disk"):
         fetch(url_source(server), tmp_path / "file")
     assert not (tmp_path / "file").exists()
+
+
+def test_a_damaged_wheel_is_one_sentence(tmp_path: Path) -> None:
+    """Catches whatever zipfile raises on a bad byte: of its own, of zlib, or of the archive's numbers."""
+    whole = tmp_path / "whole.whl"
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m.part0", bytes(range(256)) * 20)
+    data, draw, refused = whole.read_bytes(), random.Random(0), 0
+    for turn in range(300):
+        wheel = tmp_path / "bad.whl"
+        broken = bytearray(data)
+        for _ in range(1 + turn % 3):
+            broken[draw.randrange(len(broken))] = draw.randrange(256)
+        wheel.write_bytes(broken if turn % 10 else broken[: draw.randrange(len(broken))])
+        try:
+            fetching._append_members(wheel, "m.part0", io.BytesIO())
+        except UserError as error:
+            assert "damaged" in str(error) or "holds no file" in str(error)
+            refused += 1
+    assert refused > 50
 
 
 def test_a_wheel_that_unpacks_to_gigabytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import yaml
 from localized_unlearning.config.reading import merge
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.workflow.layout import RULES
 from tiny_run import ROOT, TINY, configure, environment, snakemake, workplace
 
 
@@ -35,7 +37,11 @@ def planned(folder: Path, *words: str) -> dict[str, int]:
     """Jobs by rule that a dry run plans."""
     done = snakemake(folder, "-n", *words)
     assert done.returncode == 0, done.stderr
-    text = done.stdout + done.stderr
+    return jobs_in(done.stdout + done.stderr)
+
+
+def jobs_in(text: str) -> dict[str, int]:
+    """Jobs by rule in what a dry run says."""
     if "Nothing to be done" in text:
         return {}
     table = text.split("Job stats:")[1].split("total")[0]
@@ -96,6 +102,9 @@ def test_results_copied_into_a_fresh_clone_are_taken_over(finished: Path, tmp_pa
     done = subprocess.run(command, cwd=clone, env=environment(clone), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert planned(clone, "table_1") == {}
+    configure(clone, merge(TINY, {"tasks": {"sports": {"lambda_forget": 0.3}}}))
+    assert planned(clone, "table_1")["finetune"] == 4  # and a later change is seen
+    configure(clone, TINY)
     table = clone / "results/tiny/tables/table_1.csv"
     table.write_text("better")
     done = subprocess.run(command, cwd=clone, env=environment(clone), capture_output=True, text=True)
@@ -213,10 +222,13 @@ def test_a_deleted_figure_is_one_job(finished: Path) -> None:
     assert snakemake(finished, "figure_9").returncode == 0
 
 
-def test_ones_own_method_is_one_file(finished: Path) -> None:
+def test_ones_own_method_is_its_file_and_what_it_imports(finished: Path) -> None:
     """A loss and a score of one's own give their models; a change of either reruns what rests on it, and that alone."""
     for path in (ROOT / "examples").glob("*.py"):
         shutil.copy(path, finished)
+    (finished / "near.py").write_text("x = 1\n")
+    with (finished / "gradient_ascent.py").open("a") as stream:
+        stream.write("import near\n")
     own = {
         "run": "own",
         "objectives": {"erase": {"loss": "gradient_ascent.py:ascend"}},
@@ -229,9 +241,10 @@ def test_ones_own_method_is_one_file(finished: Path) -> None:
         done = snakemake(finished, target)
         assert done.returncode == 0, done.stderr
         record = json.loads((finished / target).with_name("delta.safetensors.record.json").read_text())
-        assert any(i["path"] == "gradient_ascent.py" for i in record["inputs"])
+        assert {"gradient_ascent.py", "near.py"} <= {i["path"] for i in record["inputs"]}
         for name, rules in (
             ("gradient_ascent.py", {"finetune"}),
+            ("near.py", {"finetune"}),
             ("weight_norm.py", {"score", "select", "finetune"}),
         ):
             assert not planned(finished, target)
@@ -269,6 +282,62 @@ def test_swapped_lambdas_are_seen(finished: Path) -> None:
         assert planned(finished, "table_1")["finetune"] == 4
     finally:
         (finished / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+
+
+def judged(folder: Path, **variables: str) -> tuple[Counter[str], Counter[str]]:
+    """How many jobs of each stage the audit calls stale, and how many a dry run plans."""
+    around = environment(folder) | variables
+    words = [sys.executable, "-m", "localized_unlearning.cli.main", "audit", "verify", "--json"]
+    words += ["--config", "config.yaml", "--config", "tiny.yaml"]
+    done = subprocess.run(words, cwd=folder, env=around, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads(done.stdout)["artefacts"]
+    assert {artefact["integrity"] for artefact in found} == {"ok"}
+    stale = {(a["record"], a["stage"]) for a in found if a["currency"] == "stale" and a["stage"] in STAGES}
+    words = [sys.executable, "-m", "snakemake", "-n", "all", "--cores", "1", "--configfile", "tiny.yaml"]
+    done = subprocess.run(words, cwd=folder, env=around, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made = {RULES.get(stage, stage) for stage in STAGES}
+    again = {rule: count for rule, count in jobs_in(done.stdout).items() if rule in made}
+    return Counter(RULES.get(stage, stage) for _, stage in stale), Counter(again)
+
+
+def test_the_audit_and_snakemake_judge_alike(finished: Path, tmp_path: Path) -> None:
+    """An edited lock, a package that deviates from it, a setting: what one calls stale the other makes again, and after
+    the change is undone neither does."""
+    envs, link = tmp_path / "envs", finished / "envs"
+    shutil.copytree(ROOT / "envs", envs)
+    lock = envs / "cpu.txt"
+    text = lock.read_text()
+    other = tmp_path / "site"
+    (other / "kiwisolver-0.0.1.dist-info").mkdir(parents=True)
+    (other / "kiwisolver-0.0.1.dist-info/METADATA").write_text(
+        "Metadata-Version: 2.1\nName: kiwisolver\nVersion: 0.0.1\n"
+    )
+    deviating = {"PYTHONPATH": f"{other}:{ROOT / 'src'}"}
+    places = [
+        path for top in ("results", "figures") for path in (finished / top / "tiny").rglob("*.record.json")
+    ]
+    stages = [json.loads(path.read_text())["stage"] for path in places]
+    jobs = Counter(RULES.get(stage, stage) for stage in stages if stage in STAGES)
+    none: Counter[str] = Counter()
+    link.unlink()
+    link.symlink_to(envs)
+    try:
+        assert judged(finished) == (none, none)
+        lock.write_text(re.sub(r"^torch==\S+", "torch==0.0.1", text, count=1, flags=re.M))
+        assert judged(finished) == (jobs, jobs)
+        lock.write_text(f"# a remark\n{text}")
+        assert judged(finished) == (none, none)
+        assert judged(finished, **deviating) == (jobs, jobs)
+        configure(finished, merge(TINY, {"statistics": {"bootstrap": 60}}))
+        stale, again = judged(finished)
+        assert stale == again and none < stale < jobs
+    finally:
+        configure(finished, TINY)
+        link.unlink()
+        link.symlink_to(ROOT / "envs")
+    assert judged(finished) == (none, none)
 
 
 def test_touch_launders_nothing(finished: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from localized_unlearning.config import reading
 from localized_unlearning.workflow import plan
+from localized_unlearning.workflow.layout import RULES
 from localized_unlearning.workflow.snakefile import Rules
 from tiny_run import ROOT, environment, workplace
 
@@ -48,7 +49,7 @@ def test_presets_plan(preset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     del jobs["all"]
     if "fetch_folder" in jobs:
         jobs["fetch"] = jobs.get("fetch", 0) + jobs.pop("fetch_folder")
-    for rule, stage in (("write_attacks", "attack_table"), ("grade", "localizers")):
+    for stage, rule in RULES.items():
         if rule in jobs:  # the stage's name is a target's, so its rule has another
             jobs[stage] = jobs.pop(rule)
     assert plan.counts(plan.Plan(Rules(layers))) == jobs

@@ -101,6 +101,11 @@ def export(
 
     if out.exists():
         raise UserError(f"{shown(out)} exists: name a new folder or .zip file")
+    for address in filter(None, (url, licence)):
+        if {"@", "?", "#"} & set(address):
+            raise UserError(
+                "an address in a crate is for everybody: give --url and --licence without a user, password, query or #"
+            )
     if not (audit.root / "Snakefile").is_file():
         raise UserError(
             f"there is no Snakefile in {shown(audit.root)}: name the workflow's folder with --root"
@@ -200,6 +205,10 @@ class _Builder:
                 self._file(f"{Layout(run).sources}/{source.name}", source, hashing.digest(source), own=True)
         for parameter, examples in self._examples.items():
             self.crate.dereference(parameter)["workExample"] = list(examples.values())
+        for entity in self.crate.get_entities():
+            for name, value in list(entity.properties().items()):
+                if isinstance(value, list) and len(value) == 1 and not name.startswith("@"):
+                    entity[name] = value[0]  # as RO-Crate recommends
 
     def _add(self, identifier: str, kind: str | list[str], **properties: Any) -> Entity:
         """A contextual entity, made once."""
@@ -235,7 +244,7 @@ class _Builder:
 
     def _stage(self, record: records.Record, workflow: Entity) -> tuple[Entity, Entity]:
         """The tool and the step of a stage; a tool is a stage with one state of its code."""
-        name = f"#stage/{record.stage}/{record.code_digest[:16]}"
+        name = f"{_named_by(record.code_digest)}?stage={record.stage}"
         tool = self._add(
             name,
             "SoftwareApplication",
@@ -286,7 +295,7 @@ class _Builder:
             description=f"key {record.key}{_restored(record)}",
             startTime=record.computed.started,
             endTime=record.computed.ended,
-            actionStatus={"@id": COMPLETED},
+            actionStatus=COMPLETED,
             instrument=tool,
             agent=self.agent,
         )
@@ -312,7 +321,7 @@ class _Builder:
                 _append(action, "environment", self._value(name, value))
         _append(self.crate.root_dataset, "mentions", action)
         control = self._add(f"#control/{record.id}", "ControlAction", name=f"orchestrate {title}")
-        control["instrument"], control["object"], control["actionStatus"] = step, action, {"@id": COMPLETED}
+        control["instrument"], control["object"], control["actionStatus"] = step, action, COMPLETED
         control["agent"] = self.agent
         return action
 
@@ -343,7 +352,7 @@ class _Builder:
             description=f"{len(jobs)} jobs",
             startTime=min(e.record.computed.started for e in jobs),
             endTime=max(e.record.computed.ended for e in jobs),
-            actionStatus={"@id": COMPLETED},
+            actionStatus=COMPLETED,
             instrument=workflow,
             agent=self.agent,
         )

@@ -57,6 +57,7 @@ class Index:
         self.entries = self._read()
         self._elsewhere: dict[Path, Entry | None] = {}
         self._runs: dict[Path, Run | None] = {}
+        self._journals: dict[Path, dict[str, set[str]]] = {}
         for path in self.paths:
             if not os.path.lexists(path) and path not in self.by_output:
                 raise UserError(
@@ -233,8 +234,21 @@ class Index:
 
     def is_written_here(self, entry: Entry) -> bool:
         """Whether a job of the run is known to have written this very record."""
+        return any(str(entry.record.id) in written for written in self._journal(entry).values())
+
+    def is_planted(self, entry: Entry) -> bool:
+        """Whether jobs of the run are known to have written records to an entry's place, but not this one."""
+        place = records.mark(f"{entry.record.folder}/{entry.place.name}")
+        written = self._journal(entry).get(place, set())
+        return bool(written) and entry.record.adopted is None and entry.record.id not in written
+
+    def _journal(self, entry: Entry) -> dict[str, set[str]]:
         journal = self.journal_of(entry)
-        return journal is not None and records.is_remembered(str(entry.record.id), journal)
+        if journal is None:
+            return {}
+        if journal not in self._journals:
+            self._journals[journal] = records.all_remembered(journal)
+        return self._journals[journal]
 
     def files(self, run: Run) -> Iterator[Path]:
         """The record files of a run by their place, whatever they say."""

@@ -96,7 +96,7 @@ class Integrity:
             return "missing", ["its record names it, but it does not exist", *self.record_faults(entry)]
         try:
             faults = self._bytes(path, output)
-            if faults and entry.record.stage == pages.CONFIG and not path.is_symlink():
+            if faults and entry.record.stage == pages.CONFIG and path.is_file() and not path.is_symlink():
                 faults = _other_settings(path, entry.record)
         except OSError as error:
             where = Path(error.filename) if error.filename else path
@@ -134,7 +134,11 @@ class Integrity:
             return [f"{rivals[0].place.name} claims it too: of two records one was planted or left behind"]
         if misplaced := self.index.misplaced(entry):
             return [misplaced]
-        return [self.exchanged[entry.place]] if entry.place in self.exchanged else []
+        if entry.place in self.exchanged:
+            return [self.exchanged[entry.place]]
+        if self.index.is_planted(entry):
+            return ["its record is none of those that jobs of this run are known to have written here"]
+        return []
 
     @cached_property
     def exchanged(self) -> dict[Path, str]:

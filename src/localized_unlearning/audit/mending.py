@@ -14,7 +14,7 @@ from localized_unlearning.audit.index import Entry
 from localized_unlearning.audit.words import shown
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import pages
-from localized_unlearning.workflow.layout import RESOLVED
+from localized_unlearning.workflow.layout import RESOLVED, RULES
 
 FEW = 6  # files that a line names one by one; of more it names the rules
 
@@ -65,7 +65,11 @@ def _names(audit: Audit, jobs: Sequence[Entry], rules: bool) -> list[str]:
     """Jobs by their first outputs; many of them by their rules, or as targets by ``all``."""
     if len(jobs) <= FEW:
         return [shown(job.outputs[0]) for job in jobs]
-    return list(dict.fromkeys(job.record.stage for job in jobs)) if rules else ["all"]
+    if not rules:
+        return ["all"]
+    fetched = [shown(job.outputs[0]) for job in jobs if job.record.stage == "fetch"]  # by one of two rules
+    stages = dict.fromkeys(job.record.stage for job in jobs if job.record.stage != "fetch")
+    return [*(RULES.get(stage, stage) for stage in stages), *fetched]
 
 
 def _configfile(audit: Audit, entry: Entry) -> list[str]:
@@ -79,8 +83,9 @@ def _configfile(audit: Audit, entry: Entry) -> list[str]:
 def take_over(audit: Audit) -> list[str]:
     """Tell Snakemake that results carried here are current, so that it does not make them again; returns their runs.
 
-    Snakemake goes by times of files, which a copy jumbles; ``snakemake --touch`` puts them in order. It is asked to
-    only where every file is what its record says and would be made the same way now.
+    Snakemake goes by times of files, which a copy jumbles, and by its own notes of each job's settings, code and
+    environment, which a copy lacks; ``snakemake --touch`` makes both. It is asked to only where every file is what its
+    record says and would be made the same way now.
 
     Raises:
         UserError: when that is not so, or Snakemake refuses.
@@ -103,7 +108,9 @@ def take_over(audit: Audit) -> list[str]:
             runs.setdefault(finding.entry.run, []).append(finding.entry)
     for entries in runs.values():
         outputs = dict.fromkeys(shown(path) for entry in entries for path in entry.outputs)
-        words = ["-m", "snakemake", "--touch", "--cores", "1", *outputs, *_configfile(audit, entries[0])]
+        # of jobs that it would not run Snakemake keeps no params, and then sees no change of them later
+        words = ["-m", "snakemake", "--touch", "--forceall", "--cores", "1"]
+        words += [*outputs, *_configfile(audit, entries[0])]
         done = subprocess.run(
             [sys.executable, *words], cwd=audit.root, capture_output=True, text=True, check=False
         )

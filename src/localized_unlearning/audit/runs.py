@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from localized_unlearning.audit.words import shown
 from localized_unlearning.config import reading
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
+from localized_unlearning.provenance import code
 from localized_unlearning.provenance.records import JOURNAL
 from localized_unlearning.workflow.layout import FIGURES_TOP, RESOLVED, RESULTS, SOURCES
 
@@ -152,7 +154,9 @@ class Configs:
         """
         named = [] if config is None else [leaf for leaf in _leaves(config.model_dump(mode="json")) if leaf]
         methods = [extensions.file_of(leaf, folder) for leaf in named for folder in extensions.FOLDERS]
-        named += [str(path) for path in methods if path is not None]
+        for path in methods:
+            if path is not None:
+                named += [str(path), *map(str, _imported(self.root / path))]
         places = [self.root / os.path.expandvars(os.path.expanduser(leaf)) for leaf in dict.fromkeys(named)]
         fitting = [place for place in places if place.name == base_name and not self._is_inside(place)]
         return next((place for place in fitting if place.exists()), fitting[0] if fitting else None)
@@ -170,3 +174,12 @@ def _leaves(node: Any) -> Iterator[str]:
     elif isinstance(node, list | tuple):
         for inner in node:
             yield from _leaves(inner)
+
+
+def _imported(path: Path) -> list[Path]:
+    """What a method's file imports from its own folder, as far as it can be read."""
+    found: list[Path] = []
+    with suppress(OSError, SyntaxError, ValueError, RecursionError):
+        for file in code.imported_by(path):
+            found.append(file)
+    return found

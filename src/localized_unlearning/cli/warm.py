@@ -4,9 +4,9 @@ A stage that loads a model spends five seconds on imports, and a run has hundred
 ``compute.warm_start`` the command hands its arguments, folder, environment and streams to a server on the same
 machine (:mod:`localized_unlearning.cli.serving`), which forks; the child does the work and its exit status becomes the
 command's. The server is private to one user, one Python, one set of installed packages, one state of this package's
-files, one thread count, one nice value, one set of limits and one step of a Slurm job, starts with the first job and
-leaves after a minute without one, in a Slurm job with the Snakemake that it works for; the child takes the client's umask,
-CPU set, folder and environment. Whatever goes wrong before the child has started, the job runs cold, as it does where the
+files, one set of the variables that packages read once, one nice value, one set of limits and one step of a Slurm job. It
+starts with the first job and leaves after a minute without one, in a Slurm job with the Snakemake that it works for; the
+child takes the client's umask, CPU set, folder and environment. Whatever goes wrong before the child has started, the job runs cold, as it does where the
 operating system cannot fork or pass streams; a server that could not start is said once and not tried again for an hour.
 A child ends with its server, and its client says so.
 """
@@ -30,8 +30,11 @@ from pathlib import Path
 
 STARTING = 60.0  # seconds that a client waits for a server it started
 
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "PYTHONPATH")
-"""Variables that the imported packages read once: each value has its own server."""
+READ_ONCE = (
+    "ATEN_", "BLIS_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "HF_", "KMP_", "LANG", "LC_", "LD_", "MATPLOTLIBRC",
+    "MKL_", "MPL", "NCCL_", "NVIDIA_", "OMP_", "ONEDNN_", "OPENBLAS_", "PYTHON", "PYTORCH_", "TORCH", "TRANSFORMERS_",
+)  # fmt: skip
+"""How the variables begin that Python and the imported packages read once: each set of values has its own server."""
 
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURMD_NODENAME")
 """Variables that name a step of a Slurm job: a server ends with it, and serves no other."""
@@ -83,7 +86,7 @@ def possible() -> bool:
 
 
 def address() -> Path:
-    """The socket of the server for this user, Python, installed packages, source files and thread count.
+    """The socket of the server for this user, Python, installed packages, source files and variables read once.
 
     Raises:
         OSError: when no folder private to this user can be had, or its name is too long for a socket.
@@ -99,7 +102,7 @@ def address() -> Path:
     identity = [
         sys.executable,
         packages,
-        [os.environ.get(name) for name in THREADS],
+        sorted((name, value) for name, value in os.environ.items() if name.startswith(READ_ONCE)),
         [str(Path(__file__).parents[1]), sources()],
         os.nice(0),
         [os.environ.get(name) for name in SLURM],

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ValidationError
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 
+DEEPEST = 100  # nested values of a config file
+
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The same language; libyaml's parser, where PyYAML was built with it, takes a tenth of the time."""
 
@@ -34,16 +36,36 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: when the file is missing, is no YAML or holds no mapping.
     """
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), LOADER)
+        text = path.read_text(encoding="utf-8")
+        _refuse_depth(text)
+        data = yaml.load(text, LOADER)
     except FileNotFoundError:
         raise UserError(f"config file {path} does not exist: check the path") from None
     except yaml.YAMLError as error:
         raise UserError(f"config file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(f"config file {path} cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"config file {path} is no YAML of settings ({type(error).__name__})") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise UserError(f"config file {path} must hold a mapping of settings, not a {type(data).__name__}")
     return data
+
+
+def _refuse_depth(text: str) -> None:
+    """Settings nest a few levels; what nests by the thousand would exhaust the stack of the loader, which is C.
+
+    Raises:
+        ValueError: when it does.
+    """
+    depth = 0
+    for event in yaml.parse(text, LOADER):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError("nested too deeply")
 
 
 def overlays(paths: Iterable[Path]) -> list[tuple[str, dict[str, Any]]]:

@@ -88,6 +88,8 @@ class Source(BaseModel):
                 "the url holds a user or password, which every record would keep: leave it out, and give what the "
                 "server wants as a variable in the query, as in https://host/file?$NAME"
             )
+        if self.url and "#" in self.url:
+            raise ValueError("the url holds a fragment (#...), which no server is sent: leave it out")
         if self.url and not _NO_SECRET.fullmatch(self.url.partition("?")[2]):
             raise ValueError(
                 "the url holds a query, which every record would keep: put it into an environment variable and "

@@ -12,10 +12,12 @@ import hashlib
 import http.client
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
@@ -206,7 +208,8 @@ def _download(source: Source, part: Path) -> None:
         ) from error
     except (OSError, http.client.HTTPException) as error:
         size = part.stat().st_size if part.exists() else 0
-        reason = getattr(error, "reason", None) or error
+        secret = "$" in (source.url or "")  # some errors repeat the address, with what its variables hold
+        reason = type(error).__name__ if secret else getattr(error, "reason", None) or error
         raise UserError(
             f"{describe(source)} stopped after {size} bytes ({reason}): "
             + (
@@ -223,15 +226,16 @@ def _starts_at(response: http.client.HTTPResponse, offset: int) -> bool:
 
 def _copy_stream(response: http.client.HTTPResponse, stream: IO[bytes], name: str) -> None:
     """Copy the whole body; ConnectionError when it ends before its Content-Length, or that is no number."""
-    length = response.headers.get("Content-Length")
-    folder = Path(stream.name).parent
+    length, folder = response.headers.get("Content-Length"), Path(stream.name).parent
     if length is None:
         while block := response.read(CHUNK):
+            if _is_full(folder, len(block)):
+                stream.truncate(0)  # it may have no end
             _refuse_a_full_disk(folder, len(block), name)
             stream.write(block)
         return
-    if not length.strip().isdigit():
-        raise ConnectionError(f"the server sent a Content-Length that is no number: {length[:40]!r}")
+    if not re.fullmatch(r"[0-9]{1,18}", length.strip()):
+        raise ConnectionError(f"the server sent a Content-Length that is no number of bytes: {length[:40]!r}")
     left = int(length)
     _refuse_a_full_disk(folder, left, name)
     for _ in Progress(f"downloading {name}", "MiB").over(range(math.ceil(left / CHUNK))):
@@ -244,9 +248,13 @@ def _copy_stream(response: http.client.HTTPResponse, stream: IO[bytes], name: st
         raise ConnectionError(f"the connection closed {left} bytes early")
 
 
+def _is_full(folder: Path, size: int) -> bool:
+    return shutil.disk_usage(folder).free - size < RESERVE
+
+
 def _refuse_a_full_disk(folder: Path, size: int, name: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free - size < RESERVE:
+    if _is_full(folder, size):
+        free = shutil.disk_usage(folder).free
         raise UserError(
             f"{name} would fill the disk: {size / 1e9:.1f} GB more to write, {free / 1e9:.1f} GB free in {folder}; "
             "free some space, or check that the source is the right one"
@@ -316,10 +324,17 @@ def _git_hash(path: Path) -> str:
 
 
 def hub_address(source: Source) -> str:
+    """Where people see the repository of a source of kind `hub`."""
+    kind = "" if source.repo_type == "model" else f"{source.repo_type}s/"
+    return f"{hub_endpoint()}/{kind}{source.repo_id}"
+
+
+def hub_endpoint() -> str:
+    """The hub's address without what a mirror's may hold besides: a user, a password, a query."""
     from huggingface_hub import constants
 
-    kind = "" if source.repo_type == "model" else f"{source.repo_type}s/"
-    return f"{constants.ENDPOINT}/{kind}{source.repo_id}"
+    parts = urllib.parse.urlsplit(constants.ENDPOINT)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 @contextmanager
@@ -441,7 +456,9 @@ def _append_members(wheel: Path, member: str, stream: IO[bytes]) -> None:
                             )
                         _refuse_a_full_disk(wheel.parent, len(block), wheel.name)
                         stream.write(block)
-    except zipfile.BadZipFile as error:
+    except UserError:
+        raise
+    except Exception as error:  # of zipfile, zlib or the archive's own numbers
         _remove(wheel)
         raise UserError(f"the wheel {wheel.name} is damaged ({error}) and was removed: run again") from error
 
@@ -475,8 +492,6 @@ def _origin(source: Source, copy: Path | None, output: Path) -> dict[str, str]:
             )
         return found | {"from": "a local copy", "name": copy.name}
     if source.kind == "hub":
-        from huggingface_hub import constants
-
         checked = "sha256" if source.sha256 else "the hub's hashes"
-        return found | {"from": "the hub", "endpoint": constants.ENDPOINT, "checked": checked}
+        return found | {"from": "the hub", "endpoint": hub_endpoint(), "checked": checked}
     return found | {"from": {"path": "a local file", "url": "its address", "pypi": "PyPI"}[source.kind]}

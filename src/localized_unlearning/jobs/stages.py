@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from localized_unlearning.config.model import Organism
 from localized_unlearning.jobs.collecting import COLLECTING
-from localized_unlearning.jobs.job import Input, Stage, optional
+from localized_unlearning.jobs.job import Input, Stage, many, optional
 
 PACKAGE = "localized_unlearning"
 
@@ -27,6 +27,7 @@ PROMPTS = Input("prompts")
 DELTA = Input("delta", optional=True)  # absent for the base model itself
 QUESTIONS = Input("mmlu")
 TEXT = Input("text")
+IMPORTS = many("imports")  # what a method's file imports from its own folder
 CHECKPOINT = ("base_seed", "task", "objective", "localization", "seed")
 MASKED = ("base_seed", "task", "localization", "seed")
 WINDOWS = ("text.tokens", "text.documents")
@@ -195,7 +196,7 @@ LOCALIZATION = (
         module="localized_unlearning.localization.scoring",
         function="score",
         settings=("scores.{scores}", "components", "prompts.training", "model.dtype"),
-        inputs=(BASE, CARD, SPLIT, PROMPTS, optional("method"), optional("names")),
+        inputs=(BASE, CARD, SPLIT, PROMPTS, optional("method"), IMPORTS, optional("names")),
         outputs=("scores",),
         wildcards=("base_seed", "task", "scores"),
         gpu=True,
@@ -235,7 +236,7 @@ WEIGHTS = (
             "prompts.training",
             "model.dtype",
         ),
-        inputs=(BASE, CARD, SPLIT, PROMPTS, Input("method"), optional("manual")),
+        inputs=(BASE, CARD, SPLIT, PROMPTS, Input("method"), IMPORTS, optional("manual")),
         outputs=("selection", "weights"),
         wildcards=("base_seed", "task", "localization", "scores"),
         gpu=True,
@@ -281,6 +282,7 @@ UNLEARNING = (
             PROMPTS,
             TEXT,
             Input("loss"),
+            IMPORTS,
             optional("previous"),
         ),
         outputs=("delta", "history"),

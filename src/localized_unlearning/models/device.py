@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from localized_unlearning import computing
 from localized_unlearning.config.base import Compute
 from localized_unlearning.errors import UserError
 from localized_unlearning.models import components, sharding
@@ -71,6 +72,10 @@ def batch_tokens(compute: Compute, model: Any, kept: int = 1) -> int:
         model: gives its sizes, type and device.
         kept: layers whose activations are held at once; all of them where gradients or patches need them.
     """
+    return computing.note("batch_tokens", _batch_tokens(compute, model, kept))
+
+
+def _batch_tokens(compute: Compute, model: Any, kept: int) -> int:
     if compute.batch_tokens != "auto":
         return compute.batch_tokens
     import torch
@@ -112,6 +117,10 @@ def micro_batch_tokens(setting: int | Literal["auto"], model: Any, reserved: flo
         model: the model, with gradients where it is trained.
         reserved: bytes of gradients and optimizer states that are still to come.
     """
+    return computing.note("micro_batch_tokens", _micro_batch_tokens(setting, model, reserved))
+
+
+def _micro_batch_tokens(setting: int | Literal["auto"], model: Any, reserved: float) -> int:
     if setting != "auto":
         return setting
     import torch

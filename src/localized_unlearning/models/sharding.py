@@ -88,9 +88,11 @@ def _work(rank: int, processes: int, job: Job, function: Callable[[Job], None], 
     )
     try:
         if rank == 0:
-            function(job)
+            with computing.noting():
+                function(job)
+                compute = computing.compute(job.config.compute.model_dump())
             memory = memory_module.peak_memory(before)
-            facts = {**job.facts, "compute": computing.compute(job.config.compute.model_dump())}
+            facts = {**job.facts, "compute": compute}
             report = {"facts": facts, "written": job.written, "memory": memory}
             (place / "report.json").write_text(json.dumps(report), encoding="utf-8")
         else:

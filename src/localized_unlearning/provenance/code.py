@@ -17,6 +17,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -85,6 +86,43 @@ def source_of(module: str) -> bytes | None:
     except ModuleNotFoundError:
         return None
     return path.read_bytes() if path else None
+
+
+def imported_by(path: Path, known: Iterable[str] = ()) -> Iterator[Path]:
+    """The files that a method's file imports, directly or through others: those of its own folder, and modules of this
+    package that are not ``known``.
+
+    Raises:
+        SyntaxError: when one of them is no valid Python, after it was given.
+    """
+    own, package, counted = path.parent, _folder(PACKAGE), frozenset(known)
+    found = {path}
+    waiting = [(path, "")]
+    while waiting:
+        here, above = waiting.pop()
+        for name in _imports(ast.parse(here.read_bytes(), filename=str(here)), above, PACKAGE):
+            for part in _with_parents(name):
+                ours = part.partition(".")[0] == PACKAGE
+                passed = part in counted or _is_not_code(part) if ours else _is_standard(part)
+                file = None if passed else _file(package if ours else own, part)
+                if file is not None and file not in found:
+                    yield file
+                    found.add(file)
+                    waiting.append((file, part if file.name == "__init__.py" else part.rpartition(".")[0]))
+
+
+def installed_by(paths: Iterable[Path]) -> list[str]:
+    """Names of the top-level modules that some files import and that are neither this package nor Python's own."""
+    names = {
+        name.partition(".")[0]
+        for path in paths
+        for name in _imports(ast.parse(path.read_bytes(), filename=str(path)), "", PACKAGE)
+    }
+    return sorted(name for name in names if name and name != PACKAGE and not _is_standard(name))
+
+
+def _is_standard(name: str) -> bool:
+    return name.partition(".")[0] in sys.stdlib_module_names
 
 
 def _is_not_code(name: str) -> bool:

@@ -49,6 +49,15 @@ def _versions() -> Mapping[str, str]:
     return found
 
 
+def packages_of(modules: Sequence[str]) -> dict[str, str]:
+    """Versions of the installed packages that some top-level modules are of, beside those in :func:`versions`."""
+    known = versions()
+    asked = [name for name in modules if name not in known]
+    found = metadata.packages_distributions() if asked else {}
+    packages = sorted({package for name in asked for package in found.get(name, ())} - known.keys())
+    return {package: metadata.version(package) for package in packages}
+
+
 def _of_torch() -> list[str]:
     """The compiled packages that the installed torch asks for: CUDA's libraries and triton."""
     try:
@@ -68,10 +77,13 @@ def lock_name(root: Path) -> str | None:
 
 
 def lock_lines(root: Path, name: str) -> list[str] | None:
-    """The lines of a lock, comments and blank lines aside; None when it does not exist."""
+    """The lines of a lock, comments and blank lines aside; None when there is no such file, or none that can be read."""
+    path = root / "envs" / name
     try:
-        text = (root / "envs" / name).read_text(encoding="utf-8")
-    except FileNotFoundError:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    except OSError:
+        text = None
+    if text is None:
         return None
     lines = [line.split("#")[0].strip() for line in text.splitlines()]
     return [line for line in lines if line]

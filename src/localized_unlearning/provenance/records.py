@@ -16,8 +16,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -308,23 +308,30 @@ def journal(run: Path) -> Path:
 
 def remember(record: Record, place: str, folder: Path) -> None:
     """Keep a copy of a record that is about to be written to ``place``, relative to the workflow's folder."""
-    with suppress(OSError):  # the record itself is what counts
+    try:
         folder.mkdir(parents=True, exist_ok=True)
-        write(record, folder / f"{_mark(place)}-{record_id(record)}.json")
+        write(record, folder / f"{mark(place)}-{record_id(record)}.json")
+    except OSError as error:  # the record itself is what counts
+        print(f"no copy of this job's record is kept in {folder}: {error}", file=sys.stderr)
 
 
 def remembered(place: str, folder: Path) -> Iterator[str]:
     """The ids of the records that jobs wrote to ``place``, as far as they are still known."""
-    for path in sorted(folder.glob(f"{_mark(place)}-*.json")):
+    for path in sorted(folder.glob(f"{mark(place)}-*.json")):
         yield path.stem.partition("-")[2]
 
 
-def is_remembered(record: str, folder: Path) -> bool:
-    """Whether a job of the run wrote a record with this id."""
-    return any(folder.glob(f"*-{record}.json"))
+def all_remembered(folder: Path) -> dict[str, set[str]]:
+    """The ids of all records that jobs of a run wrote, by the :func:`mark` of their place."""
+    found: dict[str, set[str]] = {}
+    for path in folder.glob("*-*.json"):
+        place, _, record = path.stem.partition("-")
+        found.setdefault(place, set()).add(record)
+    return found
 
 
-def _mark(place: str) -> str:
+def mark(place: str) -> str:
+    """What stands for a place in the names of a journal's files."""
     return hashing.text(place)[:16]
 
 

@@ -153,12 +153,12 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
         **g._base(w),
         "earlier": None if (before := g._chain(w)) is None else Product(JobId.of("split", **before), "split"),
     },
-    "score": lambda g, w: {**g._split(w), "method": g.extensions.get(f"scores.{w['scores']}.method")},
+    "score": lambda g, w: {**g._split(w), **g.extension("score", "method", f"scores.{w['scores']}.method")},
     "select": lambda g, w: g._selecting(w, g.localization(w["localization"])),
     "select_weights": lambda g, w: {
         **g._split(w),
         "manual": g._selecting(w, g.localization(w["localization"]))["manual"],
-        "method": g.extensions.get(f"scores.{w['scores']}.method"),
+        **g.extension("select_weights", "method", f"scores.{w['scores']}.method"),
     },
     "faithfulness": lambda g, w: g._faithful(w),
     "faithfulness_report": lambda g, w: {"data": g._faithfulness()},
@@ -168,7 +168,7 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
         **g._split(w),
         **_train_text(w),
         **g._selected(w, g.trained(w)),
-        "loss": g.extensions.get(f"objectives.{w['objective']}.loss"),
+        **g.extension("finetune", "loss", f"objectives.{w['objective']}.loss"),
         "previous": None
         if (before := g._chain(w)) is None
         else Product(JobId.of("finetune", **before), "delta"),

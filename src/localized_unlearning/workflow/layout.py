@@ -119,6 +119,14 @@ PLACES: Mapping[str, Mapping[str, str]] = {
 FOLDERS = frozenset({("pretrain", "model"), ("inject", "model"), ("convert", "model"), ("download", "model")})
 """Outputs that are folders."""
 
+RULES = {
+    "question": "ask_place",
+    "attack_table": "write_attacks",
+    "localizers": "grade",
+    "question_page": "answer",
+}
+"""Rules that are not named after their stage, since a target has its name."""
+
 
 @dataclass(frozen=True, order=True)
 class JobId:

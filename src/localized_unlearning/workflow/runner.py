@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from localized_unlearning import computing, files
+from localized_unlearning import computing, extensions, files
 from localized_unlearning import memory as memory_module
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
@@ -110,7 +110,7 @@ def execute(
         raise UserError(f"the outputs of stage {stage.name} must lie in one folder, beside their record")
     try:
         first.parent.mkdir(parents=True, exist_ok=True)
-        with locks.held(first), signals.seen_by(signals.stop):
+        with locks.held(first), signals.seen_by(signals.stop), computing.noting():
             return _locked(stage, config, wildcards, flat, inputs, outputs, root, compute, held, begun)
     except Exception as error:
         if sentence := room.exhausted(error, stage.name):
@@ -188,6 +188,7 @@ def _compute(job: Job, basis: _Basis) -> dict[str, float] | None:
     Returns its memory.
     """
     function = getattr(importlib.import_module(job.stage.module), job.stage.function)
+    loaded = frozenset(sys.modules)
     if code.state(basis.modules) != basis.sources:  # an edit undone by now may be what was imported
         raise UserError(_changed(job.stage, _first_change(basis.sources, code.state(basis.modules))))
     shards = job.config.compute.shards if job.stage.gpu else 1
@@ -196,6 +197,7 @@ def _compute(job: Job, basis: _Basis) -> dict[str, float] | None:
     else:
         function(job)
         memory = memory_module.peak_memory(job.kept.resident)
+    extensions.refuse_strangers(loaded, extensions.files_of(job.inputs))
     if str(job.facts.get("device", "")).startswith("cuda"):
         job.facts["precision"] = job.config.compute.precision
     for name, path in job.outputs.items():
@@ -356,6 +358,8 @@ def _record(
 ) -> records.Record:
     started, ended = begun[0], datetime.now(UTC)
     compute = computing.compute(job.config.compute.model_dump()) | job.facts.pop("compute", {})
+    if packages := environment.packages_of(code.installed_by(extensions.files_of(job.inputs))):
+        compute["packages"] = packages
     commit, why = environment.commit_or_reason()
     if why:
         print(f"the record names no commit of this project's code: {why}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from localized_unlearning import extensions
@@ -10,6 +11,8 @@ from localized_unlearning.config.localization import Localization
 from localized_unlearning.config.run import Config
 from localized_unlearning.config.source import Source
 from localized_unlearning.errors import UserError
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.provenance import code
 
 SCORED_HERE = ("attribution_patching", "causal_tracing")
 """The paper's own ways to score, which the scoring stage imports: no file of theirs is an input."""
@@ -24,6 +27,7 @@ class Wanted:
 
     def __init__(self, config: Config) -> None:
         self.config = config
+        self._imported: dict[tuple[str, str], list[str]] = {}
 
     @property
     def tasks(self) -> list[str]:
@@ -92,6 +96,18 @@ class Wanted:
                 )
         return found
 
+    def extension(self, stage: str, name: str, key: str) -> dict[str, str | list[str] | None]:
+        """A stage's input ``name``, the method's file that the setting ``key`` names, and its ``imports``.
+
+        Raises:
+            UserError: when that file is no valid Python.
+        """
+        if (path := self.extensions.get(key)) is None:
+            return {name: None, "imports": []}
+        if (stage, path) not in self._imported:
+            self._imported[stage, path] = _imported(STAGES[stage].module, key, path)
+        return {name: path, "imports": self._imported[stage, path]}
+
     def _source(self, dotted: str) -> Source:
         node: Any = self.config
         for part in dotted.split("."):
@@ -118,3 +134,17 @@ class Wanted:
             for name, source in self.sources.items()
             if source.kind != "path" and folders in (None, bool(source.files))
         ]
+
+
+def _imported(module: str, key: str, path: str) -> list[str]:
+    """The files that a method's file imports beside what the stage of ``module`` imports itself."""
+    if not Path(path).is_file():
+        return []  # which is said elsewhere
+    try:
+        return [
+            extensions.near(found) for found in sorted(code.imported_by(Path(path), code.closure(module)))
+        ]
+    except SyntaxError as error:
+        raise UserError(
+            f"{key} names {path}, of which {error.filename} line {error.lineno} is no valid Python ({error.msg}): correct it"
+        ) from error
