@@ -10,6 +10,7 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.workflow import targets
 from localized_unlearning.workflow.snakefile import (
     Rules,
+    calm,
     config_files,
     unsupported,
 )
@@ -18,6 +19,7 @@ min_version("9.27")
 
 if said := unsupported(workflow):
     raise WorkflowError(said)
+calm(workflow)
 
 
 configfile: "config.yaml"
