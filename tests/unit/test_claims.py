@@ -575,3 +575,18 @@ def test_selections_reach_the_claims_base_model_by_base_model(tmp_path: Path) ->
     tested = verdicts.judge(claim, found, 0.95)
     assert {c.localization for c in tested.comparisons if c.margin is not None} == {"attribution_patching"}
     assert "no selection of causal_tracing" in str(tested.reason)
+
+
+@pytest.mark.parametrize(("values", "refused"), [((0.4, 0.5, 0.6), True), ((0.1, 0.2, 0.3), False)])
+def test_halfway_up_to_rounding_is_not_forgotten(values: tuple[float, ...], refused: bool) -> None:
+    """A mean of .4, .5 and .6 is .5 or a little less, as the machine adds: the verdict must not hang on that."""
+    mean = float(np.mean(values)) - 1e-16
+    flat = np.full((100, 1), mean)
+    curve = evidence.Curve((0.0,), np.array([mean]), flat, flat, 30, 3)
+    given: Any = type("Given", (), {"curve": lambda self, cell: curve})()
+    cell = Cell("sports", "erase", "manual", "relearned")
+    if refused:
+        with pytest.raises(evidence.NotTestable, match="never unlearned"):
+            verdicts._forgotten(cell, given, 0.025)
+    else:
+        verdicts._forgotten(cell, given, 0.025)

@@ -307,3 +307,25 @@ def test_scores_from_0_to_1_have_intervals_there(seeds: int, count: int, seed: i
     assert 0 <= found.low <= found.mean <= found.high <= 1 and found.high > found.low
     apart = compare([one], [other], QUICK, True)
     assert -1 <= apart.low <= apart.difference <= apart.high <= 1
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 7), st.integers(0, 2**32 - 1))
+def test_designs_by_their_definition(bases: int, seeds: int, draws: int, count: int, seed: int) -> None:
+    """Against pandas, step by step: mean over option orders, then of several base models over their seeds; rows in any order."""
+    rng = np.random.default_rng(seed)
+    rows = pd.DataFrame(
+        [
+            {"task": task, "base_seed": b, "seed": s, "draw": d, "subject": f"{task}{i}", "score": float(rng.integers(2))}
+            for task in ("t", "a") for b in range(bases) for s in range(seeds) for d in range(draws) for i in range(count)
+        ]
+    ).sample(frac=1, random_state=seed % 1000)  # fmt: skip
+    found = design_of(rows.drop(columns="score"), rows["score"])
+    for answers, task in zip(found, rows["task"].unique(), strict=True):
+        own = rows[rows["task"] == task].groupby(["base_seed", "seed", "subject"])["score"].mean()
+        level = ["base_seed"] if bases > 1 else ["seed"]
+        wide = own.groupby([*level, "subject"]).mean().unstack("subject")
+        assert answers.scores == pytest.approx(wide.to_numpy())
+        assert list(answers.units) == list(wide.columns) and answers.bases == bases
+    with pytest.raises(UserError, match="stands twice"):
+        design_of(pd.concat([rows, rows[:1]]), pd.concat([rows, rows[:1]])["score"])

@@ -13,7 +13,8 @@ seed, with the mean over its training seeds: what varies from one pretraining to
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -124,28 +125,50 @@ def hierarchical_bootstrap(design: Design, samples: int, seed: int) -> np.ndarra
         samples: number of bootstrap samples.
         seed: of the draws.
     """
-    rng = np.random.default_rng(seed)
     names, codes = _units(design)
-    gamma = max(0.5, (len(names) - 2) / len(names))  # makes the variance of a mean unbiased
     sums = [  # by unit [seed, unit], and how many items it has in the set
         np.stack([np.bincount(code, row, len(names)) for row in answers.scores])
         for answers, code in zip(design, codes, strict=True)
     ]
     sizes = [np.bincount(code, minlength=len(names)).astype(np.float64) for code in codes]
     means = []
-    step = max(1, 4_000_000 // len(names))  # bounds memory: MMLU has 14,042 items
+    shape = (len(names), tuple(len(answers.scores) for answers in design), samples, seed)
+    for drawn in _kept_draws(*shape) if len(names) * samples <= PART else _draws(*shape):
+        by_set = [
+            np.einsum("bu,bu->b", by_seed @ total, drawn.items) / (by_seed.sum(1) * (drawn.items @ size))
+            for total, size, by_seed in zip(sums, sizes, drawn.seeds, strict=True)
+        ]
+        means.append((drawn.sets * np.stack(by_set, 1)).sum(1) / drawn.sets.sum(1))
+    return np.concatenate(means)
+
+
+PART = 4_000_000
+"""Weights of items that are drawn at a time, which bounds memory: MMLU has 14,042 items."""
+
+
+class Draws(NamedTuple):
+    """Weights of bootstrap samples: of items ``[sample, unit]``, of each set's seeds ``[sample, seed]``, of sets ``[sample, set]``."""
+
+    items: np.ndarray
+    seeds: list[np.ndarray]
+    sets: np.ndarray
+
+
+def _draws(units: int, seeds: tuple[int, ...], samples: int, seed: int) -> Iterator[Draws]:
+    """The draws of :func:`hierarchical_bootstrap`, part by part."""
+    rng = np.random.default_rng(seed)
+    gamma = max(0.5, (units - 2) / units)  # makes the variance of a mean unbiased
+    step = max(1, PART // units)
     for start in range(0, samples, step):
         count = min(step, samples - start)
-        weights = rng.standard_gamma(gamma, (count, len(names)))
-        by_set = []
-        for total, size in zip(sums, sizes, strict=True):
-            by_seed = _counts(len(total), count, rng)
-            by_set.append(
-                np.einsum("bu,bu->b", by_seed @ total, weights) / (by_seed.sum(1) * (weights @ size))
-            )
-        sets = _counts(len(design), count, rng)
-        means.append((sets * np.stack(by_set, 1)).sum(1) / sets.sum(1))
-    return np.concatenate(means)
+        items = rng.standard_gamma(gamma, (count, units))
+        yield Draws(items, [_counts(n, count, rng) for n in seeds], _counts(len(seeds), count, rng))
+
+
+@lru_cache(maxsize=8)
+def _kept_draws(units: int, seeds: tuple[int, ...], samples: int, seed: int) -> tuple[Draws, ...]:
+    """The same, kept: the points of a figure are all of one shape."""
+    return tuple(_draws(units, seeds, samples, seed))
 
 
 def _units(design: Design) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -286,32 +309,34 @@ def design_of(rows: pd.DataFrame, scores: np.ndarray | pd.Series) -> list[Answer
     Raises:
         UserError: when two seeds did not answer the same items, or one answered an item twice.
     """
-    table = pd.DataFrame({"item": item_names(rows), "score": np.asarray(scores, dtype=np.float64)})
-    table["task"] = rows["task"] if "task" in rows.columns else ""
-    table["seed"] = rows["seed"] if "seed" in rows.columns else 0
-    table["base_seed"] = rows["base_seed"] if "base_seed" in rows.columns else 0
-    table = over_draws(table.assign(draw=rows["draw"] if "draw" in rows.columns else 0))
-    if (bases := table["base_seed"].nunique()) > 1:
-        table = table.rename(columns={"base_seed": "base"})
-        if table.duplicated(["task", "base", "seed", "item"]).any():
-            raise UserError("an item stands twice among the rows of a model: rerun its evaluation")
-        means = table.groupby(["task", "base", "item"], sort=False)["score"].mean()
-        table = means.reset_index().rename(columns={"base": "seed"})
-    design = []
-    for task, part in table.groupby("task", sort=False):
-        if part.duplicated(["seed", "item"]).any():
-            raise UserError(f"an item stands twice among the rows of task {task!s}: rerun its evaluation")
-        if part["seed"].nunique() == 1:
-            part = part.sort_values("item")
-            design.append(Answers(part["score"].to_numpy()[None], part["item"].to_numpy()))
-            continue
-        wide = part.pivot(index="seed", columns="item", values="score")
-        if wide.isna().to_numpy().any():
-            seed = wide.index[wide.isna().any(axis=1)][0]
+    items, values = item_names(rows).to_numpy(), np.asarray(scores, dtype=np.float64)
+    of = {
+        name: rows[name].to_numpy() if name in rows.columns else np.zeros(len(rows), dtype=int)
+        for name in ("task", "base_seed", "seed", "draw")
+    }
+    bases, design = len(pd.unique(of["base_seed"])), []
+    for task in pd.unique(of["task"]):
+        here = of["task"] == task
+        item, names = pd.factorize(items[here], sort=True)
+        runs, run = np.unique(
+            np.stack([of["base_seed"][here], of["seed"][here]]), axis=1, return_inverse=True
+        )
+        draw = pd.factorize(of["draw"][here])[0]
+        cell = run * len(names) + item
+        if np.bincount(cell * (draw.max() + 1) + draw).max() > 1:
+            where = "a model" if bases > 1 else f"task {task!s}"
+            raise UserError(f"an item stands twice among the rows of {where}: rerun its evaluation")
+        size = runs.shape[1] * len(names)
+        counts = np.bincount(cell, minlength=size).reshape(-1, len(names))
+        if not counts.all():
+            seed = runs[1, (counts == 0).any(1).argmax()]
             raise UserError(
                 f"seed {seed} of task {task!s} was not asked all items that the others were: rerun its evaluation"
             )
-        design.append(Answers(wide.to_numpy(), wide.columns.to_numpy(), bases))
+        means = np.bincount(cell, values[here], size).reshape(-1, len(names)) / counts
+        if bases > 1:
+            means = np.stack([means[runs[0] == base].mean(0) for base in np.unique(runs[0])])
+        design.append(Answers(means, np.asarray(names), bases if len(means) > 1 else 1))
     return design
 
 

@@ -14,14 +14,11 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import pandas as pd
 
-from localized_unlearning.analysis.claims.schema import At
+from localized_unlearning.analysis.claims.schema import HALFWAY, ROUNDING, At
 from localized_unlearning.analysis.standing import Recall, recall
 from localized_unlearning.analysis.statistics import Accuracy, item_scores
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.paper.terms import GROUPS, OPTION_CHANCE, SPORT_CHANCE
-
-HALF = 0.5
-"""Accuracy that the base model's best layer must surpass for probes to mean anything."""
 
 
 class NotTestable(Exception):
@@ -325,7 +322,7 @@ class Run:
     def _finds(self, task: str, measure: str) -> None:
         """Refuse probes that find nothing in the base model's best layer either."""
         base = self.curve(Cell(task, "none", "base", measure)).at("max")
-        if float(np.quantile(base.samples, (1 - self.settings.confidence) / 2)) <= HALF:
+        if float(np.quantile(base.samples, (1 - self.settings.confidence) / 2)) <= HALFWAY + ROUNDING:
             raise NotTestable(
                 f"probes do not find the sport in the base model itself (best layer {base.value:.3f})"
             )

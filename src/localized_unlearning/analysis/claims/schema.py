@@ -12,6 +12,12 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from localized_unlearning.config.base import Section
 from localized_unlearning.errors import UserError
 
+HALFWAY = 0.5
+"""Accuracy that parts forgotten from known, answering from not, and probes that find an answer from those that do not."""
+
+ROUNDING = 1e-9
+"""Differences below this are none: shares are multiples of 1 / (n + 2), never closer to one another."""
+
 LOCALIZATIONS = ("attribution_patching", "causal_tracing", "manual", "random", "all_mlps", "nonlocalized")
 """The paper's localizations, in its order."""
 

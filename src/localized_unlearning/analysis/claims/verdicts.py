@@ -24,7 +24,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from localized_unlearning.analysis.claims.evidence import Cell, Curve, Ends, Evidence, NotTestable, Number
-from localized_unlearning.analysis.claims.schema import Band, Claim, Ordering, Smaller, Test, Trend
+from localized_unlearning.analysis.claims.schema import (
+    HALFWAY,
+    ROUNDING,
+    Band,
+    Claim,
+    Ordering,
+    Smaller,
+    Test,
+    Trend,
+)
 from localized_unlearning.analysis.statistics import holm
 
 Verdict = Literal["supported", "contradicted", "undecided", "not testable"]
@@ -32,12 +41,6 @@ Verdict = Literal["supported", "contradicted", "undecided", "not testable"]
 Outcome = Literal["holds", "leans for", "leans against", "fails", "not testable"]
 
 OUTCOMES: tuple[Outcome, ...] = ("holds", "leans for", "leans against", "fails", "not testable")
-
-HALFWAY = 0.5
-"""Accuracy that parts forgotten from known, and answering from not."""
-
-ROUNDING = 1e-9
-"""Differences below this are none: shares are multiples of 1 / (n + 2), never closer to one another."""
 
 
 class Weighed(NamedTuple):
@@ -277,16 +280,16 @@ def _forgotten(cell: Cell, evidence: Evidence, tail: float) -> None:
     """Refuse a model that had not certainly forgotten before it was attacked."""
     number = evidence.curve(cell._replace(measure="forget")).at("last")
     model = f"{cell.task}, {cell.objective}: forget accuracy {number.value:.3f}"
-    if number.value >= HALFWAY:
+    if number.value >= HALFWAY - ROUNDING:
         raise NotTestable(f"{cell.localization} never unlearned ({model})")
-    if float(np.quantile(number.samples, 1 - tail)) >= HALFWAY:
+    if float(np.quantile(number.samples, 1 - tail)) >= HALFWAY - ROUNDING:
         raise NotTestable(f"it is not certain that {cell.localization} unlearned ({model})")
 
 
 def _answering(cell: Cell, evidence: Evidence, tail: float) -> None:
     """Refuse a model that cannot answer multiple choice about what it was to retain either."""
     number = evidence.curve(cell._replace(measure="mcq_retain", objective=cell.objective)).at("last")
-    if float(np.quantile(number.samples, tail)) <= HALFWAY:
+    if float(np.quantile(number.samples, tail)) <= HALFWAY + ROUNDING:
         raise NotTestable(
             f"{cell.localization} hardly answers multiple choice about retained athletes either ({cell.task}, "
             f"{cell.objective}: {number.value:.3f})"
@@ -433,14 +436,14 @@ def _smaller(curve: Curve, other: Curve, test: Smaller, tail: float) -> tuple[We
     never passes counts as passing at twice the largest edit where it is the claim's own, and beyond any edit where it is
     the other; where neither passes, nothing is said.
     """
-    if not ((curve.mean < HALFWAY).any() or (other.mean < HALFWAY).any()):
+    if not (_below(curve.mean).any() or _below(other.mean).any()):
         raise NotTestable("neither mask forgets half of the facts at any edit size")
     asked = math.log2(test.ratio) - 2 * ROUNDING  # exactly so many times smaller is small enough
     own, others = _passing(curve.samples, curve.x), _passing(other.opposed, other.x)
-    neither = ~((curve.samples < HALFWAY).any(-1) | (other.opposed < HALFWAY).any(-1))
+    neither = ~(_below(curve.samples).any(-1) | _below(other.opposed).any(-1))
     least, most = (
-        np.where(neither, 0.0, np.log2(theirs / mine) - asked)
-        for theirs, mine in ((others[0], np.minimum(own[1], 2 * curve.x[-1])), (others[1], own[0]))
+        np.where(neither, 0.0, np.log2(a / b) - asked)
+        for a, b in ((others[0], np.minimum(own[1], 2 * curve.x[-1])), (others[1], own[0]))
     )
     last, last_other = (float(_passing(c.mean[None], c.x)[1][0]) for c in (curve, other))
     mine, theirs = min(last, 2 * float(curve.x[-1])), min(last_other, float(other.x[-1]))
@@ -453,9 +456,14 @@ FAR = 2.0**10
 """How many times the largest edit stands for an edit beyond all that were tried."""
 
 
+def _below(values: np.ndarray) -> np.ndarray:
+    """Where accuracies lie below halfway; one that is halfway up to rounding does not."""
+    return np.asarray(values < HALFWAY - ROUNDING)
+
+
 def _passing(values: np.ndarray, x: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Between which edit sizes each curve ``[sample, point]`` first lies below halfway: both ``[sample]``."""
     sizes = np.array([1.0, *x, FAR * x[-1]])
-    below = values < HALFWAY
+    below = _below(values)
     first = np.where(below.any(-1), below.argmax(-1), len(x))
     return sizes[first], sizes[first + 1]
