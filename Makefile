@@ -13,7 +13,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help all preset preflight docs test test-quick check bench test-gemma-7b test-slurm slurm-profile slurm-cancel setup format lock clean-env
+.PHONY: help all preset preflight docs test coverage test-quick check bench test-gemma-7b test-slurm slurm-profile slurm-cancel setup format lock clean-env
 
 VENV := .venv
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
@@ -27,6 +27,7 @@ help:
 	@echo 'make preflight PRESET=gemma-7b   what a run takes and what it lacks, before it is started'
 	@echo 'make test       set up, then lint, format, types, import rules, the linter of Snakemake, and all tests'
 	@echo 'make test-quick the tests of a minute; TESTS=tests/unit/test_data.py takes a file or a folder'
+	@echo 'make coverage   all tests, with the lines and branches that they do not reach'
 	@echo 'make check      what make test does before its tests'
 	@echo 'make test-gemma-7b   every stage through the presets of Gemma-7B, on a narrow random model'
 	@echo 'make test-slurm   the workflow through a real Slurm, which it installs and starts (Debian, as root)'
@@ -100,7 +101,11 @@ $(VENV)/docs/.installed: envs/docs.txt | setup
 # ---- checks
 
 test: check
-	@echo '== pytest';             pytest $(PARALLEL) --durations=15 --cov --cov-report=term:skip-covered $(TESTS)
+	@echo '== pytest';             pytest $(PARALLEL) --durations=15 $(TESTS)
+
+# The same tests with the lines and branches that they reach; counting them takes a third more time.
+coverage: setup
+	@pytest $(PARALLEL) --cov --cov-report=term:skip-covered $(TESTS)
 
 # What a change is tried with many times an hour: no Snakemake, nothing over some five seconds.
 test-quick: setup
