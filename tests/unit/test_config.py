@@ -74,6 +74,15 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_key(
         ("localizations: {x: {label: X, kind: random, budget: parameters}}", ("localizations.x", "manual")),
         ("model: {kind: gguf}", ("'gguf' must name its source",)),
         ("tasks: {t: {forget: {}, relearn: [], lambda_forget: 1}}", ("tasks.t.forget", "exactly one")),
+        ("athletes: {own_prompts: {}}", ("athletes.own_prompts", "model.kind")),
+        (
+            "localizations: {m: {label: M, kind: manual, layers: [1], layers_of: {x: [2]}}}",
+            ("localizations.m.layers_of", "x"),
+        ),
+        (
+            "studies: {s: {tasks: [sports], objectives: [erase], localizations: [x]}}",
+            ("studies.s.localizations", "x"),
+        ),
         ("[1, 2]", ("must hold a mapping",)),
         ("a: [", ("is not valid YAML",)),
     ],

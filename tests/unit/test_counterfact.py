@@ -56,7 +56,9 @@ def records(count: int = 24) -> list[dict[str, Any]]:
 
 def write(source: Path, folder: Path, shots: int) -> dict[str, Path]:
     """What stage counterfact makes of a source."""
-    config = Config.model_validate({"athletes": {"own_prompts": {"shots": shots}}})
+    config = Config.model_validate(
+        {"athletes": {"own_prompts": {"shots": shots}}, "model": {"kind": "huggingface", "name": "x"}}
+    )
     stage = STAGES["counterfact"]
     outputs = {"facts": folder / "facts.csv", "prompts": folder / "prompts.json"}
     counterfact.run(Job(stage, restrict(config, stage, {}), {}, {"source": source}, outputs, "key"))

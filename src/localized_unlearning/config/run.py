@@ -162,6 +162,13 @@ class Config(Section):
                     f"localizations.{name} needs an organism with injected facts (model.kind organism, "
                     "organism.facts_in): set it to null"
                 )
+        if self.athletes.own_prompts is not None and (
+            self.model.kind == "organism" or self.athletes.relation
+        ):
+            raise ValueError(
+                "athletes.own_prompts asks every fact of CounterFact by its own prompt: it is for a model that was not pretrained "
+                "here (model.kind), and without athletes.relation"
+            )
         if self.prompts.file == "auto":
             prompts = self.prompts.model_copy(update={"file": prompts_of(self.model.kind)})
             object.__setattr__(self, "prompts", prompts)
