@@ -33,7 +33,7 @@ QUICK: dict[str, Any] = {
     "text": {"windows": 4, "tokens": 24},
     "series": {"retain": 4, "questions": 3},
     "relearning": {"iterations": 1, "rank": 2, "retain_batch": 2, "text_batch": 2},
-    "interpretability": {"lookup_end": 2, "mean_windows": 4, "max_iterations": 50},
+    "interpretability": {"lookup_end": 2, "test_fraction": 0.4, "mean_windows": 4, "max_iterations": 50},
     "probing": {"max_iterations": 50},
     "attacks": {"run": ["few_shot"], "tasks": [], "asked": {"retained": 4, "orders": 1}, "few_shot": {"facts": 1}},
     "statistics": {"bootstrap": 50},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,9 +29,19 @@ if TYPE_CHECKING:
 
 
 def test_rows(sports: Sequence[str], settings: Interpretability) -> np.ndarray:
-    """Which athletes test the probe ``[athlete]``: seeded and stratified by sport."""
+    """Which athletes test the probe ``[athlete]``: seeded and stratified by sport.
+
+    Raises:
+        UserError: when the test part, or what is left, is smaller than the number of answers.
+    """
     from sklearn.model_selection import train_test_split
 
+    part, classes = math.ceil(settings.test_fraction * len(sports)), len(set(sports))
+    if min(part, len(sports) - part) < classes:
+        raise UserError(
+            f"interpretability.test_fraction {settings.test_fraction:g} of {len(sports)} known subjects leaves {part} to test "
+            f"and {len(sports) - part} to train a probe of {classes} answers, and each needs {classes}: change it or add facts"
+        )
     index = np.arange(len(sports))
     _, test = train_test_split(
         index, test_size=settings.test_fraction, random_state=settings.seed, stratify=list(sports)
