@@ -44,9 +44,11 @@ def presets(arguments: argparse.Namespace) -> int:
     if arguments.name:
         print(find(arguments.name))
         return 0
-    for path in sorted(FOLDER.glob("*.yaml")):
-        print(f"{path.stem:<30}{sentence(path)}")
-    if not list(FOLDER.glob("*.yaml")):
+    paths = sorted(FOLDER.glob("*.yaml"))
+    width = max((len(path.stem) for path in paths), default=0) + 2
+    for path in paths:
+        print(f"{path.stem:<{width}}{sentence(path)}")
+    if not paths:
         raise UserError(f"there is no folder {FOLDER} here")
     print("\nmake all PRESET=NAME runs one; localized-unlearning preflight --config config.yaml")
     print(f"--config {FOLDER}/NAME.yaml says first what it takes and what it lacks.")

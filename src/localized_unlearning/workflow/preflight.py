@@ -386,6 +386,8 @@ def run(arguments: argparse.Namespace, world: World | None = None) -> int:
     try:
         plan = open_plan(arguments.config, checked=False)
     except UserError as error:
+        if not Path("workflow/rules").is_dir():  # not the workflow's folder, which is said with the error
+            raise
         found = _fault(str(error))
         print(f"Missing:\n  {found.what}" + (f": {found.remedy}" if found.remedy else ""))
         print(f"\n{verdict(1)}")
