@@ -53,7 +53,7 @@ def test_presets_are_listed_and_found(
     assert all(f"{path.stem} " in said and len(sentence(path)) > 15 for path in paths)
     assert main(["presets", "gemma-7b"]) == 0
     assert capsys.readouterr().out == "workflow/presets/gemma-7b.yaml\n"
-    with pytest.raises(UserError, match=r"did you mean gemma-7b.*presets are gemma-2-9b, "):
+    with pytest.raises(UserError, match=r"did you mean gemma-7b.*presets are counterfact-sports, "):
         find("gemma7b")
 
 
