@@ -28,15 +28,15 @@ configfile: "config.yaml"
 try:
     targets.check(sys.argv[1:])
     files = config_files(workflow.config_settings.configfiles)
-    plan = Rules([*overlays(map(Path, files)), ("--config", workflow.config_settings.config)])
+    directives = Rules([*overlays(map(Path, files)), ("--config", workflow.config_settings.config)])
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-shell.prefix(plan.shell_prefix)
+shell.prefix(directives.shell_prefix)
 
 
 wildcard_constraints:
-    **plan.constraints(),
+    **directives.constraints(),
 
 
 include: "workflow/rules/data.smk"
@@ -59,17 +59,17 @@ rule all:
         rules.statistics.input,
         rules.studies.input,
         rules.claims.output,
-        plan.model_cards(),
-        plan.attacks(),
-        plan.localizers(),
+        directives.model_cards(),
+        directives.attacks(),
+        directives.localizers(),
     localrule: True
     message:
         "everything is there"
 
 
 onstart:
-    plan.write_resolved()
+    directives.write_resolved()
 
 
 onsuccess:
-    shell(plan.verify)
+    shell(directives.verify)

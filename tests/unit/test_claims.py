@@ -150,12 +150,12 @@ def true_world() -> dict[str, pd.DataFrame]:
 
 def judged(
     frames: Mapping[str, pd.DataFrame], chosen: tuple[Claim, ...] = CLAIMS
-) -> dict[str, verdicts.Finding]:
+) -> dict[str, verdicts.Judgement]:
     rows = Run(frames, "question", STATISTICS, LOOKUP, selections=SELECTIONS)
     return {claim.id: verdicts.judge(claim, rows, 0.95) for claim in chosen}
 
 
-def verdict(findings: Mapping[str, verdicts.Finding]) -> dict[str, str]:
+def verdict(findings: Mapping[str, verdicts.Judgement]) -> dict[str, str]:
     return {name: finding.verdict for name, finding in findings.items()}
 
 
@@ -391,7 +391,7 @@ def test_the_page_names_every_claim(true_world: dict[str, pd.DataFrame]) -> None
     item = findings[0].as_json()
     assert item["verdict"] == "supported" and item["interval"][0] <= item["margin"] <= item["interval"][1]
     asked = {test.measure for finding in findings for test in finding.claim.tests} | {"mcq_retain"}
-    assert asked == set(evidence.MEASURES) | {"head_ablation", "selection_depth", "selection_attention"}
+    assert asked == set(evidence.ASKED_OF) | {"head_ablation", "selection_depth", "selection_attention"}
     assert all(claim_pages.words_of(measure, "training") for measure in asked)
 
 

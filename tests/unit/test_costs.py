@@ -53,13 +53,13 @@ JOB = {"task": "sports", "objective": "erase", "localization": "nonlocalized", "
 PFLOP = 1e15
 
 
-def model(*presets: str, **changes: object) -> stages.Model:
+def model(*presets: str, **changes: object) -> stages.CostModel:
     """The cost model of a preset, of which nothing is on disk."""
     paths = [ROOT / "config.yaml", *(ROOT / "workflow/presets" / f"{name}.yaml" for name in presets)]
-    return stages.Model.of(reading.load(paths, changes), Nowhere())
+    return stages.CostModel.of(reading.load(paths, changes), Nowhere())
 
 
-def gemma_7b(precision: str = "bf16", gate: bool = False) -> stages.Model:
+def gemma_7b(precision: str = "bf16", gate: bool = False) -> stages.CostModel:
     """The paper's model."""
     kinds = ["gate", "up", "down"] if gate else ["up", "down"]
     return model(
@@ -156,7 +156,7 @@ MEASURED_PEAKS = [  # stage, wildcards, GB recorded on the device
 ]
 
 
-def measured_run() -> stages.Model:
+def measured_run() -> stages.CostModel:
     """The run that was measured: micro-batches of 1024 tokens, a vocabulary of 262,144."""
     micro = {"micro_batch_tokens": 1024}
     found = model("gemma-7b", finetune=micro, masking=micro, relearning=micro)
@@ -241,7 +241,9 @@ def test_bytes_of_training_are_counted_exactly(kind: str, tiny: Callable[[str], 
     states = [t for state in optimizer.state.values() for t in state.values() if t.numel() > 1]
     trained = sum(p.numel() for p in parameters)
     config = Config.model_validate({"model": {"dtype": dtype}, "finetune": settings.model_dump()})
-    said = stages.Model(config, sizes_module.KNOWN["gemma-7b"], sizes_module.Data({}, 1, 1)).states(trained)
+    said = stages.CostModel(config, sizes_module.KNOWN["gemma-7b"], sizes_module.Data({}, 1, 1)).states(
+        trained
+    )
     assert precision_module.reserved(parameters, settings) == pytest.approx(
         sum(t.nbytes for t in (*gradients, *states)), abs=20 * max(p.numel() for p in parameters)
     )
@@ -282,7 +284,7 @@ def test_activations_are_what_autograd_keeps(architecture: str, dtype: str, tmp_
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         net.base_model(input_ids=ids, use_cache=False)
     held = sum(t.untyped_storage().nbytes() for t in kept.values())
-    said = stages.Model(
+    said = stages.CostModel(
         Config.model_validate({"model": {"dtype": dtype}}),
         shape_of(config, tmp_path),
         sizes_module.Data({}, 1, 1),

@@ -34,7 +34,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n# Tiny\n")
         facts = {"kind": "path", "path": str(athletes(folder))}
         in_process.finished(in_process.configured(folder, model, {"athletes": {"source": facts}}), UNUSED)
-        return load_run(folder / "results/tiny")
+        found: Run = load_run(folder / "results/tiny")
+        return found
 
 
 def plain(folder: Path) -> tuple[Any, Any]:
@@ -47,7 +48,8 @@ def scores(model: Any, own: Any, text: str) -> torch.Tensor:
     """Log-probabilities of the next token, by transformers alone."""
     with torch.inference_mode():
         ids = torch.tensor([own(text)["input_ids"]])
-        return model(input_ids=ids).logits[0, -1].double().log_softmax(-1)
+        found: torch.Tensor = model(input_ids=ids).logits[0, -1].double().log_softmax(-1)
+        return found
 
 
 def asked(model: Any, own: Any, rows: pd.DataFrame) -> np.ndarray:

@@ -7,6 +7,7 @@ import io
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -105,11 +106,13 @@ def test_preflight_looks_at_facts_of_any_relation(checkout: Path) -> None:
         "subject,answer\nParis,France\nLyon,France\nRome,Italy\nFlo,flo\nflo,flo\n"
     )
     shutil.copy(ROOT / "workflow/resources/prompts.yaml", checkout / "prompts.yaml")
-    book = {"prompts": {name: {"text": f"{name}: {{subject}} is in"} for name in ("training", "question")}}
+    book: dict[str, Any] = {
+        "prompts": {name: {"text": f"{name}: {{subject}} is in"} for name in ("training", "question")}
+    }
     book["prompts"]["multiple_choice"] = {
         "text": "{subject}?\n{options}\nAnswer:",
         "options": ["France", "Italy"],
-    }  # type: ignore[dict-item]
+    }
     (checkout / "prompts.yaml").write_text(yaml.safe_dump(book))
     overlay = {
         "athletes": {"source": {"path": "facts.csv"}},

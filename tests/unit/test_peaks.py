@@ -64,7 +64,7 @@ class Workshop:
             "loss": extensions.file_of("erase", extensions.OBJECTIVES),
         }  # fmt: skip
         self.selections = {"nonlocalized": self._selection(every), "manual": self._selection(MANUAL)}
-        found = costs.Model.of(self.config, self)
+        found = costs.CostModel.of(self.config, self)
         self.costs = replace(
             found,
             data=replace(found.data, athletes=dict.fromkeys(("football", "baseball", "basketball"), 30)),

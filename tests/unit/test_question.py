@@ -81,7 +81,7 @@ def test_the_truth_is_ranked_among_its_draws() -> None:
 def test_claims_are_judged_with_enough_draws_alone() -> None:
     """Catches a claim that stands on few draws, one that never falls, and one that always does."""
 
-    def verdicts(*given: float, **more: int) -> dict[str, str]:
+    def verdicts(*given: Any, **more: int) -> dict[str, str]:
         table = question.with_outcomes(rows(*given, **more)).assign(shared=0.5, ablated=0.5)
         found = question.claims(table, 300, 0)
         return {found[0].claim.split()[1]: found[0].verdict, "truth": found[-1].verdict}

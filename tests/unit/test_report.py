@@ -139,7 +139,7 @@ def test_a_config_that_lacks_an_objective_says_so() -> None:
 def test_runtimes_are_of_the_recorded_jobs(tmp_path: Path) -> None:
     """A record that cannot be read is left out rather than ending the page."""
     (tmp_path / "damaged.record.json").write_text(json.dumps({"schema_version": 1}))
-    assert page_module.recorded([tmp_path]) == [] and page_module.runtimes([]) == []
+    assert page_module.records_in([tmp_path]) == [] and page_module.runtimes([]) == []
 
 
 MARKED = """**Table 1. A title.**

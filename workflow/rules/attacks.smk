@@ -4,109 +4,109 @@
 rule relearn:
     """Retrain a few of the forgotten facts and ask for the others."""
     input:
-        unpack(plan.inputs("relearn")),
+        unpack(directives.inputs("relearn")),
     output:
-        **plan.outputs("relearn", directory),
+        **directives.outputs("relearn", directory),
     log:
-        plan.log("relearn"),
+        directives.log("relearn"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("relearn"),
-        runtime=plan.runtime("relearn"),
+        mem_mb=directives.memory("relearn"),
+        runtime=directives.runtime("relearn"),
     params:
-        **plan.params("relearn"),
+        **directives.params("relearn"),
     message:
         "relearn {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
     shell:
-        plan.command("relearn")
+        directives.command("relearn")
 
 
 rule probe:
     """Read the facts off a model's activations, layer by layer."""
     input:
-        unpack(plan.inputs("probe")),
+        unpack(directives.inputs("probe")),
     output:
-        **plan.outputs("probe", directory),
+        **directives.outputs("probe", directory),
     log:
-        plan.log("probe"),
+        directives.log("probe"),
     conda:
         "../../envs/cpu.yaml"
     priority: 1
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("probe"),
-        runtime=plan.runtime("probe"),
+        mem_mb=directives.memory("probe"),
+        runtime=directives.runtime("probe"),
     params:
-        **plan.params("probe"),
+        **directives.params("probe"),
     message:
         "probe {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
     shell:
-        plan.command("probe")
+        directives.command("probe")
 
 
 rule attack:
     """Attack a model."""
     input:
-        unpack(plan.inputs("attack")),
+        unpack(directives.inputs("attack")),
     output:
-        **plan.outputs("attack", directory),
+        **directives.outputs("attack", directory),
     log:
-        plan.log("attack"),
+        directives.log("attack"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("attack"),
-        runtime=plan.runtime("attack"),
+        mem_mb=directives.memory("attack"),
+        runtime=directives.runtime("attack"),
     params:
-        **plan.params("attack"),
+        **directives.params("attack"),
     message:
         "attack {wildcards.localization}: {wildcards.attack} (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
     shell:
-        plan.command("attack")
+        directives.command("attack")
 
 
 rule place:
     """Inject facts at one place, hold it to its requirements and grade the localizers."""
     input:
-        unpack(plan.inputs("place")),
+        unpack(directives.inputs("place")),
     output:
-        **plan.outputs("place", directory),
+        **directives.outputs("place", directory),
     log:
-        plan.log("place"),
+        directives.log("place"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("place"),
-        runtime=plan.runtime("place"),
+        mem_mb=directives.memory("place"),
+        runtime=directives.runtime("place"),
     params:
-        **plan.params("place"),
+        **directives.params("place"),
     message:
         "facts at {wildcards.place}, found by localizers (base {wildcards.base_seed})"
     shell:
-        plan.command("place")
+        directives.command("place")
 
 
 rule ask_place:
     """Inject facts at one place and unlearn them by many selections."""
     input:
-        unpack(plan.inputs("question")),
+        unpack(directives.inputs("question")),
     output:
-        **plan.outputs("question", directory),
+        **directives.outputs("question", directory),
     log:
-        plan.log("question"),
+        directives.log("question"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("question"),
-        runtime=plan.runtime("question"),
+        mem_mb=directives.memory("question"),
+        runtime=directives.runtime("question"),
     params:
-        **plan.params("question"),
+        **directives.params("question"),
     message:
         "facts at {wildcards.place}, unlearned by many selections (base {wildcards.base_seed})"
     shell:
-        plan.command("question")
+        directives.command("question")

@@ -1,135 +1,135 @@
 # The base model: pretrained here, converted from GGUF, or downloaded; and its card.
 
-if plan.config.model.kind == "organism":
+if directives.config.model.kind == "organism":
 
     rule pretrain:
         """Pretrain the model organism."""
         input:
-            unpack(plan.inputs("pretrain")),
+            unpack(directives.inputs("pretrain")),
         output:
-            **plan.outputs("pretrain", directory),
+            **directives.outputs("pretrain", directory),
         log:
-            plan.log("pretrain"),
+            directives.log("pretrain"),
         conda:
             "../../envs/cpu.yaml"
-        threads: plan.config.organism.threads
+        threads: directives.config.organism.threads
         resources:
-            mem_mb=plan.memory("pretrain"),
-            runtime=plan.runtime("pretrain"),
+            mem_mb=directives.memory("pretrain"),
+            runtime=directives.runtime("pretrain"),
         params:
-            **plan.params("pretrain"),
+            **directives.params("pretrain"),
         message:
             "pretrain the organism (base {wildcards.base_seed})"
         shell:
-            plan.command("pretrain")
+            directives.command("pretrain")
 
-    if plan.config.has_injection:
+    if directives.config.has_injection:
 
         rule inject:
             """Teach the organism facts in known matrices."""
             input:
-                unpack(plan.inputs("inject")),
+                unpack(directives.inputs("inject")),
             output:
-                **plan.outputs("inject", directory),
+                **directives.outputs("inject", directory),
             log:
-                plan.log("inject"),
+                directives.log("inject"),
             conda:
                 "../../envs/cpu.yaml"
-            threads: plan.config.organism.threads
+            threads: directives.config.organism.threads
             resources:
-                mem_mb=plan.memory("inject"),
-                runtime=plan.runtime("inject"),
+                mem_mb=directives.memory("inject"),
+                runtime=directives.runtime("inject"),
             params:
-                **plan.params("inject"),
+                **directives.params("inject"),
             message:
                 "teach the organism facts in known matrices (base {wildcards.base_seed})"
             shell:
-                plan.command("inject")
+                directives.command("inject")
 
         rule gold:
             """Make the model that never learned the forget set."""
             input:
-                unpack(plan.inputs("gold")),
+                unpack(directives.inputs("gold")),
             output:
-                **plan.outputs("gold", directory),
+                **directives.outputs("gold", directory),
             log:
-                plan.log("gold"),
+                directives.log("gold"),
             conda:
                 "../../envs/cpu.yaml"
-            threads: plan.config.organism.threads
+            threads: directives.config.organism.threads
             resources:
-                mem_mb=plan.memory("gold"),
-                runtime=plan.runtime("gold"),
+                mem_mb=directives.memory("gold"),
+                runtime=directives.runtime("gold"),
             params:
-                **plan.params("gold"),
+                **directives.params("gold"),
             message:
                 "make the model that never learned the forget set (base {wildcards.base_seed}, {wildcards.task})"
             shell:
-                plan.command("gold")
+                directives.command("gold")
 
-elif plan.config.model.kind == "gguf":
+elif directives.config.model.kind == "gguf":
 
     rule convert:
         """Convert a GGUF file to a standard model folder."""
         input:
-            unpack(plan.inputs("convert")),
+            unpack(directives.inputs("convert")),
         output:
-            **plan.outputs("convert", directory),
+            **directives.outputs("convert", directory),
         log:
-            plan.log("convert"),
+            directives.log("convert"),
         conda:
             "../../envs/cpu.yaml"
         resources:
-            mem_mb=plan.memory("convert"),
-            runtime=plan.runtime("convert"),
+            mem_mb=directives.memory("convert"),
+            runtime=directives.runtime("convert"),
         params:
-            **plan.params("convert"),
+            **directives.params("convert"),
         message:
             "convert the GGUF model"
         shell:
-            plan.command("convert")
+            directives.command("convert")
 
-elif plan.config.model.kind == "huggingface":
+elif directives.config.model.kind == "huggingface":
 
     rule download:
         """Bring the base model from the hub or a local folder."""
         input:
-            unpack(plan.inputs("download")),
+            unpack(directives.inputs("download")),
         output:
-            **plan.outputs("download", directory),
+            **directives.outputs("download", directory),
         log:
-            plan.log("download"),
+            directives.log("download"),
         localrule: True
         conda:
             "../../envs/cpu.yaml"
         resources:
-            mem_mb=plan.memory("download"),
-            runtime=plan.runtime("download"),
+            mem_mb=directives.memory("download"),
+            runtime=directives.runtime("download"),
         params:
-            **plan.params("download"),
+            **directives.params("download"),
         message:
             "fetch the base model"
         shell:
-            plan.command("download")
+            directives.command("download")
 
 
 rule model_card:
     """Measure the base model and hold it to its requirements."""
     input:
-        unpack(plan.inputs("model_card")),
+        unpack(directives.inputs("model_card")),
     output:
-        **plan.outputs("model_card", directory),
+        **directives.outputs("model_card", directory),
     log:
-        plan.log("model_card"),
+        directives.log("model_card"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("model_card"),
-        runtime=plan.runtime("model_card"),
+        mem_mb=directives.memory("model_card"),
+        runtime=directives.runtime("model_card"),
     params:
-        **plan.params("model_card"),
+        **directives.params("model_card"),
     message:
         "measure the base model (base {wildcards.base_seed})"
     shell:
-        plan.command("model_card")
+        directives.command("model_card")

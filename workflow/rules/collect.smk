@@ -7,148 +7,148 @@ from localized_unlearning.paper.artefacts import FIGURES, TABLES
 rule table:
     """Write a table of the paper."""
     input:
-        unpack(plan.inputs("table")),
+        unpack(directives.inputs("table")),
     output:
-        **plan.outputs("table", directory),
+        **directives.outputs("table", directory),
     log:
-        plan.log("table"),
+        directives.log("table"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("table"),
-        runtime=plan.runtime("table"),
+        mem_mb=directives.memory("table"),
+        runtime=directives.runtime("table"),
     params:
-        **plan.params("table"),
+        **directives.params("table"),
     message:
         "write {wildcards.table}"
     shell:
-        plan.command("table")
+        directives.command("table")
 
 
 rule comparisons:
     """Compare a table's localizations with one another and with random ones."""
     input:
-        unpack(plan.inputs("comparisons")),
+        unpack(directives.inputs("comparisons")),
     output:
-        **plan.outputs("comparisons", directory),
+        **directives.outputs("comparisons", directory),
     log:
-        plan.log("comparisons"),
+        directives.log("comparisons"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("comparisons"),
-        runtime=plan.runtime("comparisons"),
+        mem_mb=directives.memory("comparisons"),
+        runtime=directives.runtime("comparisons"),
     params:
-        **plan.params("comparisons"),
+        **directives.params("comparisons"),
     message:
         "compare the localizations of {wildcards.table}"
     shell:
-        plan.command("comparisons")
+        directives.command("comparisons")
 
 
 rule supplement:
     """Write every prompt of a table, and every letter."""
     input:
-        unpack(plan.inputs("supplement")),
+        unpack(directives.inputs("supplement")),
     output:
-        **plan.outputs("supplement", directory),
+        **directives.outputs("supplement", directory),
     log:
-        plan.log("supplement"),
+        directives.log("supplement"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("supplement"),
-        runtime=plan.runtime("supplement"),
+        mem_mb=directives.memory("supplement"),
+        runtime=directives.runtime("supplement"),
     params:
-        **plan.params("supplement"),
+        **directives.params("supplement"),
     message:
         "every prompt of {wildcards.table}"
     shell:
-        plan.command("supplement")
+        directives.command("supplement")
 
 
 rule figure:
     """Draw a figure of the paper."""
     input:
-        unpack(plan.inputs("figure")),
+        unpack(directives.inputs("figure")),
     output:
-        **plan.outputs("figure", directory),
+        **directives.outputs("figure", directory),
     log:
-        plan.log("figure"),
+        directives.log("figure"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("figure"),
-        runtime=plan.runtime("figure"),
+        mem_mb=directives.memory("figure"),
+        runtime=directives.runtime("figure"),
     params:
-        **plan.params("figure"),
+        **directives.params("figure"),
     message:
         "draw {wildcards.figure}"
     shell:
-        plan.command("figure")
+        directives.command("figure")
 
 
 rule claims:
     """Judge the paper's claims on a run's rows."""
     input:
-        unpack(plan.inputs("claims")),
+        unpack(directives.inputs("claims")),
     output:
-        **plan.outputs("claims", directory),
+        **directives.outputs("claims", directory),
     log:
-        plan.log("claims"),
+        directives.log("claims"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("claims"),
-        runtime=plan.runtime("claims"),
+        mem_mb=directives.memory("claims"),
+        runtime=directives.runtime("claims"),
     params:
-        **plan.params("claims"),
+        **directives.params("claims"),
     message:
         "judge the paper's claims"
     shell:
-        plan.command("claims")
+        directives.command("claims")
 
 
 rule study:
     """Write a table of one's own: any objectives on any forget sets."""
     input:
-        unpack(plan.inputs("study")),
+        unpack(directives.inputs("study")),
     output:
-        **plan.outputs("study", directory),
+        **directives.outputs("study", directory),
     log:
-        plan.log("study"),
+        directives.log("study"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("study"),
-        runtime=plan.runtime("study"),
+        mem_mb=directives.memory("study"),
+        runtime=directives.runtime("study"),
     params:
-        **plan.params("study"),
+        **directives.params("study"),
     message:
         "write the study {wildcards.study}"
     shell:
-        plan.command("study")
+        directives.command("study")
 
 
 rule faithfulness_report:
     """Write and draw the faithfulness of all localizations."""
     input:
-        unpack(plan.inputs("faithfulness_report")),
+        unpack(directives.inputs("faithfulness_report")),
     output:
-        **plan.outputs("faithfulness_report", directory),
+        **directives.outputs("faithfulness_report", directory),
     log:
-        plan.log("faithfulness_report"),
+        directives.log("faithfulness_report"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("faithfulness_report"),
-        runtime=plan.runtime("faithfulness_report"),
+        mem_mb=directives.memory("faithfulness_report"),
+        runtime=directives.runtime("faithfulness_report"),
     params:
-        **plan.params("faithfulness_report"),
+        **directives.params("faithfulness_report"),
     message:
         "draw the faithfulness of the localizations"
     shell:
-        plan.command("faithfulness_report")
+        directives.command("faithfulness_report")
 
 
 for name in [*TABLES, *FIGURES]:
@@ -157,57 +157,57 @@ for name in [*TABLES, *FIGURES]:
         name:
             name
         input:
-            plan.target(name),
+            directives.target(name),
         localrule: True
 
 
-for name in plan.config.studies:
+for name in directives.config.studies:
 
     rule:
         name:
             name
         input:
-            plan.studies(name),
+            directives.studies(name),
         localrule: True
 
 
 rule studies:
     """Write the tables that the config names as studies."""
     input:
-        plan.studies(),
+        directives.studies(),
     localrule: True
 
 
 rule tables:
     """Make every table."""
     input:
-        plan.targets(TABLES),
+        directives.targets(TABLES),
     localrule: True
 
 
 rule figures:
     """Draw every figure."""
     input:
-        plan.targets(FIGURES),
+        directives.targets(FIGURES),
     localrule: True
 
 
 rule statistics:
     """Compare the localizations of every table."""
     input:
-        plan.statistics(),
+        directives.statistics(),
     localrule: True
 
 
 rule report:
     """Write one HTML page of what is there."""
     log:
-        f"{plan.layout.logs}/report.log",
+        f"{directives.layout.logs}/report.log",
     localrule: True
     conda:
         "../../envs/cpu.yaml"
     params:
-        config=plan.layout.resolved,
+        config=directives.layout.resolved,
     message:
         "one page of what is there"
     shell:
@@ -217,12 +217,12 @@ rule report:
 rule preflight:
     """Say what the run takes and what it lacks."""
     log:
-        f"{plan.layout.logs}/preflight.log",
+        f"{directives.layout.logs}/preflight.log",
     localrule: True
     conda:
         "../../envs/cpu.yaml"
     params:
-        config=plan.layout.resolved,
+        config=directives.layout.resolved,
     message:
         "the plan, and all that it lacks"
     shell:
@@ -232,13 +232,13 @@ rule preflight:
 rule audit:
     """Verify every file against its record."""
     log:
-        f"{plan.layout.logs}/audit.log",
+        f"{directives.layout.logs}/audit.log",
     localrule: True
     conda:
         "../../envs/cpu.yaml"
     params:
-        config=plan.layout.resolved,
-        folders=lambda _: plan.folders(),
+        config=directives.layout.resolved,
+        folders=lambda _: directives.folders(),
     message:
         "compare every file with its record, and every record with what would be done now"
     shell:
@@ -248,43 +248,43 @@ rule audit:
 rule write_attacks:
     """Write the matrix of attacks."""
     input:
-        unpack(plan.inputs("attack_table")),
+        unpack(directives.inputs("attack_table")),
     output:
-        **plan.outputs("attack_table", directory),
+        **directives.outputs("attack_table", directory),
     log:
-        plan.log("attack_table"),
+        directives.log("attack_table"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("attack_table"),
-        runtime=plan.runtime("attack_table"),
+        mem_mb=directives.memory("attack_table"),
+        runtime=directives.runtime("attack_table"),
     params:
-        **plan.params("attack_table"),
+        **directives.params("attack_table"),
     message:
         "write the matrix of attacks"
     shell:
-        plan.command("attack_table")
+        directives.command("attack_table")
 
 
 rule grade:
     """Grade the localizations against the truth."""
     input:
-        unpack(plan.inputs("localizers")),
+        unpack(directives.inputs("localizers")),
     output:
-        **plan.outputs("localizers", directory),
+        **directives.outputs("localizers", directory),
     log:
-        plan.log("localizers"),
+        directives.log("localizers"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("localizers"),
-        runtime=plan.runtime("localizers"),
+        mem_mb=directives.memory("localizers"),
+        runtime=directives.runtime("localizers"),
     params:
-        **plan.params("localizers"),
+        **directives.params("localizers"),
     message:
         "grade the localizations against the truth ({wildcards.task})"
     shell:
-        plan.command("localizers")
+        directives.command("localizers")
 
 
 for name in ("attacks", "table_attacks"):
@@ -293,61 +293,61 @@ for name in ("attacks", "table_attacks"):
         name:
             name
         input:
-            plan.attack_matrix(),
+            directives.attack_matrix(),
         localrule: True
 
 
 rule grade_places:
     """Write how well localizers find facts at places that were moved."""
     input:
-        unpack(plan.inputs("places_page")),
+        unpack(directives.inputs("places_page")),
     output:
-        **plan.outputs("places_page", directory),
+        **directives.outputs("places_page", directory),
     log:
-        plan.log("places_page"),
+        directives.log("places_page"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("places_page"),
-        runtime=plan.runtime("places_page"),
+        mem_mb=directives.memory("places_page"),
+        runtime=directives.runtime("places_page"),
     params:
-        **plan.params("places_page"),
+        **directives.params("places_page"),
     message:
         "localizers against the truth, place by place"
     shell:
-        plan.command("places_page")
+        directives.command("places_page")
 
 
 rule localizers:
     """Localizers against the truth: the bed's own place, and places that were moved."""
     input:
-        plan.moved(),
+        directives.moved(),
     localrule: True
 
 
 rule answer:
     """Write the page of the question."""
     input:
-        unpack(plan.inputs("question_page")),
+        unpack(directives.inputs("question_page")),
     output:
-        **plan.outputs("question_page", directory),
+        **directives.outputs("question_page", directory),
     log:
-        plan.log("question_page"),
+        directives.log("question_page"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("question_page"),
-        runtime=plan.runtime("question_page"),
+        mem_mb=directives.memory("question_page"),
+        runtime=directives.runtime("question_page"),
     params:
-        **plan.params("question_page"),
+        **directives.params("question_page"),
     message:
         "does localization inform unlearning?"
     shell:
-        plan.command("question_page")
+        directives.command("question_page")
 
 
 rule question:
     """Does localization inform unlearning?"""
     input:
-        plan.question(),
+        directives.question(),
     localrule: True

@@ -8,137 +8,137 @@ localrules:
 rule fetch:
     """Bring a file or folder from outside, and check its bytes."""
     input:
-        unpack(plan.inputs("fetch")),
+        unpack(directives.inputs("fetch")),
     output:
-        **plan.outputs("fetch", str),
+        **directives.outputs("fetch", str),
     log:
-        plan.log("fetch"),
+        directives.log("fetch"),
     wildcard_constraints:
-        source=plan.fetched(folders=False),
+        source=directives.fetched(folders=False),
     localrule: True
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("fetch"),
-        runtime=plan.runtime("fetch"),
+        mem_mb=directives.memory("fetch"),
+        runtime=directives.runtime("fetch"),
     params:
-        **plan.params("fetch"),
+        **directives.params("fetch"),
     message:
         "fetch {wildcards.source}"
     shell:
-        plan.command("fetch")
+        directives.command("fetch")
 
 
 use rule fetch as fetch_folder with:
     output:
-        **plan.outputs("fetch", directory, all_folders=True),
+        **directives.outputs("fetch", directory, all_folders=True),
     wildcard_constraints:
-        source=plan.fetched(folders=True),
+        source=directives.fetched(folders=True),
 
 
 rule counterfact:
     """Make facts and prompts of CounterFact, every fact with its own."""
     input:
-        unpack(plan.inputs("counterfact")),
+        unpack(directives.inputs("counterfact")),
     output:
-        **plan.outputs("counterfact", directory),
+        **directives.outputs("counterfact", directory),
     log:
-        plan.log("counterfact"),
+        directives.log("counterfact"),
     localrule: True
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("counterfact"),
-        runtime=plan.runtime("counterfact"),
+        mem_mb=directives.memory("counterfact"),
+        runtime=directives.runtime("counterfact"),
     params:
-        **plan.params("counterfact"),
+        **directives.params("counterfact"),
     message:
         "facts and prompts of CounterFact"
     shell:
-        plan.command("counterfact")
+        directives.command("counterfact")
 
 
 rule check_model:
     """Check the base model, and that every prompt fits it, before anything is computed."""
     input:
-        unpack(plan.inputs("check_model")),
+        unpack(directives.inputs("check_model")),
     output:
-        **plan.outputs("check_model", directory),
+        **directives.outputs("check_model", directory),
     log:
-        plan.log("check_model"),
+        directives.log("check_model"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("check_model"),
-        runtime=plan.runtime("check_model"),
+        mem_mb=directives.memory("check_model"),
+        runtime=directives.runtime("check_model"),
     params:
-        **plan.params("check_model"),
+        **directives.params("check_model"),
     message:
         "check the base model (base {wildcards.base_seed})"
     shell:
-        plan.command("check_model")
+        directives.command("check_model")
 
 
 rule known_facts:
     """Find out which facts the base model knows."""
     input:
-        unpack(plan.inputs("known_facts")),
+        unpack(directives.inputs("known_facts")),
     output:
-        **plan.outputs("known_facts", directory),
+        **directives.outputs("known_facts", directory),
     log:
-        plan.log("known_facts"),
+        directives.log("known_facts"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("known_facts"),
-        runtime=plan.runtime("known_facts"),
+        mem_mb=directives.memory("known_facts"),
+        runtime=directives.runtime("known_facts"),
     params:
-        **plan.params("known_facts"),
+        **directives.params("known_facts"),
     message:
         "which facts the base model knows (base {wildcards.base_seed})"
     shell:
-        plan.command("known_facts")
+        directives.command("known_facts")
 
 
 rule windows:
     """Tokenise the training text, once for all that train on it."""
     input:
-        unpack(plan.inputs("windows")),
+        unpack(directives.inputs("windows")),
     output:
-        **plan.outputs("windows", directory),
+        **directives.outputs("windows", directory),
     log:
-        plan.log("windows"),
+        directives.log("windows"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("windows"),
-        runtime=plan.runtime("windows"),
+        mem_mb=directives.memory("windows"),
+        runtime=directives.runtime("windows"),
     params:
-        **plan.params("windows"),
+        **directives.params("windows"),
     message:
         "the training text as windows of tokens (base {wildcards.base_seed})"
     shell:
-        plan.command("windows")
+        directives.command("windows")
 
 
 rule split:
     """Split the known facts into train and test, forget and retain."""
     input:
-        unpack(plan.inputs("split")),
+        unpack(directives.inputs("split")),
     output:
-        **plan.outputs("split", directory),
+        **directives.outputs("split", directory),
     log:
-        plan.log("split"),
+        directives.log("split"),
     conda:
         "../../envs/cpu.yaml"
     resources:
-        mem_mb=plan.memory("split"),
-        runtime=plan.runtime("split"),
+        mem_mb=directives.memory("split"),
+        runtime=directives.runtime("split"),
     params:
-        **plan.params("split"),
+        **directives.params("split"),
     message:
         "split the facts (base {wildcards.base_seed}, {wildcards.task})"
     shell:
-        plan.command("split")
+        directives.command("split")

@@ -6,135 +6,135 @@
 rule facts:
     """Ask a model for the facts, in every configured prompt."""
     input:
-        unpack(plan.inputs("facts")),
+        unpack(directives.inputs("facts")),
     output:
-        **plan.outputs("facts", directory),
+        **directives.outputs("facts", directory),
     log:
-        plan.log("facts"),
+        directives.log("facts"),
     conda:
         "../../envs/cpu.yaml"
     priority: 1
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("facts"),
-        runtime=plan.runtime("facts"),
+        mem_mb=directives.memory("facts"),
+        runtime=directives.runtime("facts"),
     params:
-        **plan.params("facts"),
+        **directives.params("facts"),
     message:
         "ask {wildcards.localization} for the facts (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
     shell:
-        plan.command("facts")
+        directives.command("facts")
 
 
 rule multiple_choice:
     """Ask a model for the facts by multiple choice."""
     input:
-        unpack(plan.inputs("multiple_choice")),
+        unpack(directives.inputs("multiple_choice")),
     output:
-        **plan.outputs("multiple_choice", directory),
+        **directives.outputs("multiple_choice", directory),
     log:
-        plan.log("multiple_choice"),
+        directives.log("multiple_choice"),
     conda:
         "../../envs/cpu.yaml"
     priority: 1
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("multiple_choice"),
-        runtime=plan.runtime("multiple_choice"),
+        mem_mb=directives.memory("multiple_choice"),
+        runtime=directives.runtime("multiple_choice"),
     params:
-        **plan.params("multiple_choice"),
+        **directives.params("multiple_choice"),
     message:
         "ask {wildcards.localization} by multiple choice (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
     shell:
-        plan.command("multiple_choice")
+        directives.command("multiple_choice")
 
 
 rule mmlu:
     """Ask a model general-knowledge questions in MMLU's format."""
     input:
-        unpack(plan.inputs("mmlu")),
+        unpack(directives.inputs("mmlu")),
     output:
-        **plan.outputs("mmlu", directory),
+        **directives.outputs("mmlu", directory),
     log:
-        plan.log("mmlu"),
+        directives.log("mmlu"),
     conda:
         "../../envs/cpu.yaml"
     priority: 1
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("mmlu"),
-        runtime=plan.runtime("mmlu"),
+        mem_mb=directives.memory("mmlu"),
+        runtime=directives.runtime("mmlu"),
     params:
-        **plan.params("mmlu"),
+        **directives.params("mmlu"),
     message:
         "ask {wildcards.localization} general knowledge (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
     shell:
-        plan.command("mmlu")
+        directives.command("mmlu")
 
 
 rule text:
     """Measure a model's loss on held-out plain text."""
     input:
-        unpack(plan.inputs("text")),
+        unpack(directives.inputs("text")),
     output:
-        **plan.outputs("text", directory),
+        **directives.outputs("text", directory),
     log:
-        plan.log("text"),
+        directives.log("text"),
     conda:
         "../../envs/cpu.yaml"
     priority: 2
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("text"),
-        runtime=plan.runtime("text"),
+        mem_mb=directives.memory("text"),
+        runtime=directives.runtime("text"),
     params:
-        **plan.params("text"),
+        **directives.params("text"),
     message:
         "read held-out text with {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
     shell:
-        plan.command("text")
+        directives.command("text")
 
 
 rule sweep:
     """Ask a model again and again as ever more of its weights are edited."""
     input:
-        unpack(plan.inputs("sweep")),
+        unpack(directives.inputs("sweep")),
     output:
-        **plan.outputs("sweep", directory),
+        **directives.outputs("sweep", directory),
     log:
-        plan.log("sweep"),
+        directives.log("sweep"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("sweep"),
-        runtime=plan.runtime("sweep"),
+        mem_mb=directives.memory("sweep"),
+        runtime=directives.runtime("sweep"),
     params:
-        **plan.params("sweep"),
+        **directives.params("sweep"),
     message:
         "sweep the edit sizes of {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, seed {wildcards.seed})"
     shell:
-        plan.command("sweep")
+        directives.command("sweep")
 
 
 rule teachers:
     """Ask a model for the facts of pretraining."""
     input:
-        unpack(plan.inputs("teachers")),
+        unpack(directives.inputs("teachers")),
     output:
-        **plan.outputs("teachers", directory),
+        **directives.outputs("teachers", directory),
     log:
-        plan.log("teachers"),
+        directives.log("teachers"),
     conda:
         "../../envs/cpu.yaml"
     priority: 1
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("teachers"),
-        runtime=plan.runtime("teachers"),
+        mem_mb=directives.memory("teachers"),
+        runtime=directives.runtime("teachers"),
     params:
-        **plan.params("teachers"),
+        **directives.params("teachers"),
     message:
         "ask {wildcards.localization} for the facts of pretraining (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
     shell:
-        plan.command("teachers")
+        directives.command("teachers")

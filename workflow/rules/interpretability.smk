@@ -4,42 +4,42 @@
 rule layer_probes:
     """Find the layers at which the base model's facts can be read."""
     input:
-        unpack(plan.inputs("layer_probes")),
+        unpack(directives.inputs("layer_probes")),
     output:
-        **plan.outputs("layer_probes", directory),
+        **directives.outputs("layer_probes", directory),
     log:
-        plan.log("layer_probes"),
+        directives.log("layer_probes"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("layer_probes"),
-        runtime=plan.runtime("layer_probes"),
+        mem_mb=directives.memory("layer_probes"),
+        runtime=directives.runtime("layer_probes"),
     params:
-        **plan.params("layer_probes"),
+        **directives.params("layer_probes"),
     message:
         "probe the layers of the base model (base {wildcards.base_seed})"
     shell:
-        plan.command("layer_probes")
+        directives.command("layer_probes")
 
 
 rule head_ablation:
     """Ablate the base model's attention heads one by one."""
     input:
-        unpack(plan.inputs("head_ablation")),
+        unpack(directives.inputs("head_ablation")),
     output:
-        **plan.outputs("head_ablation", directory),
+        **directives.outputs("head_ablation", directory),
     log:
-        plan.log("head_ablation"),
+        directives.log("head_ablation"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("head_ablation"),
-        runtime=plan.runtime("head_ablation"),
+        mem_mb=directives.memory("head_ablation"),
+        runtime=directives.runtime("head_ablation"),
     params:
-        **plan.params("head_ablation"),
+        **directives.params("head_ablation"),
     message:
         "ablate the heads of the lookup layers (base {wildcards.base_seed})"
     shell:
-        plan.command("head_ablation")
+        directives.command("head_ablation")

@@ -4,42 +4,42 @@
 rule finetune:
     """Train the chosen weights until the facts are gone."""
     input:
-        unpack(plan.inputs("finetune")),
+        unpack(directives.inputs("finetune")),
     output:
-        **plan.outputs("finetune", directory),
+        **directives.outputs("finetune", directory),
     log:
-        plan.log("finetune"),
+        directives.log("finetune"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("finetune"),
-        runtime=plan.runtime("finetune"),
+        mem_mb=directives.memory("finetune"),
+        runtime=directives.runtime("finetune"),
     params:
-        **plan.params("finetune"),
+        **directives.params("finetune"),
     message:
         "fine-tune {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, {wildcards.objective}, seed {wildcards.seed})"
     shell:
-        plan.command("finetune")
+        directives.command("finetune")
 
 
 rule mask:
     """Train a mask over the chosen weights."""
     input:
-        unpack(plan.inputs("mask")),
+        unpack(directives.inputs("mask")),
     output:
-        **plan.outputs("mask", directory),
+        **directives.outputs("mask", directory),
     log:
-        plan.log("mask"),
+        directives.log("mask"),
     conda:
         "../../envs/cpu.yaml"
-    threads: plan.config.compute.threads
+    threads: directives.config.compute.threads
     resources:
-        mem_mb=plan.memory("mask"),
-        runtime=plan.runtime("mask"),
+        mem_mb=directives.memory("mask"),
+        runtime=directives.runtime("mask"),
     params:
-        **plan.params("mask"),
+        **directives.params("mask"),
     message:
         "mask {wildcards.localization} (base {wildcards.base_seed}, {wildcards.task}, seed {wildcards.seed})"
     shell:
-        plan.command("mask")
+        directives.command("mask")

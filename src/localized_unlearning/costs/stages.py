@@ -30,7 +30,7 @@ TABLE, COMPARING = Work(fit_flops=6e9), Work(fit_flops=1.7e10)
 # ---- the stages
 
 
-class Model(Memory):
+class CostModel(Memory):
     """The cost model of one run."""
 
     def cost(self, stage: str, wildcards: Wildcards) -> Cost:
@@ -39,7 +39,7 @@ class Model(Memory):
         return replace(cost, device=self.sharded(cost.device)) if stage not in LIGHT else cost
 
 
-def _finetune(model: Model, w: Wildcards) -> Cost:
+def _finetune(model: CostModel, w: Wildcards) -> Cost:
     trained, lowest = model.trained(w["localization"], w["task"])
     objective = model.config.objectives[w["objective"]]
     assert objective is not None
@@ -56,7 +56,7 @@ def _finetune(model: Model, w: Wildcards) -> Cost:
     return Cost(work, device, 2 * trained * model.width, trained * model.width)
 
 
-def _mask(model: Model, w: Wildcards) -> Cost:
+def _mask(model: CostModel, w: Wildcards) -> Cost:
     m, trained, lowest = model.config.masking, *model.trained(w["localization"], w["task"], masks=True)
     states = {"adam": 2, "sgd": 1 if m.momentum else 0}[m.optimizer]
     held = {
@@ -77,7 +77,7 @@ def _mask(model: Model, w: Wildcards) -> Cost:
     return Cost(work, device, 8 * kept, 4.0 * kept)
 
 
-def _relearn(model: Model, w: Wildcards) -> Cost:
+def _relearn(model: CostModel, w: Wildcards) -> Cost:
     r, s = model.config.relearning, model.shape
     trained, _ = model.trained(w["localization"], w["task"])
     lora, read = model.adapters(r.rank, dropout=True)
@@ -99,31 +99,31 @@ def _relearn(model: Model, w: Wildcards) -> Cost:
     return Cost(work, {**largest, **held}, trained * model.width, 2e4 * (r.iterations + 1))
 
 
-def _asked(model: Model, w: Wildcards, work: Work, rows: float) -> Cost:
+def _asked(model: CostModel, w: Wildcards, work: Work, rows: float) -> Cost:
     """One evaluation of a checkpoint: the model is loaded, changed by its delta, and asked."""
     trained = model.trained(w["localization"], w["task"])[0]
     return Cost(work + model.loading(trained), model.evaluating(), trained * model.width, 1e4 + 60.0 * rows)
 
 
-def _facts(model: Model, w: Wildcards) -> Cost:
+def _facts(model: CostModel, w: Wildcards) -> Cost:
     c, test = model.config, sum(model.parts(w["task"])[1:])
     names = (c.prompts.training, c.prompts.question, *c.evaluation.prompts)
     return _asked(model, w, sum((model.ask(name, test) for name in names), Work()), test * len(names))
 
 
-def _multiple_choice(model: Model, w: Wildcards) -> Cost:
+def _multiple_choice(model: CostModel, w: Wildcards) -> Cost:
     test = sum(model.parts(w["task"])[1:])
     orders = 1 + model.config.evaluation.orders
     return _asked(model, w, model.ask_choice(test, orders), orders * test)
 
 
-def _mmlu(model: Model, w: Wildcards) -> Cost:
+def _mmlu(model: CostModel, w: Wildcards) -> Cost:
     m = model.config.mmlu
     rows = model.data.questions if m.questions is None else m.questions
     return _asked(model, w, model.ask_questions(m.questions, m.shots), rows)
 
 
-def _text(model: Model, w: Wildcards) -> Cost:
+def _text(model: CostModel, w: Wildcards) -> Cost:
     t = model.config.text
     count = t.windows * t.tokens
     work = model.forward(count, t.tokens, 2 * count) * 2  # the base model's beside
@@ -134,7 +134,7 @@ def _text(model: Model, w: Wildcards) -> Cost:
     return replace(cost, device={**cost.device, "hidden states": states})
 
 
-def _sweep(model: Model, w: Wildcards) -> Cost:
+def _sweep(model: CostModel, w: Wildcards) -> Cost:
     masking = model.config.masking
     rankings = 1 + len(masking.controls)
     points = rankings * len(masking.edit_sizes) - (rankings - 1 if 0 in masking.edit_sizes else 0)
@@ -144,7 +144,7 @@ def _sweep(model: Model, w: Wildcards) -> Cost:
     )  # fmt: skip
 
 
-def _score(model: Model, w: Wildcards) -> Cost:
+def _score(model: CostModel, w: Wildcards) -> Cost:
     c, s = model.config, model.shape
     score = c.scores[w["scores"]]
     assert score is not None
@@ -172,7 +172,7 @@ def _score(model: Model, w: Wildcards) -> Cost:
     return Cost(work + model.loading(), device, 0, 2e4)
 
 
-def _select_weights(model: Model, w: Wildcards) -> Cost:
+def _select_weights(model: CostModel, w: Wildcards) -> Cost:
     c, s = model.config, model.shape
     train = model.parts(w["task"])[0]
     nodes = model.packed(train, *model.prompts[c.prompts.training])
@@ -186,7 +186,7 @@ def _select_weights(model: Model, w: Wildcards) -> Cost:
     return Cost(work + model.loading(), device, 2.0 * s.body, s.body / 8)
 
 
-def _faithfulness(model: Model, w: Wildcards) -> Cost:
+def _faithfulness(model: CostModel, w: Wildcards) -> Cost:
     c, s = model.config, model.shape
     asked = model.data.total if c.faithfulness.prompts is None else c.faithfulness.prompts
     nodes = model.packed(asked, *model.prompts[c.prompts.training])
@@ -198,23 +198,23 @@ def _faithfulness(model: Model, w: Wildcards) -> Cost:
     return Cost(work + model.loading(), device, 0, 1e5)
 
 
-def _check_model(model: Model, w: Wildcards) -> Cost:
+def _check_model(model: CostModel, w: Wildcards) -> Cost:
     return Cost(model.asking(64) + model.loading(), model.evaluating(), 0, 1e4)
 
 
-def _known_facts(model: Model, w: Wildcards) -> Cost:
+def _known_facts(model: CostModel, w: Wildcards) -> Cost:
     work = model.ask(model.config.prompts.training, model.data.total) + model.loading()
     return Cost(work, model.evaluating(), 0, 1e5)
 
 
-def _model_card(model: Model, w: Wildcards) -> Cost:
+def _model_card(model: CostModel, w: Wildcards) -> Cost:
     c, n = model.config, model.data.total
     work = model.ask(c.prompts.training, n) + model.ask(c.prompts.question, n) + model.ask_choice(n, 2)
     work += model.ask_questions(c.mmlu.questions, c.mmlu.shots) + model.loading()
     return Cost(work, model.evaluating(), 0, 1e4)
 
 
-def _probe(model: Model, w: Wildcards) -> Cost:
+def _probe(model: CostModel, w: Wildcards) -> Cost:
     trained = model.trained(w["localization"], w["task"])[0]
     work = replace(model.pass_over(model.config.prompts.training, model.data.total), logit_flops=0, logits=0)
     work += model.probes(2 * 3 * model.shape.layers, model.parts(w["task"])[0]) + model.loading(trained)
@@ -223,21 +223,21 @@ def _probe(model: Model, w: Wildcards) -> Cost:
     return Cost(work, device, trained * model.width + 3 * residual, 1e4)
 
 
-def _layer_probes(model: Model, w: Wildcards) -> Cost:
+def _layer_probes(model: CostModel, w: Wildcards) -> Cost:
     n = model.data.total
     work = model.pass_over(model.config.prompts.training, n) * 2 + model.pass_over("subject", n) * 2
     work += model.probes(6 * model.shape.layers, 0.8 * n) * 2 + model.loading()
     return Cost(work, model.evaluating(), 12.0 * model.shape.layers * n * model.shape.hidden, 1e5)
 
 
-def _head_ablation(model: Model, w: Wildcards) -> Cost:
+def _head_ablation(model: CostModel, w: Wildcards) -> Cost:
     runs = model.config.interpretability.lookup_end * model.shape.heads + 1
     work = model.pass_over(model.config.prompts.training, model.data.total) * runs
     work += model.probes(runs, 0.8 * model.data.total) * 2 + model.loading()
     return Cost(work, model.evaluating(), 12.0 * model.data.total * model.shape.hidden, 1e5)
 
 
-def _pretrain(model: Model, w: Wildcards) -> Cost:
+def _pretrain(model: CostModel, w: Wildcards) -> Cost:
     o, c = model.config.organism, model.config
     work = Work()
     for name, count in (
@@ -260,7 +260,7 @@ def _pretrain(model: Model, w: Wildcards) -> Cost:
     return Cost(work * o.steps, device, 0, 4.0 * n)
 
 
-def _inject(model: Model, w: Wildcards) -> Cost:
+def _inject(model: CostModel, w: Wildcards) -> Cost:
     o = model.config.organism
     if o.facts_in is None:
         return Cost(disk=1e4)
@@ -270,7 +270,7 @@ def _inject(model: Model, w: Wildcards) -> Cost:
     return replace(one, work=one.work * (steps / asked))
 
 
-def _question(model: Model, w: Wildcards) -> Cost:
+def _question(model: CostModel, w: Wildcards) -> Cost:
     """Two injections, then for each selection a few trainings, evaluations and an attack, each of a few thousand steps' cost."""
     q = model.config.question
     each = _pretrain(model, w)
@@ -281,7 +281,7 @@ def _question(model: Model, w: Wildcards) -> Cost:
     return replace(each, work=_inject(model, w).work * 2 + each.work * share)
 
 
-def _retraining(model: Model, r: Retraining, rank: int | None) -> tuple[Work, dict[str, float]]:
+def _retraining(model: CostModel, r: Retraining, rank: int | None) -> tuple[Work, dict[str, float]]:
     """Work and device bytes of an attack that trains adapters of ``rank``, or without one every matrix of the layers."""
     s = model.shape
     if rank is None:
@@ -303,7 +303,7 @@ def _retraining(model: Model, r: Retraining, rank: int | None) -> tuple[Work, di
     return work, device
 
 
-def _attack(model: Model, w: Wildcards) -> Cost:
+def _attack(model: CostModel, w: Wildcards) -> Cost:
     """Half and half costs most, apart from the search, which does it once per cell; both hold adapters and states."""
     a, asked = model.config.attacks, _facts(model, w)
     cells = {
@@ -333,11 +333,11 @@ def _attack(model: Model, w: Wildcards) -> Cost:
     return replace(asked, work=work, device=largest)
 
 
-def _download(model: Model, w: Wildcards) -> Cost:
+def _download(model: CostModel, w: Wildcards) -> Cost:
     return Cost(Work(load=2 * model.weights), {}, 1e9, model.weights)
 
 
-def _convert(model: Model, w: Wildcards) -> Cost:
+def _convert(model: CostModel, w: Wildcards) -> Cost:
     return Cost(
         Work(load=2 * model.weights, traffic=200 * model.shape.parameters),
         {},
@@ -346,27 +346,27 @@ def _convert(model: Model, w: Wildcards) -> Cost:
     )
 
 
-def _claims(model: Model, w: Wildcards) -> Cost:
+def _claims(model: CostModel, w: Wildcards) -> Cost:
     return Cost(COMPARING, host=2e9, disk=2e5)  # every model's rows at once, and their resampled means
 
 
-def _fetch(model: Model, w: Wildcards) -> Cost:
+def _fetch(model: CostModel, w: Wildcards) -> Cost:
     return Cost(disk=0.4 * GB)  # the largest of the presets: a part of the Pile, compressed
 
 
-def _table(model: Model, w: Wildcards) -> Cost:
+def _table(model: CostModel, w: Wildcards) -> Cost:
     return Cost(TABLE, disk=4e4)
 
 
-def _comparisons(model: Model, w: Wildcards) -> Cost:
+def _comparisons(model: CostModel, w: Wildcards) -> Cost:
     return Cost(COMPARING, disk=5e4)
 
 
-def _light(model: Model, w: Wildcards) -> Cost:
+def _light(model: CostModel, w: Wildcards) -> Cost:
     return Cost(disk=1e4)
 
 
-STAGE_COSTS: dict[str, Callable[[Model, Wildcards], Cost]] = {
+STAGE_COSTS: dict[str, Callable[[CostModel, Wildcards], Cost]] = {
     "fetch": _fetch,
     "pretrain": _pretrain,
     "inject": _inject,
@@ -427,7 +427,7 @@ PATIENCE = 4
 """Time asked for, over what is predicted: a busy file system or a neighbour must not kill a job."""
 
 
-def memory_mb(model: Model, stage: str, wildcards: Wildcards, attempt: int = 1) -> int:
+def memory_mb(model: CostModel, stage: str, wildcards: Wildcards, attempt: int = 1) -> int:
     """Host memory to ask for, in MB; half as much again with each further attempt.
 
     On a GPU the host holds the weights while they are loaded, and the copies that are kept beside the device. The
@@ -444,7 +444,7 @@ def memory_mb(model: Model, stage: str, wildcards: Wildcards, attempt: int = 1) 
     return math.ceil(needed / 1e6 * 1.5 ** (attempt - 1))
 
 
-def minutes(model: Model, stage: str, wildcards: Wildcards, threads: int = 1, attempt: int = 1) -> int:
+def minutes(model: CostModel, stage: str, wildcards: Wildcards, threads: int = 1, attempt: int = 1) -> int:
     """Time to ask for, in minutes; twice as much with each further attempt."""
     cost = model.cost(stage, wildcards)
     gpu = stage not in LIGHT and model.on_gpu

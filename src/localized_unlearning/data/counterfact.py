@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning.data.facts import normalised, read_records
+from localized_unlearning.data.facts import read_records
+from localized_unlearning.data.plain import normalised
 from localized_unlearning.data.prompts import NAME, RIGHT, WRONG
 from localized_unlearning.errors import UserError
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from localized_unlearning.config.data import Mmlu
-from localized_unlearning.data import tokens
+from localized_unlearning.data import mmlu, tokens
 from localized_unlearning.data.mmlu import Questions
 from localized_unlearning.data.prompts import Prompt
 from localized_unlearning.errors import UserError
@@ -63,7 +63,7 @@ def of_questions(tokenizer: Any, questions: Questions, settings: Mmlu, limit: in
         UserError: when one does not fit, naming it.
     """
     asked, examples = knowledge.chosen(questions, settings)
-    texts = [knowledge.mmlu.ask(q, examples, settings.shots) for q in asked]
+    texts = [mmlu.ask(q, examples, settings.shots) for q in asked]
     found = longest([q.id for q in asked], texts, lambda some: tokens.encode(tokenizer, some))
     if limit is None or found.tokens <= limit:
         return {**vars(found), "fewer_shots": 0}

@@ -75,7 +75,7 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-def recorded(folders: list[Path]) -> list[records.Record]:
+def records_in(folders: list[Path]) -> list[records.Record]:
     """The readable records of the jobs that wrote into ``folders``."""
     found = []
     for path in sorted(path for folder in folders for path in folder.rglob(f"*{records.SUFFIX}")):
@@ -113,7 +113,7 @@ def page(config: Config, templates: Path) -> str:
     import jinja2
 
     results, figures = Path(Layout(config.run).results), Path(Layout(config.run).figures)
-    found = recorded([results, figures])
+    found = records_in([results, figures])
     captions = read_captions(templates / CAPTIONS.name, config)
     shown = items(config, captions)
     first = JobId.of("model_card", base_seed=Graph(config).bases[0])

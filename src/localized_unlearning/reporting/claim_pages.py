@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from localized_unlearning.analysis.claims.verdicts import Comparison, Finding
+from localized_unlearning.analysis.claims.verdicts import Comparison, Judgement
 from localized_unlearning.paper import terms
 from localized_unlearning.reporting.markup import escaped, row
 
@@ -55,7 +55,7 @@ def words_of(measure: str, prompt: terms.Prompt) -> str:
     }[measure]
 
 
-def counts(findings: Iterable[Finding]) -> str:
+def counts(findings: Iterable[Judgement]) -> str:
     """How many claims got which verdict, in words; those that hold by construction are counted apart."""
     every = list(findings)
     found = [finding.verdict for finding in every if not finding.claim.circular]
@@ -64,7 +64,7 @@ def counts(findings: Iterable[Finding]) -> str:
     return ", ".join([*parts, *([f"{circular} circular"] if circular else [])])
 
 
-def verdict_of(finding: Finding) -> str:
+def verdict_of(finding: Judgement) -> str:
     """A verdict with what it is about: one seed's models, or circular."""
     notes = [
         *(["one seed"] if finding.seeds == 1 and finding.verdict in ("supported", "contradicted") else []),
@@ -90,7 +90,7 @@ def sides(comparison: Comparison) -> str:
     return f"{name}{value} {comparison.bound.replace('_', ' ')}{other}"
 
 
-def overview(findings: Sequence[Finding], links: Mapping[str, str]) -> list[str]:
+def overview(findings: Sequence[Judgement], links: Mapping[str, str]) -> list[str]:
     """One line per claim: says, verdict, margin, how its comparisons came out, where it is shown; and its verdicts elsewhere."""
     sets = list(dict.fromkeys(name for finding in findings for name in finding.elsewhere))
     heads = [
@@ -123,7 +123,7 @@ def _link(name: str, links: Mapping[str, str]) -> str:
     return f"[{title}]({links[name]})" if name in links else title
 
 
-def details(findings: Sequence[Finding], prompt: terms.Prompt) -> list[str]:
+def details(findings: Sequence[Judgement], prompt: terms.Prompt) -> list[str]:
     """Each claim with its reasoning and every comparison."""
     lines = []
     for finding in findings:
@@ -150,7 +150,7 @@ def details(findings: Sequence[Finding], prompt: terms.Prompt) -> list[str]:
     return lines
 
 
-def scope(findings: Sequence[Finding], bases: int) -> tuple[str, str]:
+def scope(findings: Sequence[Judgement], bases: int) -> tuple[str, str]:
     """What a run's verdicts are about: words for the title, and a sentence."""
     seeds = min((finding.seeds for finding in findings if finding.seeds), default=0)
     if seeds == 1:
@@ -168,7 +168,7 @@ def scope(findings: Sequence[Finding], bases: int) -> tuple[str, str]:
 
 def run_page(
     run: str,
-    findings: Sequence[Finding],
+    findings: Sequence[Judgement],
     confidence: float,
     links: Mapping[str, str],
     prompt: terms.Prompt = "training",
@@ -211,7 +211,7 @@ def run_page(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def ledger(tables: Sequence[Finding], curves: Sequence[Finding]) -> str:
+def ledger(tables: Sequence[Judgement], curves: Sequence[Judgement]) -> str:
     """``docs/claims-in-the-paper.md``: the claims judged on the paper's own numbers."""
     lines = [
         "# The paper's claims against the paper's own numbers",

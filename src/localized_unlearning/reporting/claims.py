@@ -22,7 +22,7 @@ from localized_unlearning.paper.artefacts import FIGURES
 from localized_unlearning.reporting import claim_pages
 
 if TYPE_CHECKING:
-    from localized_unlearning.analysis.claims.verdicts import Finding
+    from localized_unlearning.analysis.claims.verdicts import Judgement
     from localized_unlearning.jobs.job import Job
 
 
@@ -77,7 +77,7 @@ def ledger(claims: tuple[Claim, ...], folder: Path | None) -> str:
     settings = Statistics()
     tables = published.Published(settings)
     found = [verdicts.judge(claim, tables, settings.confidence) for claim in claims]
-    curves: list[Finding] = []
+    curves: list[Judgement] = []
     if folder is not None:
         curves_too = published.Published(settings, folder)
         rest = [finding.claim for finding in found if any(c.margin is None for c in finding.comparisons)]

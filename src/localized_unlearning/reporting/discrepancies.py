@@ -87,9 +87,9 @@ def page(root: Path) -> str:
         note = notes["differences"][entry]
         cells = [
             f"`{entry}`",
-            f"{note['paper']}<br>{shown(entry, found, before)}",
-            f"{claimed(entry, note['released'], found)}<br>{shown(entry, found, after)}",
-            shown(entry, found, default),
+            f"{note['paper']}<br>{value_in(entry, found, before)}",
+            f"{claimed(entry, note['released'], found)}<br>{value_in(entry, found, after)}",
+            value_in(entry, found, default),
             note["why"],
         ]
         lines.append(row(cells))
@@ -103,7 +103,7 @@ def page(root: Path) -> str:
     for key, note in notes["open"].items():
         if key not in before:
             raise UserError(f"{REASONS} speaks of {key}, which {PAPER.name} does not set: correct it")
-        lines.append(row([f"`{key}`", shown(key, [key], before), shown(key, [key], default), note]))
+        lines.append(row([f"`{key}`", value_in(key, [key], before), value_in(key, [key], default), note]))
     lines += ["", "## What no key brings back", "", "| the released code | here |", "|---|---|"]
     for note in notes["fixed"]:
         text = f"{note['did']} {note['ours']}"
@@ -142,7 +142,7 @@ def row(cells: list[str]) -> str:
     return "| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |"
 
 
-def shown(entry: str, keys: list[str], config: Mapping[str, Any]) -> str:
+def value_in(entry: str, keys: list[str], config: Mapping[str, Any]) -> str:
     """The values of ``keys`` in a config, each with what its key has beyond ``entry``."""
     parts = []
     for key in keys:

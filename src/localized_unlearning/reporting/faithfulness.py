@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from localized_unlearning.jobs.job import Job
 
-MEASURES: Mapping[str, str] = {
+COLUMNS: Mapping[str, str] = {
     "cpr": "CPR ↑",
     "cmd": "CMD ↓",
     "keep": "Selection kept ↑",
@@ -84,7 +84,7 @@ def table(points: pd.DataFrame, labels: Mapping[str, str], run: str) -> str:
             if mine.empty:
                 continue
             cells = []
-            for measure in MEASURES:
+            for measure in COLUMNS:
                 row = mine[mine["measure"] == measure]
                 cells.append(
                     f"{number(row['mean'].iloc[0])} {interval(row['low'].iloc[0], row['high'].iloc[0])}"
@@ -92,7 +92,7 @@ def table(points: pd.DataFrame, labels: Mapping[str, str], run: str) -> str:
                     else "-"
                 )
             lines.append([label, str(mine.loc[mine["own"], "components"].max()), *cells])
-        panels.append(Panel(f"Task {task}.", ["Localization", "Components", *MEASURES.values()], lines))
+        panels.append(Panel(f"Task {task}.", ["Localization", "Components", *COLUMNS.values()], lines))
     notes = [
         "What is left of the right answer's logit over the others', between a prompt with a made-up name (0) and the true "
         "one (1), when activations are replaced by the made-up name's: of all components but the selection (kept), or "

@@ -17,7 +17,7 @@ def number(value: float) -> str:
     return f"{round(value, 3) + 0.0:.3f}"  # no minus before a zero
 
 
-def shown(measure: Measure, prompts: Sequence[str]) -> bool:
+def is_shown(measure: Measure, prompts: Sequence[str]) -> bool:
     """Whether the readable table has a column: all but those of the prompts that are not asked for."""
     return measure.prompt is None or measure.prompt in prompts
 

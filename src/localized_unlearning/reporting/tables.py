@@ -25,7 +25,7 @@ from localized_unlearning.paper.artefacts import TABLES
 from localized_unlearning.paper.published import PAPER
 from localized_unlearning.paper.terms import BY_NAME, MAIN, MARKS, MEASURES, Measure
 from localized_unlearning.reporting import captions
-from localized_unlearning.reporting.markup import NOTHING, Panel, interval, latex, markdown, number, shown
+from localized_unlearning.reporting.markup import NOTHING, Panel, interval, is_shown, latex, markdown, number
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
@@ -213,7 +213,7 @@ def title_of(table: str, config: Config) -> str:
 def panels_of(data: pd.DataFrame, task: str, measures: Measures) -> tuple[list[Panel], list[str]]:
     """The panels of a readable table and their footnotes: the paper's columns, other scorings, the mean over sets."""
     measured = set(data["column"])
-    asked = [m.name for m in MEASURES if shown(m, measures.prompts) and m.name in measured]
+    asked = [m.name for m in MEASURES if is_shown(m, measures.prompts) and m.name in measured]
     main = [name for name in asked if name in MAIN]
     other = [name for name in asked if name not in MAIN]
     own, mean = data[data["task"] == task], data[data["task"] == ALL_SETS]

@@ -8,11 +8,11 @@ from pathlib import Path
 from localized_unlearning.config.source import Source
 from localized_unlearning.costs import sizes
 from localized_unlearning.errors import UserError
-from localized_unlearning.workflow.findings import Finding
+from localized_unlearning.workflow.findings import Requirement
 from localized_unlearning.workflow.plan import Plan
 
 
-def findings(plan: Plan) -> Iterator[Finding]:
+def findings(plan: Plan) -> Iterator[Requirement]:
     """What is wrong with the data that are there; of what is still to be fetched nothing is said."""
     places = {name: sizes.local_path(s, plan.places.source(name)) for name, s in _sources(plan).items()}
     own = plan.config.athletes.own_prompts is not None  # then a job makes facts and prompts
@@ -52,12 +52,12 @@ def _sources(plan: Plan) -> dict[str, Source]:
     return found if config.series.source is None else {**found, "series.source": config.series.source}
 
 
-def _missing(error: UserError) -> Finding:
+def _missing(error: UserError) -> Requirement:
     what, _, remedy = str(error).rpartition(": ")
-    return Finding("missing", what or str(error), remedy if what else "")
+    return Requirement("missing", what or str(error), remedy if what else "")
 
 
-def _facts(plan: Plan, name: str, path: Path) -> Iterator[Finding]:
+def _facts(plan: Plan, name: str, path: Path) -> Iterator[Requirement]:
     # here, since with these come pandas and transformers, which no other command needs
     from localized_unlearning.data.answers import candidates, occurring
     from localized_unlearning.data.facts import load_facts  # likewise
@@ -68,24 +68,24 @@ def _facts(plan: Plan, name: str, path: Path) -> Iterator[Finding]:
     table, odd = load_facts(path, book.answers, plan.config.athletes.relation)
     answers = occurring(candidates(book, table), table)
     enough(table)
-    yield Finding("ok", f"{name} has {len(table):,} subjects with {len(answers)} answers")
+    yield Requirement("ok", f"{name} has {len(table):,} subjects with {len(answers)} answers")
     for one, other in odd.twins[:3]:
-        yield Finding(
+        yield Requirement(
             "unchecked",
             f"'{one}' and '{other}' differ in case or accents alone",
             "is this one subject twice?",
         )
 
 
-def _questions(plan: Plan, name: str, path: Path) -> Iterator[Finding]:
+def _questions(plan: Plan, name: str, path: Path) -> Iterator[Requirement]:
     # here, since with these come pandas and transformers, which no other command needs
     from localized_unlearning.data.mmlu import load_questions
 
     questions = load_questions(path)
-    yield Finding("ok", f"{name} has {len(questions.test):,} questions")
+    yield Requirement("ok", f"{name} has {len(questions.test):,} questions")
 
 
-def _fits(plan: Plan, places: dict[str, Path | None]) -> Iterator[Finding]:
+def _fits(plan: Plan, places: dict[str, Path | None]) -> Iterator[Requirement]:
     """The longest prompts beside the model's context length, where its tokenizer is there."""
     config = plan.config
     made, named = plan.places.base_model(), Path(config.model.name).expanduser()
@@ -113,4 +113,6 @@ def _fits(plan: Plan, places: dict[str, Path | None]) -> Iterator[Finding]:
     fewer = sum(part.get("fewer_shots", 0) for part in found.values())
     more = f"; {fewer} questions get fewer worked examples to fit" if fewer else ""
     allowed = f"{limit:,}" if limit else "no stated limit"
-    yield Finding("ok", f"the longest prompt has {longest['tokens']:,} tokens of {allowed} ({name}){more}")
+    yield Requirement(
+        "ok", f"the longest prompt has {longest['tokens']:,} tokens of {allowed} ({name}){more}"
+    )

@@ -7,7 +7,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Finding:
+class Requirement:
     """What a check found.
 
     Attributes:

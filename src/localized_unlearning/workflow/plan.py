@@ -184,7 +184,7 @@ class Recorded:
     follows: bool
 
 
-def recorded(results: Path) -> dict[str, list[Recorded]]:
+def jobs_recorded(results: Path) -> dict[str, list[Recorded]]:
     """Every job below ``results`` that was computed there, by stage."""
     found: dict[str, list[Recorded]] = defaultdict(list)
     for path in sorted(results.rglob("*.record.json")):
@@ -203,7 +203,7 @@ WITHIN = 0.25
 
 def comparison(plan: Plan, device: Device, host: Device) -> list[str]:
     """Predicted beside recorded: a stage's seconds (median) and memory (largest job), and the run's sums."""
-    measured = recorded(Path(plan.graph.layout.results))
+    measured = jobs_recorded(Path(plan.graph.layout.results))
     if not measured:
         raise UserError(f"{plan.graph.layout.results} holds no record yet: run the workflow first")
     lines: list[tuple[str, ...]] = []

@@ -27,7 +27,7 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.models import derivation, folders, loading
 from localized_unlearning.models.room import remedy
 from localized_unlearning.workflow import contents, given
-from localized_unlearning.workflow.findings import Finding
+from localized_unlearning.workflow.findings import Requirement
 from localized_unlearning.workflow.plan import Plan, device_of, lines_of, open_plan
 from localized_unlearning.workflow.profile import installed_profile
 
@@ -118,11 +118,11 @@ class World:
 # ---- the checks, each over a plan and a world
 
 
-def model(plan: Plan, world: World) -> Iterator[Finding]:
+def model(plan: Plan, world: World) -> Iterator[Requirement]:
     """The weights: present, or permitted and reachable."""
     config = plan.config
     if config.model.kind != "huggingface" or plan.places.base_model().is_dir():
-        yield Finding(
+        yield Requirement(
             "ok", f"the base model is {'made by the run' if config.model.kind != 'huggingface' else 'there'}"
         )
         return
@@ -137,63 +137,63 @@ def model(plan: Plan, world: World) -> Iterator[Finding]:
                 faults = [str(error)]
         yield from map(_fault, faults)
         if any("no component adapter" in fault for fault in faults):
-            yield Finding("missing", derivation.entry_for(local))
+            yield Requirement("missing", derivation.entry_for(local))
         if not faults:
-            yield Finding("ok", f"the base model is in {name}")
+            yield Requirement("ok", f"the base model is in {name}")
         return
     if name.count("/") != 1 or name.startswith((".", "~", "/")):
-        yield Finding("missing", f"model.name is {name}, neither a folder nor a hub name", "correct it")
+        yield Requirement("missing", f"model.name is {name}, neither a folder nor a hub name", "correct it")
         return
     if config.model.revision is None:
         remedy = f"choose a commit at https://huggingface.co/{name}/commits/main"
-        yield Finding("missing", f"model.revision does not pin {name}", remedy)
+        yield Requirement("missing", f"model.revision does not pin {name}", remedy)
         return
     yield from _on_hub(
         Source(kind="hub", repo_id=name, files=("*",), revision=config.model.revision), name, world
     )
 
 
-def _on_hub(source: Source, name: str, world: World) -> Iterator[Finding]:
+def _on_hub(source: Source, name: str, world: World) -> Iterator[Requirement]:
     if world.cached(source):
-        yield Finding("ok", f"{name} is in the Hugging Face cache")
+        yield Requirement("ok", f"{name} is in the Hugging Face cache")
         return
     try:
         refusal = world.hub(source)
     except Unreachable as error:
-        yield Finding(
+        yield Requirement(
             "unchecked",
             f"{name}: the hub does not answer ({error})",
             "run preflight where there is a network",
         )
         return
     if refusal is None:
-        yield Finding("ok", f"{name} may be downloaded")
+        yield Requirement("ok", f"{name} may be downloaded")
     else:
         what, _, remedy = refusal.partition(": ")
-        yield Finding("missing", what, remedy)
+        yield Requirement("missing", what, remedy)
 
 
-def sources(plan: Plan, world: World) -> Iterator[Finding]:
+def sources(plan: Plan, world: World) -> Iterator[Requirement]:
     """Every file from outside: present with the right bytes, or reachable."""
     for name, source in plan.graph.sources.items():
         yield from _source(name, source, plan.places.source(name), world)
 
 
-def _source(name: str, source: Source, fetched: Path, world: World) -> Iterator[Finding]:
+def _source(name: str, source: Source, fetched: Path, world: World) -> Iterator[Requirement]:
     found = sizes.local_path(source, fetched)
     if found is not None:
         if source.sha256 and sha256_of(found) != source.sha256:
             remedy = f"put the right file there, delete it to fetch it again, or correct sha256 of {name}"
-            yield Finding("missing", f"{found} ({name}) has another SHA-256 than the config says", remedy)
+            yield Requirement("missing", f"{found} ({name}) has another SHA-256 than the config says", remedy)
         else:
-            yield Finding("ok", f"{name} is {found}")
+            yield Requirement("ok", f"{name} is {found}")
     elif source.kind == "path":
-        yield Finding(
+        yield Requirement(
             "missing", f"{name}: there is no {source.path}", f"put it there, or correct {name} in the config"
         )
     elif source.kind == "hub" and source.revision is None:
         remedy = f"choose a commit at {hub_address(source)}/commits/main and put it under {name}.revision"
-        yield Finding("missing", f"{name} has no revision", remedy)
+        yield Requirement("missing", f"{name} has no revision", remedy)
     elif source.kind == "hub":
         yield from _on_hub(source, f"{name} ({source.repo_id})", world)
     else:
@@ -204,49 +204,49 @@ def _source(name: str, source: Source, fetched: Path, world: World) -> Iterator[
                 else [f"https://pypi.org/pypi/{r.split('==')[0]}/json" for r in source.requirements]
             )
         except UserError as error:
-            yield Finding("missing", f"{name}: {error}", "set it in the environment")
+            yield Requirement("missing", f"{name}: {error}", "set it in the environment")
             return
         yield _reached(name, [str(url) for url in urls], world)
 
 
-def _reached(name: str, urls: list[str], world: World) -> Finding:
+def _reached(name: str, urls: list[str], world: World) -> Requirement:
     for url in urls:
         try:
             status = world.reach(url)
         except Unreachable as error:
-            return Finding(
+            return Requirement(
                 "unchecked",
                 f"{name}: {url.partition('?')[0]} does not answer ({error})",
                 "run preflight where there is a network",
             )
         if status >= 400:
-            return Finding(
+            return Requirement(
                 "missing",
                 f"{name}: {url.partition('?')[0]} answers {status}",
                 "correct the address, or name a local copy",
             )
-    return Finding("ok", f"{name} can be fetched")
+    return Requirement("ok", f"{name} can be fetched")
 
 
-def disk(plan: Plan, world: World) -> Iterator[Finding]:
+def disk(plan: Plan, world: World) -> Iterator[Requirement]:
     """Room for what is still to be written."""
     there = sum(p.stat().st_size for p in Path(plan.graph.layout.results).rglob("*") if p.is_file())
     needed = max(0.0, SPARE * plan.disk() - there)
     free = world.free_disk(Path.cwd())
     what = f"{needed / GB:.1f} GB of outputs to come, {free / GB:.1f} GB free"
     if needed > free:
-        yield Finding("missing", what, f"free {(needed - free) / GB:.1f} GB, or run where there is room")
+        yield Requirement("missing", what, f"free {(needed - free) / GB:.1f} GB, or run where there is room")
     else:
-        yield Finding("ok", what)
+        yield Requirement("ok", what)
 
 
-def memory(plan: Plan, world: World, device: Device) -> Iterator[Finding]:
+def memory(plan: Plan, world: World, device: Device) -> Iterator[Requirement]:
     """Whether each job fits its device: the GPU's memory, or this machine's."""
     room = device.memory
     if not device.gpu:
         room = world.memory() or 0.0
     if not room:
-        yield Finding("unchecked", "memory: this system does not say how much it has")
+        yield Requirement("unchecked", "memory: this system does not say how much it has")
         return
     fits = True
     for stage, jobs in plan.by_stage().items():
@@ -265,24 +265,24 @@ def memory(plan: Plan, world: World, device: Device) -> Iterator[Finding]:
                 largest.named.get(n, "") for n in ("task", "objective", "localization", "scores")
             ).split()
             names = f" ({' '.join(who)})" if who else ""
-            yield Finding(
+            yield Requirement(
                 "missing",
                 f"{stage}{names} needs {needs(largest) / GB:.1f} GB of {room / GB:.0f} GB on {device.name}",
                 remedy(stage),
             )
     if fits:
-        yield Finding("ok", f"every job fits the {room / GB:.0f} GB of {device.name}")
+        yield Requirement("ok", f"every job fits the {room / GB:.0f} GB of {device.name}")
 
 
-def slurm(plan: Plan, world: World) -> Iterator[Finding]:
+def slurm(plan: Plan, world: World) -> Iterator[Requirement]:
     """Whether the cluster knows the partitions and the account that the profile names, and a job gets GPUs enough."""
     listed = world.command("sinfo", "-h", "-o", "%R")
     if listed is None:
-        yield Finding("unchecked", "Slurm: there is no sinfo here", "run preflight on the login node")
+        yield Requirement("unchecked", "Slurm: there is no sinfo here", "run preflight on the login node")
         return
     place = installed_profile()
     if not place.is_file():
-        yield Finding(
+        yield Requirement(
             "unchecked", f"Slurm: there is no {place}", "run `make slurm-profile` if the jobs go to Slurm"
         )
         return
@@ -291,20 +291,20 @@ def slurm(plan: Plan, world: World) -> Iterator[Finding]:
     partitions, known = _named(resources, "slurm_partition"), set(listed.split())
     for name in sorted(partitions - known):
         remedy = f"edit slurm_partition in {place}: there are {', '.join(sorted(known))}"
-        yield Finding("missing", f"Slurm has no partition '{name}'", remedy)
+        yield Requirement("missing", f"Slurm has no partition '{name}'", remedy)
     if partitions and partitions <= known:
-        yield Finding("ok", f"Slurm has the partitions {', '.join(sorted(partitions))}")
+        yield Requirement("ok", f"Slurm has the partitions {', '.join(sorted(partitions))}")
     shards = plan.config.compute.shards
     for asked in sorted(_named(resources, "gres") | _named(resources, "gpu")):
         count = asked.rpartition(":")[2]
         if (int(count) if count.isdigit() else 1) < shards:
             remedy = f"ask for {shards} in {place}"
-            yield Finding("missing", f"a job gets '{asked}' but compute.shards is {shards}", remedy)
+            yield Requirement("missing", f"a job gets '{asked}' but compute.shards is {shards}", remedy)
     user = os.environ.get("USER") or str(os.getuid())
     accounts = world.command("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=account")
     wanted = _named(resources, "slurm_account")
     if accounts is None or not accounts.split():
-        yield Finding(
+        yield Requirement(
             "unchecked",
             "Slurm accounts: sacctmgr lists none for you",
             "ask the site whether one must be named",
@@ -312,24 +312,24 @@ def slurm(plan: Plan, world: World) -> Iterator[Finding]:
         return
     for name in sorted(wanted - set(accounts.split())):
         remedy = f"edit slurm_account in {place}: yours are {', '.join(sorted(set(accounts.split())))}"
-        yield Finding("missing", f"you have no Slurm account '{name}'", remedy)
+        yield Requirement("missing", f"you have no Slurm account '{name}'", remedy)
     if wanted <= set(accounts.split()):
-        yield Finding("ok", f"Slurm account {', '.join(sorted(wanted)) or 'by default'}")
+        yield Requirement("ok", f"Slurm account {', '.join(sorted(wanted)) or 'by default'}")
 
 
 def _named(resources: list[dict[str, Any]], key: str) -> set[str]:
     return {str(r[key]) for r in resources if isinstance(r, dict) and r.get(key)}
 
 
-def _fault(sentence: str) -> Finding:
+def _fault(sentence: str) -> Requirement:
     """A sentence of a fault, which ends with its remedy, as a finding."""
     what, _, remedy = sentence.rpartition(": ")
-    return Finding("missing", what or sentence, remedy if what else "")
+    return Requirement("missing", what or sentence, remedy if what else "")
 
 
-def check(plan: Plan, world: World, device: Device) -> list[Finding]:
+def check(plan: Plan, world: World, device: Device) -> list[Requirement]:
     """All findings, in the order of a run; a check that fails is a finding too."""
-    checks: dict[str, Callable[[], Iterable[Finding]]] = {
+    checks: dict[str, Callable[[], Iterable[Requirement]]] = {
         "what the config names": lambda: map(_fault, given.faults(plan.config, plan.places)),
         "the model": lambda: model(plan, world),
         "the sources": lambda: sources(plan, world),
@@ -341,7 +341,7 @@ def check(plan: Plan, world: World, device: Device) -> list[Finding]:
     return [finding for name, found in checks.items() for finding in _guarded(name, found)]
 
 
-def _guarded(name: str, found: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+def _guarded(name: str, found: Callable[[], Iterable[Requirement]]) -> Iterator[Requirement]:
     """The findings of a check, and what stopped it."""
     try:
         yield from found()
@@ -349,12 +349,12 @@ def _guarded(name: str, found: Callable[[], Iterable[Finding]]) -> Iterator[Find
         yield _fault(str(error))
     except Exception as error:  # whatever a file or a system brings: the other checks are still made
         why = str(error).strip().partition("\n")[0]
-        yield Finding(
+        yield Requirement(
             "missing", f"{name} could not be checked ({type(error).__name__}: {why})", "see what it names"
         )
 
 
-def page(plan: Plan, findings: list[Finding], device: Device, host: Device) -> str:
+def page(plan: Plan, findings: list[Requirement], device: Device, host: Device) -> str:
     """The plan and the findings as text: what is missing last, where a terminal ends."""
     lines = [f"{plan.config.run}: {plan.model.shape.parameters / 1e9:.3g} B parameters ({plan.model.origin})"]
     try:
@@ -362,7 +362,7 @@ def page(plan: Plan, findings: list[Finding], device: Device, host: Device) -> s
     except Exception as error:  # of a config with a fault that is among the findings
         findings = [
             *findings,
-            Finding("missing", f"the plan cannot be counted ({error})", "mend what else is missing"),
+            Requirement("missing", f"the plan cannot be counted ({error})", "mend what else is missing"),
         ]
     if device.gpu:
         lines.append(f"Times assume {device.utilisation:.0%} of {device.name}'s peak; none was measured.")

@@ -252,9 +252,9 @@ class Rules:
         return " ".join([*words, "2> {log:q}"])
 
     @cached_property
-    def costs(self) -> costs.Model:
+    def costs(self) -> costs.CostModel:
         """What this run's jobs cost."""
-        return costs.Model.of(self.config, Places(self.graph))
+        return costs.CostModel.of(self.config, Places(self.graph))
 
     # -- targets by name
 

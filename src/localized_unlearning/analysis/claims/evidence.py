@@ -160,7 +160,7 @@ def _layers(series: str, ablated: bool) -> Part:
     return Part("layer_probes", {"series": series, "ablated": ablated, "labels": "answer"}, "layer")
 
 
-MEASURES: Mapping[str, tuple[tuple[int, Part], ...]] = {
+ASKED_OF: Mapping[str, tuple[tuple[int, Part], ...]] = {
     "forget": ((1, Part("facts", FORGET)),),
     "retain": ((1, Part("facts", RETAIN)),),
     "mcq_forget": ((1, Part("multiple_choice", {**FORGET, **MAIN_ORDER})),),
@@ -284,7 +284,7 @@ class Run:
             heads = self._heads()
             self._finds(cell.task, "layers_prompt")
             return heads
-        terms = [(sign, part, *self._scores(part, cell)) for sign, part in MEASURES[cell.measure]]
+        terms = [(sign, part, *self._scores(part, cell)) for sign, part in ASKED_OF[cell.measure]]
         if cell.localization != "base" or cell.task == "base":
             for group in BASE_GROUPS.get(cell.measure, ()):
                 self._can(cell.task, group)

@@ -96,7 +96,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Judgement:
     """A claim's verdict, and the worst of its comparisons that could be tested.
 
     ``elsewhere`` holds the verdicts with other forget sets in place of the paper's, by their tasks.
@@ -149,7 +149,7 @@ class Finding:
 
 def judge(
     claim: Claim, evidence: Evidence, confidence: float, sets: Mapping[str, str] | None = None
-) -> Finding:
+) -> Judgement:
     """A claim's verdict on some evidence.
 
     Args:
@@ -170,19 +170,19 @@ def judge(
     return replace(finding, elsewhere=found)
 
 
-def _judge(claim: Claim, evidence: Evidence, confidence: float) -> Finding:
+def _judge(claim: Claim, evidence: Evidence, confidence: float) -> Judgement:
     found = _corrected([c for test in claim.tests for c in compare(test, evidence, confidence)], confidence)
     tested = [c for c in found if c.outcome != "not testable"]
     reason = "; ".join(sorted({c.reason for c in found if c.reason})) or None
     if not tested:
-        return Finding(claim, "not testable", None, reason, found)
+        return Judgement(claim, "not testable", None, reason, found)
     worst = min(tested, key=lambda c: c.margin if c.margin is not None else 0.0)
     verdict: Verdict = "undecided"
     if all(c.outcome == "holds" for c in found):
         verdict = "supported"
     elif any(c.outcome == "fails" for c in found):
         verdict = "contradicted"
-    return Finding(claim, verdict, worst, reason, found)
+    return Judgement(claim, verdict, worst, reason, found)
 
 
 def _corrected(found: Sequence[Comparison], confidence: float) -> tuple[Comparison, ...]:
