@@ -118,10 +118,10 @@ class Rules:
     def shell_prefix(self) -> str:
         """What stands before every command: Snakemake's own strict mode, the attempt, and whether to start warm.
 
-        A job that was submitted alone starts cold: none would follow it in its allocation.
+        A submitted job starts cold: each member of a group has a step of Slurm, and with it all its processes, for itself.
         """
         how = "cache" if self.config.cache.dir else "1"
-        alone = "--target-jobs" in sys.argv and "--local-groupid" not in sys.argv
+        alone = "--target-jobs" in sys.argv
         warm = (
             f" LOCALIZED_UNLEARNING_WARM={how}:{os.getpid()}"
             if self.config.compute.warm_start and not alone
