@@ -7,7 +7,7 @@ from snakemake.utils import min_version
 
 from localized_unlearning.config.reading import overlays
 from localized_unlearning.errors import UserError
-from localized_unlearning.workflow import targets
+from localized_unlearning.workflow import ending, targets
 from localized_unlearning.workflow.snakefile import (
     Rules,
     calm,
@@ -18,7 +18,7 @@ from localized_unlearning.workflow.snakefile import (
 min_version("9.27")
 
 if said := unsupported(workflow):
-    raise WorkflowError(said)
+    ending.refuse(said)
 calm(workflow)
 
 
@@ -26,11 +26,10 @@ configfile: "config.yaml"
 
 
 try:
-    targets.check(sys.argv[1:])
     files = config_files(workflow.config_settings.configfiles)
     directives = Rules([*overlays(map(Path, files)), ("--config", workflow.config_settings.config)])
 except UserError as error:
-    raise WorkflowError(str(error)) from None
+    ending.refuse(error)
 
 shell.prefix(directives.shell_prefix)
 
@@ -67,9 +66,19 @@ rule all:
         "everything is there"
 
 
+try:
+    targets.check(sys.argv[1:], [rule.name for rule in workflow.rules])
+except UserError as error:
+    ending.refuse(error)
+
+
 onstart:
     directives.write_resolved()
 
 
 onsuccess:
     shell(directives.verify)
+
+
+onerror:
+    ending.say_last(log)

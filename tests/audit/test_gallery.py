@@ -53,18 +53,19 @@ def test_the_gallery_takes_a_runs_pages_with_their_csv(
     table(Path("results/organism/tables/table_1.csv"), 0.0)
     for path, text in {
         "results/organism/tables/table_1.md": "x",
-        "results/organism/claims.md": "[Figure 1](../../figures/organism/figure_1.png) [Table 1](tables/table_1.md)",
+        "results/organism/claims.md": "Figure 1\n| x | Figure 1, Figure 10, Table 1, Table 3 |\n",
         "results/organism/statistics/table_1/comparisons.csv": "x",
         "figures/organism/figure_1.csv": "x",
         "figures/organism/figure_1.md": "x",
+        "figures/organism/figure_10.png": "x",
     }.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text, encoding="utf-8")
     names = {path.name for path in collect(Config(), Path("docs/results/organism"))}
     assert names == {
-        "table_1.csv", "table_1.md", "claims.md", "comparisons_1.csv", "figure_1.csv", "figure_1.caption.md"
+        "table_1.csv", "table_1.md", "claims.md", "comparisons_1.csv", "figure_1.csv", "figure_1.caption.md", "figure_10.png"
     }  # fmt: skip
     assert (
         Path("docs/results/organism/claims.md").read_text()
-        == "[Figure 1](figure_1.png) [Table 1](table_1.md)"
+        == "Figure 1\n| x | Figure 1, [Figure 10](figure_10.png), [Table 1](table_1.md), Table 3 |\n"
     )

@@ -19,9 +19,10 @@ from localized_unlearning.config import reading
 from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.stages import STAGES
-from localized_unlearning.workflow import targets
+from localized_unlearning.workflow import ending, targets
 
 ROOT = Path(__file__).resolve().parents[2]
+RULES = ("all", "tables", "figures", "preflight", "report", "split")
 
 
 def test_every_command_and_option_has_a_sentence() -> None:
@@ -121,15 +122,45 @@ def test_no_fault_of_a_value_is_told_in_pydantics_words() -> None:
         ("fig_3", "there is no target fig_3: say figure_3"),
         ("Figure3", "there is no target Figure3: say figure_3"),
         ("table-2", "there is no target table-2: say table_2"),
+        ("tabels", "there is no target tabels: did you mean tables?"),
+        ("prefligth", "there is no target prefligth: did you mean preflight?"),
     ],
 )
 def test_a_target_that_is_not_there_is_answered_with_those_that_are(word: str, sentence: str) -> None:
     with pytest.raises(UserError) as error:
-        targets.check(["-n", "all", word])
+        targets.check(["-n", "all", word], RULES)
     assert str(error.value) == sentence
-    targets.check(
-        ["-c2", "figure_3", "table_1", "--configfile", "my_figure_99.yaml", "results/x/tables/table_9.md"]
+    words = ["-c2", "figure_3", "table_1", "--configfile", "my_figure_99.yaml"]
+    targets.check(["results/x/tables/table_9.md", *words], RULES)
+    targets.check(["all", "--until", "tabels", "--config", "run=figure_17"], RULES)
+
+
+def test_a_failed_run_ends_with_what_its_jobs_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Below Snakemake's own account, in each job's words; a job that said nothing names its log."""
+    monkeypatch.chdir(tmp_path)
+    Path("split.log").write_text("reading\nerror: athlete X is in both parts: remove one\n")
+    Path("preflight.log").write_text(
+        "Missing:\n  a disk\n\nVerdict: not ready, 1 thing is missing: a disk.\n"
     )
+    Path("quiet.log").write_text("3 of 9\n")
+    block = "Error in rule {0}:\n    message: None\n    jobid: 1\n    log: {1} (check log file(s) for error details)\n"
+    text = "".join(
+        block.format(*names)
+        for names in (("split", "split.log"), ("preflight", "preflight.log"), ("mask", "quiet.log"))
+    )
+    Path("snakemake.log").write_text(f"some words\n{text}Exiting\n{block.format('split', 'split.log')}")
+    told = ending.findings(Path("snakemake.log").read_text())
+    assert told == [
+        "split: athlete X is in both parts: remove one",
+        "preflight: Verdict: not ready, 1 thing is missing: a disk.",
+        "mask failed: quiet.log says how",
+    ]
+    ending._print(told)
+    assert capsys.readouterr().err.rstrip().endswith("error: mask failed: quiet.log says how")
+    with pytest.raises(SystemExit, match="error: no such thing"):
+        ending.refuse(UserError("no such thing"))
 
 
 def test_every_rule_says_what_it_does() -> None:

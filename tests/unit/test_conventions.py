@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -73,5 +74,16 @@ def test_the_catalogue_finds_a_workflow_and_its_configuration() -> None:
 def test_the_version_is_one() -> None:
     """CITATION, changelog and package; a tag carries the changelog's newest version."""
     assert yaml.safe_load(read("CITATION.cff"))["version"] == localized_unlearning.__version__
-    newest = re.search(r"^## \[([\d.]+)\]", read("CHANGELOG.md"), re.M)
+    newest = re.search(r"^## \[([\d.]+)\] - (\S+)", read("CHANGELOG.md"), re.M)
     assert newest and newest[1] == localized_unlearning.__version__
+    assert newest[2] == yaml.safe_load(read("CITATION.cff"))["date-released"]
+
+
+def test_the_citation_names_where_the_repository_is_published() -> None:
+    """A checkout of a public host must say so; one without such a remote has no address to give."""
+    words = ["git", "-C", str(ROOT), "remote", "get-url", "origin"]
+    said = subprocess.run(words, capture_output=True, text=True).stdout.strip()
+    if not re.search(r"git(hub|lab)\.com|codeberg\.org", said):
+        pytest.skip("this checkout has no remote on a public host")
+    name = re.sub(r"^(?:https://|ssh://)?(?:git@)?([^:/]+)[:/](.*?)(?:\.git)?$", r"https://\1/\2", said)
+    assert yaml.safe_load(read("CITATION.cff")).get("repository-code") == name

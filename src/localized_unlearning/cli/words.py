@@ -56,6 +56,6 @@ class Commands:
         groups["Others"] = tuple(name for name in self.sentences if name not in placed)
         parts = []
         for title, names in groups.items():
-            lines = [f"  {name:<17}{self.sentences[name]}" for name in names if name in self.sentences]
+            lines = [f"  {name:<20}{self.sentences[name]}" for name in names if name in self.sentences]
             parts += [f"{title}:", *lines, ""] if lines else []
         return "\n".join(parts)

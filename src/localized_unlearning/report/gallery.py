@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 from localized_unlearning.config.reading import load
@@ -42,6 +42,19 @@ def files(config: Config) -> Iterator[tuple[Path, str]]:
         yield path, f"model_card{f'_{base}' if base else ''}.md"
 
 
+def linked(claims: str, there: Set[str]) -> str:
+    """A page of claims whose table leads to the tables and figures that stand beside it, and to no other."""
+
+    def link(found: re.Match[str]) -> str:
+        kind, number = found[1].lower(), found[2]
+        name = f"{kind}_{number}.{'md' if kind == 'table' else 'png'}"
+        return f"[{found[0]}]({name})" if name in there else found[0]
+
+    return re.sub(
+        r"^\|.*\|$", lambda row: re.sub(r"\b(Table|Figure) (\d+)\b(?!\])", link, row[0]), claims, flags=re.M
+    )
+
+
 def collect(config: Config, folder: Path) -> list[Path]:
     """Copy a run's tables, figures, statistics and claims into a folder of the gallery; its README stays.
 
@@ -58,10 +71,7 @@ def collect(config: Config, folder: Path) -> list[Path]:
     for path, name in found:
         target = folder / name
         if name == "claims.md":
-            write_text(
-                target,
-                re.sub(r"\]\((?:[^)]*/)?((?:table|figure)_\d+\.\w+)\)", r"](\1)", path.read_text("utf-8")),
-            )
+            write_text(target, linked(path.read_text("utf-8"), {other for _, other in found}))
         else:
             shutil.copyfile(path, target)
         made.append(target)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from localized_unlearning.analysis.claims.verdicts import Comparison, Judgement
 from localized_unlearning.paper import terms
+from localized_unlearning.reporting.captions import title
 from localized_unlearning.reporting.markup import escaped, row
 
 VERDICTS = ("supported", "contradicted", "undecided", "not testable")
@@ -90,7 +91,7 @@ def sides(comparison: Comparison) -> str:
     return f"{name}{value} {comparison.bound.replace('_', ' ')}{other}"
 
 
-def overview(findings: Sequence[Judgement], links: Mapping[str, str]) -> list[str]:
+def overview(findings: Sequence[Judgement]) -> list[str]:
     """One line per claim: says, verdict, margin, how its comparisons came out, where it is shown; and its verdicts elsewhere."""
     sets = list(dict.fromkeys(name for finding in findings for name in finding.elsewhere))
     heads = [
@@ -112,15 +113,10 @@ def overview(findings: Sequence[Judgement], links: Mapping[str, str]) -> list[st
             margin_of(finding.worst),
             finding.told,
             *(finding.elsewhere.get(name, "–") for name in sets),
-            ", ".join(_link(name, links) for name in claim.shown_in),
+            ", ".join(title(name) for name in claim.shown_in),
         ]
         lines.append(row(cells))
     return lines
-
-
-def _link(name: str, links: Mapping[str, str]) -> str:
-    title = name.replace("_", " ").capitalize()
-    return f"[{title}]({links[name]})" if name in links else title
 
 
 def details(findings: Sequence[Judgement], prompt: terms.Prompt) -> list[str]:
@@ -170,7 +166,6 @@ def run_page(
     run: str,
     findings: Sequence[Judgement],
     confidence: float,
-    links: Mapping[str, str],
     prompt: terms.Prompt = "training",
     accuracy: str = "choice",
     bases: int = 1,
@@ -181,7 +176,6 @@ def run_page(
         run: its name.
         findings: the claims' verdicts.
         confidence: level of the intervals.
-        links: where tables and figures lie, by name.
         prompt: with which prompt facts are asked.
         accuracy: how answers are scored.
         bases: how many base models there are.
@@ -201,8 +195,10 @@ def run_page(
         "are one-sided and uncorrected. Guessing gives "
         f"{terms.SPORT_CHANCE:.2f} of the three sports and {terms.OPTION_CHANCE:.2f} of four options.",
         "",
+        f"Tables lie in `tables/` beside this page, figures in `figures/{run}/`, those that were made; the report shows all.",
+        "",
         *([ELSEWHERE, ""] if any(finding.elsewhere for finding in findings) else []),
-        *overview(findings, links),
+        *overview(findings),
         "",
         "## Comparisons",
         "",
@@ -230,7 +226,7 @@ def ledger(tables: Sequence[Judgement], curves: Sequence[Judgement]) -> str:
         "",
         f"## From Tables 1-4 alone: {counts(tables)}",
         "",
-        *overview(tables, {}),
+        *overview(tables),
         "",
         *details(tables, "question"),
     ]  # fmt: skip
@@ -242,7 +238,7 @@ def ledger(tables: Sequence[Judgement], curves: Sequence[Judgement]) -> str:
             "relearning, the paper's forget accuracy for single athletes includes the two that were relearned. Masks with",
             "no weight masked are left out: the released files do not hold the unedited model there.",
             "",
-            *overview(curves, {}),
+            *overview(curves),
             "",
             *details(curves, "question"),
         ]  # fmt: skip

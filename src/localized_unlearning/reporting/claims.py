@@ -18,7 +18,6 @@ from localized_unlearning.analysis.claims.frames import frames_of
 from localized_unlearning.analysis.claims.schema import Claim, read
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.errors import UserError
-from localized_unlearning.paper.artefacts import FIGURES
 from localized_unlearning.reporting import claim_pages
 
 if TYPE_CHECKING:
@@ -43,14 +42,9 @@ def run(job: Job) -> None:
     level = config.statistics.confidence
     sets = {name: task.of for name, task in config.tasks.items() if task and task.of}
     findings = [verdicts.judge(claim, rows, level, sets) for claim in read(job.inputs["claims"])]
-    links = {
-        name: f"../../figures/{config.run}/{name}.png" if name in FIGURES else f"tables/{name}.md"
-        for finding in findings
-        for name in finding.claim.shown_in
-    }
     text = json.dumps([finding.as_json() for finding in findings], indent=1, ensure_ascii=False)
     job.outputs["json"].write_text(text + "\n", encoding="utf-8")
-    page = claim_pages.run_page(config.run, findings, level, links, prompt, accuracy, rows.bases)
+    page = claim_pages.run_page(config.run, findings, level, prompt, accuracy, rows.bases)
     job.outputs["markdown"].write_text(page, encoding="utf-8")
 
 

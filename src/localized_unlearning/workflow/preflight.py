@@ -271,7 +271,8 @@ def memory(plan: Plan, world: World, device: Device) -> Iterator[Requirement]:
                 remedy(stage),
             )
     if fits:
-        yield Requirement("ok", f"every job fits the {room / GB:.0f} GB of {device.name}")
+        whose = device.name if device.gpu else "this machine's memory"
+        yield Requirement("ok", f"every job fits the {room / GB:.0f} GB of {whose}")
 
 
 def slurm(plan: Plan, world: World) -> Iterator[Requirement]:
@@ -355,7 +356,7 @@ def _guarded(name: str, found: Callable[[], Iterable[Requirement]]) -> Iterator[
 
 
 def page(plan: Plan, findings: list[Requirement], device: Device, host: Device) -> str:
-    """The plan and the findings as text: what is missing last, where a terminal ends."""
+    """The plan and the findings as text: the verdict last, where a terminal ends."""
     lines = [f"{plan.config.run}: {plan.model.shape.parameters / 1e9:.3g} B parameters ({plan.model.origin})"]
     try:
         lines += lines_of(plan, device, host)
@@ -377,8 +378,8 @@ def page(plan: Plan, findings: list[Requirement], device: Device, host: Device) 
 def verdict(missing: int) -> str:
     """The last line."""
     if not missing:
-        return "Nothing is missing."
-    return f"{missing} {'thing is' if missing == 1 else 'things are'} missing: the run would stop."
+        return "Verdict: ready. Nothing is missing."
+    return f"Verdict: not ready, {missing} {'thing is' if missing == 1 else 'things are'} missing: the run would stop."
 
 
 def run(arguments: argparse.Namespace, world: World | None = None) -> int:

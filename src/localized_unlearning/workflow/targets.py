@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES, TABLES
@@ -21,18 +23,35 @@ def numbers(names: Iterable[str]) -> str:
     return f"{found[0]} to {found[-1]}"
 
 
-def check(words: Sequence[str]) -> None:
-    """Refuse a figure or table that the paper does not have, on Snakemake's command line.
+def asked(words: Sequence[str]) -> list[str]:
+    """The targets among the words of a Snakemake command line, by Snakemake's own parser; none where it has no say."""
+    from snakemake.cli import get_argument_parser  # slow to import elsewhere; here it is loaded already
+
+    try:
+        found = get_argument_parser().parse_known_args(list(words))[0].targets
+    except (SystemExit, Exception):  # another program's command line, as in the tests of a module
+        return []
+    return [str(word) for word in found or ()]
+
+
+def check(words: Sequence[str], rules: Sequence[str]) -> None:
+    """Refuse a target that nobody can make: a figure or table that the paper does not have, or a slip of the pen.
 
     Args:
-        words: the command line. (While the Snakefile is read, Snakemake does not say which of them are targets.)
+        words: Snakemake's command line. (While the Snakefile is read, Snakemake does not say which of them are targets.)
+        rules: the names of all rules.
 
     Raises:
         UserError: naming the nearest one, or all of them.
     """
-    for word in words:
+    for word in asked(words):
+        if word in (*rules, *FIGURES, *TABLES) or "/" in word or Path(word).exists():
+            continue
         match = _LIKE.fullmatch(word)
-        if match is None or word in FIGURES or word in TABLES:
+        if match is None:
+            near = difflib.get_close_matches(word, [*rules, *FIGURES, *TABLES], n=1, cutoff=0.7)
+            if near:
+                raise UserError(f"there is no target {word}: did you mean {near[0]}?")
             continue
         kind, known = ("figure", FIGURES) if match[1].lower() == "fig" else ("table", TABLES)
         name = f"{kind}_{int(match[2])}"
