@@ -275,15 +275,11 @@ class Config(Section):
             raise ValueError(f"localizations.{name}.selection is independent, which needs kind random")
 
     @model_validator(mode="after")
-    def _attackable(self) -> Config:
+    def _draws(self) -> Config:
+        """Attacks have what they attack; every draw of the null distribution is a localization, like any other."""
         organism = self.organism if self.model.kind == "organism" else None
         if why := self.attacks.impossible(self.has_injection, organism):
             raise ValueError(why)
-        return self
-
-    @model_validator(mode="after")
-    def _draws(self) -> Config:
-        """Every draw of the null distribution is a localization, like any other."""
         if self.null_distribution.draws and "manual" not in self.localizations:
             raise ValueError("null_distribution ranks 'manual' among random draws, but it is absent")
         self.localizations.update(self.null_draws)
