@@ -31,9 +31,9 @@ rule probe:
         **directives.outputs("probe", directory),
     log:
         directives.log("probe"),
+    priority: 1
     conda:
         "../../envs/cpu.yaml"
-    priority: 1
     threads: directives.config.compute.threads
     resources:
         mem_mb=directives.memory("probe"),

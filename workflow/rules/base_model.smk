@@ -1,4 +1,5 @@
 # The base model: pretrained here, converted from GGUF, or downloaded; and its card.
+# What trains an organism goes first: the longest jobs, and nothing ends before them.
 
 if directives.config.model.kind == "organism":
 
@@ -10,6 +11,7 @@ if directives.config.model.kind == "organism":
             **directives.outputs("pretrain", directory),
         log:
             directives.log("pretrain"),
+        priority: 3
         conda:
             "../../envs/cpu.yaml"
         threads: directives.config.organism.threads
@@ -33,6 +35,7 @@ if directives.config.model.kind == "organism":
                 **directives.outputs("inject", directory),
             log:
                 directives.log("inject"),
+            priority: 3
             conda:
                 "../../envs/cpu.yaml"
             threads: directives.config.organism.threads
@@ -54,6 +57,7 @@ if directives.config.model.kind == "organism":
                 **directives.outputs("gold", directory),
             log:
                 directives.log("gold"),
+            priority: 3
             conda:
                 "../../envs/cpu.yaml"
             threads: directives.config.organism.threads

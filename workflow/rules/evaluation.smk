@@ -11,9 +11,9 @@ rule facts:
         **directives.outputs("facts", directory),
     log:
         directives.log("facts"),
+    priority: 1
     conda:
         "../../envs/cpu.yaml"
-    priority: 1
     threads: directives.config.compute.threads
     resources:
         mem_mb=directives.memory("facts"),
@@ -34,9 +34,9 @@ rule multiple_choice:
         **directives.outputs("multiple_choice", directory),
     log:
         directives.log("multiple_choice"),
+    priority: 1
     conda:
         "../../envs/cpu.yaml"
-    priority: 1
     threads: directives.config.compute.threads
     resources:
         mem_mb=directives.memory("multiple_choice"),
@@ -57,9 +57,9 @@ rule mmlu:
         **directives.outputs("mmlu", directory),
     log:
         directives.log("mmlu"),
+    priority: 1
     conda:
         "../../envs/cpu.yaml"
-    priority: 1
     threads: directives.config.compute.threads
     resources:
         mem_mb=directives.memory("mmlu"),
@@ -80,9 +80,9 @@ rule text:
         **directives.outputs("text", directory),
     log:
         directives.log("text"),
+    priority: 2
     conda:
         "../../envs/cpu.yaml"
-    priority: 2
     threads: directives.config.compute.threads
     resources:
         mem_mb=directives.memory("text"),
@@ -125,9 +125,9 @@ rule teachers:
         **directives.outputs("teachers", directory),
     log:
         directives.log("teachers"),
+    priority: 1
     conda:
         "../../envs/cpu.yaml"
-    priority: 1
     threads: directives.config.compute.threads
     resources:
         mem_mb=directives.memory("teachers"),

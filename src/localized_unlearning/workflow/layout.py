@@ -124,6 +124,7 @@ RULES = {
     "attack_table": "write_attacks",
     "localizers": "grade",
     "question_page": "answer",
+    "places_page": "grade_places",
 }
 """Rules that are not named after their stage, since a target has its name."""
 
