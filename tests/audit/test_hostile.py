@@ -41,7 +41,7 @@ KINDS = {
     "folder": lambda path: path.mkdir(),
     "dangling link": lambda path: path.symlink_to("nowhere"),
     "link to itself": lambda path: path.symlink_to(path.name),
-    "link to a device": lambda path: path.symlink_to("/dev/zero"),
+    "link to a device": lambda path: path.symlink_to("/dev/null"),
     "empty": lambda path: path.write_bytes(b""),
     "NUL": lambda path: path.write_bytes(b"\0" * 100),
     "no UTF-8": lambda path: path.write_bytes(b"\xff\xfe\xfa"),

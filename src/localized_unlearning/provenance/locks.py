@@ -26,6 +26,7 @@ from typing import Any
 
 from localized_unlearning import files
 from localized_unlearning.errors import UserError
+from localized_unlearning.provenance import hashing
 
 BEAT = 20.0
 """Seconds between two touches of a held lock."""
@@ -35,6 +36,9 @@ SILENT = 300.0
 
 UNREADABLE_FOR = 60.0
 """Seconds after which a lock without content counts as left behind."""
+
+
+LARGEST = 1 << 16  # bytes of a lock that are read
 
 
 def path_for(output: Path) -> Path:
@@ -183,15 +187,19 @@ def _begun(pid: int) -> str | None:
 def _holder(lock: Path) -> dict[str, Any] | None:
     """Who holds a lock: empty when the lock has just gone, None when it says nobody yet."""
     try:
-        holder = json.loads(lock.read_text(encoding="utf-8"))
-        return holder if isinstance(holder, dict) else None
+        with open(hashing.open_plain(lock), "rb") as stream:
+            holder = json.loads(stream.read(LARGEST))
+        pid = holder["pid"]
+        if isinstance(pid, int) and 0 < pid < 1 << 31:
+            return dict(holder)
     except FileNotFoundError:
         return {}
-    except (ValueError, RecursionError):
-        try:
-            return {} if time.time() - lock.stat().st_mtime > UNREADABLE_FOR else None
-        except FileNotFoundError:
-            return {}
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        pass
+    try:  # no lock of a job's, or one that has no content yet
+        return {} if time.time() - lock.lstat().st_mtime > UNREADABLE_FOR else None
+    except FileNotFoundError:
+        return {}
 
 
 def is_gone(holder: Mapping[str, Any] | None, lock: Path) -> bool:
