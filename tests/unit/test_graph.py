@@ -69,7 +69,7 @@ def test_rules_have_the_names_that_the_audit_types() -> None:
     found = {
         stage[1]: rule
         for rule, body in zip(parts[::2], parts[1::2], strict=True)
-        if (stage := re.search(r'plan\.params\("(\w+)"\)', body))
+        if (stage := re.search(r'directives\.params\("(\w+)"\)', body))
     }
     assert found == {stage: RULES.get(stage, stage) for stage in STAGES}
 
