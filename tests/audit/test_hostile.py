@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -35,7 +35,7 @@ def bound(path: Path) -> None:
     os.chdir(here)
 
 
-KINDS = {
+KINDS: dict[str, Callable[[Path], object]] = {
     "FIFO": fifo,
     "socket": bound,
     "folder": lambda path: path.mkdir(),

@@ -206,7 +206,7 @@ def test_a_stage_reads_its_own_settings_and_no_other() -> None:
         ({"attacks": {"quantization": {"bits": [8]}}}, set()),
         (
             {"organism": {"facts_in": {"layers": [1]}}},  # a moved place leaves pretraining as it is
-            {"inject", "gold", "select", "select_for_mask", "localizers", "question"},
+            {"inject", "gold", "place", "select", "select_for_mask", "localizers", "question", "figure"},
         ),
     ],
 )
