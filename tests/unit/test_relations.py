@@ -142,13 +142,11 @@ def test_a_preset_of_other_facts_runs_on_a_sample(
     facts = sample(tmp_path / "facts.json")
     layers = reading.overlays([ROOT / "workflow/presets" / f"{preset}.yaml"])
     last = layers[-1][1]
-    own = {
-        "athletes": {"source": {**last["athletes"]["source"], "path": str(facts)}},
-        "prompts": last["prompts"],
-    }
+    source = {"kind": "path", "path": str(facts), "url": None, "sha256": None, "local": None}
+    own = {"athletes": {"source": source}, "prompts": last["prompts"]}
     in_process.configured(tmp_path, tmp_path)  # the workflow's files beside it
     base = ("config.yaml", reading.read_yaml(ROOT / "config.yaml"))
-    planned = Rules([base, *layers, ("facts", own)])
+    planned = Rules([base, *layers])
     assert planned.config.run == preset and planned.graph.jobs
     model = written("gpt2", tmp_path)
     (tmp_path / "names.txt").write_text(
