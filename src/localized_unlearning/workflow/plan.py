@@ -82,7 +82,10 @@ class Plan:
         return where.seconds(replace(work, load=0.0) if follows else work, self.config.model.dtype)
 
     def followers(self, jobs: Iterable[JobId]) -> set[JobId]:
-        """Those of ``jobs`` that find their checkpoint's model loaded by one before them, where all of them are done."""
+        """Those of ``jobs`` that find their checkpoint's model loaded by one before them, where all of them are done.
+
+        On one machine, that is: through Slurm each loads it itself (3 % more of Gemma-7B's plan).
+        """
         if not self.config.compute.warm_start or self.config.compute.shards > 1:
             return set()
         checkpoints: dict[tuple[str, ...], list[JobId]] = defaultdict(list)
