@@ -611,7 +611,7 @@ def test_random_draws_are_reproducible_and_differ_by_seed() -> None:
 
     def draw(seed: int) -> tuple[str, ...]:
         return tuple(
-            selecting.choose(Localization(label="", kind="random", seed=seed), found, {}, None, None)
+            selecting.choose(Localization(label="Random", kind="random", seed=seed), found, {}, None, None)
         )
 
     draws = [draw(seed) for seed in range(20)]

@@ -183,6 +183,8 @@ class Config(Section):
             masked = localization.mask.model_dump(exclude_none=True) if localization.mask else {}
             for found in (localization, localization.model_copy(update=masked)):
                 self._fits(name, found)
+            if localization.rise != (0.2, 0.9) and "auto" not in (localization.layers, masked.get("layers")):
+                raise ValueError(f"localizations.{name}.rise is for layers auto: leave it out")
             if localization.budget != "fraction" and "manual" not in self.localizations:
                 raise ValueError(f"localizations.{name} matches the parameters of 'manual', which is absent")
         if self.model.dtype == "float32" and self.finetune.precision != "fp32_master":
@@ -269,8 +271,6 @@ class Config(Section):
                 )
         if localization.selection == "signed_percentile" and localization.kind != "scores":
             raise ValueError(f"localizations.{name}.selection is signed_percentile, which needs kind scores")
-        if localization.rise != (0.2, 0.9) and localization.layers != "auto":
-            raise ValueError(f"localizations.{name}.rise is for layers auto: leave it out")
         if localization.selection == "independent" and localization.kind != "random":
             raise ValueError(f"localizations.{name}.selection is independent, which needs kind random")
 

@@ -68,7 +68,7 @@ def attribution_patching(
             difference[layer, kind] = difference[layer, kind] - clean.detach()
 
             def use(gradient: Tensor) -> None:
-                change = (difference.pop((layer, kind)) * gradient).double().flatten(0, 1)
+                change = (difference.pop((layer, kind)) * gradient).double().flatten(0, -2)
                 own = change.new_zeros(len(prompts) + 1, change.shape[1]).index_add_(0, owner, change)[:-1]
                 for index, part in at_site.get((layer, kind), ()):
                     columns = own if part is None else own[:, list(part)]

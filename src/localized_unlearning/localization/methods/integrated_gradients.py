@@ -42,7 +42,7 @@ def integrated_gradients(
         def watch(layer: int, kind: str, value: Tensor, context: Any = context) -> None:
             def use(gradient: Tensor) -> None:
                 change, owner, prompts = context
-                moved = (change[layer, kind] * gradient).double().flatten(0, 1) / points
+                moved = (change[layer, kind] * gradient).double().flatten(0, -2) / points
                 own = moved.new_zeros(len(prompts) + 1, moved.shape[1]).index_add_(0, owner, moved)[:-1]
                 for index, component in enumerate(components):
                     if (component.layer, component.kind) == (layer, kind):
