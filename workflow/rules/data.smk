@@ -44,7 +44,6 @@ rule counterfact:
         **directives.outputs("counterfact", directory),
     log:
         directives.log("counterfact"),
-    localrule: True
     conda:
         "../../envs/cpu.yaml"
     resources:
