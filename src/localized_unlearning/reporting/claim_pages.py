@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-from localized_unlearning.analysis.claims.verdicts import Comparison, Judgement
 from localized_unlearning.paper import terms
 from localized_unlearning.reporting.captions import title
 from localized_unlearning.reporting.markup import escaped, row
+
+if TYPE_CHECKING:  # the report imports this, and every command imports the report: without pandas
+    from localized_unlearning.analysis.claims.verdicts import Comparison, Judgement
 
 VERDICTS = ("supported", "contradicted", "undecided", "not testable")
 
