@@ -114,7 +114,7 @@ def test_results_copied_into_a_fresh_clone_are_taken_over(finished: Path, tmp_pa
 def test_the_report_holds_everything(finished: Path) -> None:
     assert snakemake(finished, "report").returncode == 0
     page = (finished / "results/tiny/report.html").read_text()
-    drawn = '<figure id="figure_'
+    drawn = 'role="img" aria-label="Figure '
     assert page.count(drawn) == 16 and page.count('<article id="table_') == 4 and "<img " not in page
     assert "Not made yet" not in page and "Not judged yet" not in page and "://" not in page
     (finished / "figures/tiny/figure_3.png").rename(finished / "aside.png")
