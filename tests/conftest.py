@@ -13,7 +13,18 @@ from tiny_models import _originals, float64, tiny
 
 __all__ = ["_originals", "float64", "tiny", "tiny_base"]
 
+ROOT = Path(__file__).resolve().parents[1]
 WORKFLOW = Path(__file__).parent / "workflow"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A fresh checkout in which nothing has run, and no profile of this machine's user."""
+    for name in ("workflow", "config.yaml"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
+    return tmp_path
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups, and -m the markers

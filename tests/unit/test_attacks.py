@@ -170,6 +170,13 @@ def masked_where_nothing_is_shown(planted: Planted) -> Any:
     return model
 
 
+def brought_back(planted: Planted, weak: Any, name: str, settings: Any) -> float:
+    """What an attack brings back of a model that had seemed to forget."""
+    before = forgotten(attack.made(planted.subject(weak), "asked", None))
+    assert before <= 0.2
+    return forgotten(attack.made(planted.subject(weak), name, settings)) - before
+
+
 @pytest.mark.parametrize(
     ("name", "given_settings"),
     [
@@ -182,11 +189,7 @@ def test_an_attack_that_is_told_nothing_brings_back_what_was_masked_weakly(
     reading: Planted, name: str, given_settings: Any
 ) -> None:
     """The weakness that they are there to find: a change that is just large enough."""
-    weak = barely_masked(reading)
-    before = forgotten(attack.made(reading.subject(weak), "asked", None))
-    assert before <= 0.2
-    found = forgotten(attack.made(reading.subject(weak), name, given_settings))
-    assert found - before >= 0.25
+    assert brought_back(reading, barely_masked(reading), name, given_settings) >= 0.25
 
 
 def test_few_shot_brings_back_what_was_masked_on_bare_prompts_alone(reading: Planted) -> None:
@@ -242,11 +245,7 @@ CHEAP: dict[str, Any] = {
 def test_an_attack_brings_back_what_was_masked_at_the_output(
     planted: Planted, name: str, given_settings: Any
 ) -> None:
-    weak = masked_at_the_output(planted)
-    before = forgotten(attack.made(planted.subject(weak), "asked", None))
-    assert before <= 0.2
-    found = forgotten(attack.made(planted.subject(weak), name, given_settings))
-    assert found - before >= 0.6
+    assert brought_back(planted, masked_at_the_output(planted), name, given_settings) >= 0.6
 
 
 def on_the_grid(model: Any, bits: int, group: int) -> Any:

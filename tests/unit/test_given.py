@@ -48,16 +48,6 @@ BAD = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh checkout."""
-    for name in ("workflow", "config.yaml"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
-    return tmp_path
-
-
 @pytest.mark.parametrize("overlay", BAD)
 def test_what_is_not_there_is_refused_when_the_config_is_read(overlay: str, checkout: Path) -> None:
     """Catches a name that fails hours later, and a setting that does nothing and is taken without a word."""

@@ -12,7 +12,6 @@ import pytest
 from localized_unlearning.cli import commands
 from localized_unlearning.config.source import Source
 from localized_unlearning.workflow import preflight
-from tiny_base import ROOT
 
 
 class Fake(preflight.World):
@@ -46,16 +45,6 @@ class Fake(preflight.World):
     def command(self, *words: str) -> str | None:
         found: str | None = self.answer(words[0], None)
         return found
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fresh checkout in which nothing has run, and no profile of this machine's user."""
-    for name in ("workflow", "config.yaml"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "home"))
-    return tmp_path
 
 
 Ask = Callable[..., tuple[int, str]]

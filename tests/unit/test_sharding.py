@@ -221,7 +221,7 @@ class Runs:
         }
         wildcards = {name: named[name] for name in found.wildcards}
         outputs = {name: self.folder / stage / f"{name}.file" for name in found.outputs}
-        given: dict[str, Any] = {i.name: None for i in found.inputs}
+        given: dict[str, Any] = {i.name: [] if i.many else None for i in found.inputs}
         given |= {"base_model": self.base.folder, "prompts": BOOK, "text": TEXT, **inputs}
         record = runner.execute(found, self.config, wildcards, given, outputs, self.folder)
         assert record is not None
