@@ -448,7 +448,7 @@ def test_selects_the_published_nine_matrices() -> None:
     scores = table.assign(unit=table["component"], score=table["signed_score"])
     found = components_module.list_components(transformers.GemmaConfig(), Components())
     assert set(scores["component"]) == {str(c) for c in found}
-    localization = Localization(label="", kind="scores", scores="x")
+    localization = Localization(label="X", kind="scores", scores="x")
     chosen = selecting.choose(localization, found, {}, scores, None)
     assert len(chosen) == 9 and set(chosen) == set(table.loc[table["selected_top5pct"], "component"])
 
@@ -463,7 +463,7 @@ def test_selects_the_published_three_units_as_ten_matrices() -> None:
     scores = pd.DataFrame(
         {"component": map(str, found), "unit": names, "score": list(units.loc[names, "signed_score"])}
     )
-    chosen = selecting.choose(Localization(label="", kind="scores", scores="x"), found, {}, scores, None)
+    chosen = selecting.choose(Localization(label="X", kind="scores", scores="x"), found, {}, scores, None)
     kept = set(units.index[units["selected_top5pct"]])
     assert len(kept) == 3 and len(chosen) == 10
     assert set(chosen) == {str(c) for c, name in zip(found, names, strict=True) if name in kept}

@@ -255,6 +255,7 @@ def test_ones_own_method_is_its_file_and_what_it_imports(finished: Path) -> None
             assert snakemake(finished, target).returncode == 0
     finally:
         configure(finished, TINY)
+        shutil.rmtree(finished / "results" / "own")  # the audit would judge it too
 
 
 def test_a_mask_made_again_takes_its_sweep_and_figures_along(finished: Path) -> None:

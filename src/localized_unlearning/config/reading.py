@@ -14,6 +14,7 @@ from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 
 DEEPEST = 100  # nested values of a config file
+MOST = 100_000  # values of a config file, counted with what its aliases repeat
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """The same language; libyaml's parser, where PyYAML was built with it, takes a tenth of the time."""
@@ -37,7 +38,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        _refuse_depth(text)
+        _refuse_monsters(text)
         data = yaml.load(text, LOADER)
     except FileNotFoundError:
         raise UserError(f"config file {path} does not exist: check the path") from None
@@ -54,18 +55,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def _refuse_depth(text: str) -> None:
-    """Settings nest a few levels; what nests by the thousand would exhaust the stack of the loader, which is C.
+def _refuse_monsters(text: str) -> None:
+    """Settings nest a few levels and are some hundreds: what nests by the thousand would exhaust the stack of the loader,
+    which is C, and aliases of aliases make millions of values of a few lines.
 
     Raises:
-        ValueError: when it does.
+        ValueError: when they do.
     """
-    depth = 0
+    sizes: dict[str, int] = {}  # of the collection that an anchor names
+    around: list[tuple[str | None, int]] = []  # the open collections: anchor, and the values before it
+    values = 0
     for event in yaml.parse(text, LOADER):
-        depth += isinstance(event, yaml.CollectionStartEvent)
-        depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST:
-            raise ValueError("nested too deeply")
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = around.pop()
+            sizes |= {anchor: values - before} if anchor else {}
+        elif isinstance(event, yaml.AliasEvent):
+            values += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.NodeEvent):
+            values += 1
+            if isinstance(event, yaml.CollectionStartEvent):
+                around.append((event.anchor, values))
+        if len(around) > DEEPEST or values > MOST:
+            raise ValueError("nested too deeply, or too many values")
 
 
 def overlays(paths: Iterable[Path]) -> list[tuple[str, dict[str, Any]]]:
