@@ -70,7 +70,7 @@ def _refuse_monsters(text: str) -> None:
             anchor, before = around.pop()
             sizes |= {anchor: values - before} if anchor else {}
         elif isinstance(event, yaml.AliasEvent):
-            values += sizes.get(event.anchor, 1)
+            values += sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.NodeEvent):
             values += 1
             if isinstance(event, yaml.CollectionStartEvent):
