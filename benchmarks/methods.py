@@ -65,8 +65,8 @@ def steps_of(model: Any, name: str) -> Callable[[], float]:
     assert path is not None
     given = {"layer": len(components.layers_of(model)) // 4} if name == "rmu" else {}
     found = methods.load(name, path, given)
-    sizes, weights = steps_module.Sizes(SIZE, SIZE, SIZE, TOKENS), steps_module.Weights(1.0, 1.0, 1.0)
-    running: Iterator[Any] = steps_module.gradients(model, data, sizes, weights, found, 0)
+    sizes, lambdas = steps_module.Sizes(SIZE, SIZE, SIZE, TOKENS), steps_module.Lambdas(1.0, 1.0, 1.0)
+    running: Iterator[Any] = steps_module.gradients(model, data, sizes, lambdas, found, 0)
 
     def step() -> float:
         start = time.process_time()

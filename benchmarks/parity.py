@@ -250,15 +250,15 @@ def training(subject: Subject) -> Iterator[Result]:
     data = data_of(subject)
     chosen = [Component(layer, kind, None) for layer in (2, 3) for kind in ("up", "down")]
     settings = Finetune(steps=4, batch_size=4, sft_batch_size=2, learning_rate=1e-4, micro_batch_tokens=256)
-    weights = steps.Weights(0.2, 1.0, 1.0)
+    lambdas = steps.Lambdas(0.2, 1.0, 1.0)
     with restored_afterwards(subject.model):
         names = components.trainable(subject.model, chosen)
         history = finetune.train(
-            subject.model, data, names, settings, weights, method.of(erase, {}, "erase"), 0
+            subject.model, data, names, settings, lambdas, method.of(erase, {}, "erase"), 0
         )
         after = {name: subject.model.get_parameter(name).detach().clone() for name in names}
     with restored_afterwards(subject.model):
-        plain = plain_loop(subject.model, data, list(names), settings, weights)
+        plain = plain_loop(subject.model, data, list(names), settings, lambdas)
         ends = {name: subject.model.get_parameter(name).detach().clone() for name in names}
     terms = ["forget", "retain", "sft"]
     yield result("fine-tuning", "a plain PyTorch loop", "losses, step by step", history[terms].to_numpy(), plain[terms].to_numpy())  # fmt: skip
@@ -268,7 +268,7 @@ def training(subject: Subject) -> Iterator[Result]:
 
 
 def plain_loop(
-    model: Any, data: steps.Data, names: list[str], settings: Finetune, weights: steps.Weights
+    model: Any, data: steps.Data, names: list[str], settings: Finetune, lambdas: steps.Lambdas
 ) -> pd.DataFrame:
     """Every batch is the whole of ``data``, so that order does not matter."""
     parameters = [model.get_parameter(name).requires_grad_(True) for name in names]
@@ -292,7 +292,7 @@ def plain_loop(
         text = model(input_ids=data.text[:, :-1], use_cache=False).logits.double().log_softmax(2)
         sft = -text.gather(2, data.text[:, 1:, None]).mean()
         optimizer.zero_grad()
-        (weights.forget * forget + weights.retain * retain + weights.sft * sft).backward()
+        (lambdas.forget * forget + lambdas.retain * retain + lambdas.sft * sft).backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, float("inf"))
         optimizer.step()
         schedule.step()

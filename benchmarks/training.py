@@ -33,7 +33,7 @@ MICRO = 512
 """Tokens of one of our forward and backward passes; the straightforward way takes 4 prompts or windows at a time."""
 
 
-def training_data(bench: Bench, forget: int | None = None) -> tuple[steps_module.Data, steps_module.Weights]:
+def training_data(bench: Bench, forget: int | None = None) -> tuple[steps_module.Data, steps_module.Lambdas]:
     """Prompts to forget (None: 64) and to retain, and text, 64 of each; and the weights of their losses."""
     athletes = bench.athletes(128)
     size = len(athletes) // 2
@@ -45,7 +45,7 @@ def training_data(bench: Bench, forget: int | None = None) -> tuple[steps_module
     text = windows_module.text_windows(bench.tokenizer, TEXT.read_text(encoding="utf-8"), 48)
     text = text.repeat(size // len(text) + 1, 1)[:size]
     data = steps_module.Data(items[: forget or size], items[size : 2 * size], text)
-    return data, steps_module.Weights(0.2, 1.0, 1.0)
+    return data, steps_module.Lambdas(0.2, 1.0, 1.0)
 
 
 def manual(bench: Bench) -> list[str]:
@@ -76,7 +76,7 @@ def sizes_of(data: steps_module.Data, tokens: int = MICRO) -> steps_module.Sizes
 def plain_terms(
     bench: Bench,
     data: steps_module.Data,
-    weights: steps_module.Weights,
+    lambdas: steps_module.Lambdas,
     erase: bool = True,
     last: bool = False,
 ) -> np.ndarray:
@@ -101,13 +101,13 @@ def plain_terms(
             if term == 0 and erase:
                 value = torch.where(value > -5, torch.log1p(-value.exp()), 0)
             loss = -value.sum() / len(items)
-            ((weights.forget, weights.retain)[term] * loss).backward()
+            ((lambdas.forget, lambdas.retain)[term] * loss).backward()
             totals[term] += loss.item()
     for windows in data.text.to(bench.device).split(micro):
         logits = bench.model(input_ids=windows[:, :-1]).logits.float()
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
         loss = loss * len(windows) / len(data.text)
-        (weights.sft * loss).backward()
+        (lambdas.sft * loss).backward()
         totals[2] += loss.item()
     return totals
 
@@ -119,25 +119,25 @@ def gradient_of(parameters: Sequence[Any], terms: Callable[[], np.ndarray]) -> W
 
 def step_ours(bench: Bench) -> Work:
     trained = [bench.model.get_parameter(name) for name in manual(bench)]
-    data, weights = training_data(bench)
+    data, lambdas = training_data(bench)
     floor_of_step(bench, data, min(MANUAL), sum(p.numel() for p in trained))
     steps = steps_module.gradients(
-        bench.model, data, sizes_of(data), weights, method.of(erase, {}, "erase"), 0
+        bench.model, data, sizes_of(data), lambdas, method.of(erase, {}, "erase"), 0
     )
     return gradient_of(trained, lambda: np.array(list(next(steps).values())))
 
 
 def step_theirs(bench: Bench, last: bool = False) -> Work:
     trained = [bench.model.get_parameter(name) for name in manual(bench)]
-    data, weights = training_data(bench)
-    return gradient_of(trained, lambda: plain_terms(bench, data, weights, last=last))
+    data, lambdas = training_data(bench)
+    return gradient_of(trained, lambda: plain_terms(bench, data, lambdas, last=last))
 
 
 def step_careful(bench: Bench) -> Work:
     return step_theirs(bench, last=True)
 
 
-def adapters(bench: Bench) -> tuple[list[Any], steps_module.Data, steps_module.Weights]:
+def adapters(bench: Bench) -> tuple[list[Any], steps_module.Data, steps_module.Lambdas]:
     """LoRA of rank 64 on everything, dropout off, and two athletes to relearn."""
     found = relearning.add_lora(bench.model, Relearning(), 0)
     relearning.dropout(bench.model, False)
@@ -145,17 +145,17 @@ def adapters(bench: Bench) -> tuple[list[Any], steps_module.Data, steps_module.W
 
 
 def relearn_ours(bench: Bench) -> Work:
-    found, data, weights = adapters(bench)
+    found, data, lambdas = adapters(bench)
     floor_of_step(bench, data, 0, sum(p.numel() for p in found))
     steps = steps_module.gradients(
-        bench.model, data, sizes_of(data, MICRO // 2), weights, method.of(inject, {}, "inject"), 0
+        bench.model, data, sizes_of(data, MICRO // 2), lambdas, method.of(inject, {}, "inject"), 0
     )
     return gradient_of(found, lambda: np.array(list(next(steps).values())))
 
 
 def relearn_theirs(bench: Bench, last: bool = False) -> Work:
-    found, data, weights = adapters(bench)
-    return gradient_of(found, lambda: plain_terms(bench, data, weights, erase=False, last=last))
+    found, data, lambdas = adapters(bench)
+    return gradient_of(found, lambda: plain_terms(bench, data, lambdas, erase=False, last=last))
 
 
 def relearn_careful(bench: Bench) -> Work:
@@ -177,7 +177,7 @@ RATE = 1e4
 
 def mask_ours(bench: Bench) -> Work:
     names = manual(bench)
-    data, weights = training_data(bench)
+    data, lambdas = training_data(bench)
     size = len(data.retain)
     settings = Masking(
         steps=1, batch_size=size, text_batch=size, optimizer="sgd", momentum=0.9, learning_rate=RATE,
@@ -187,7 +187,7 @@ def mask_ours(bench: Bench) -> Work:
 
     def work() -> Outputs:
         trainable = dict.fromkeys(names)
-        removed, history = masking.train(bench.model, data, trainable, settings, weights, 0)
+        removed, history = masking.train(bench.model, data, trainable, settings, lambdas, 0)
         terms = history[["forget", "retain", "sft"]].to_numpy()[0]
         return {"loss": terms, "vector": flat([removed[name] for name in names])}
 
@@ -212,7 +212,7 @@ def mask_careful(bench: Bench) -> Work:
 def mask_theirs(bench: Bench, last: bool = False) -> Work:
     """The mask as a parametrization of each weight, in torch's own way, and SGD with momentum."""
     names = manual(bench)
-    data, weights = training_data(bench)
+    data, lambdas = training_data(bench)
 
     def work() -> Outputs:
         masks = []
@@ -224,7 +224,7 @@ def mask_theirs(bench: Bench, last: bool = False) -> Work:
             module.parametrizations[attribute].original.requires_grad_(False)
             masks.append(form.mask)
         optimizer = torch.optim.SGD(masks, lr=RATE, momentum=0.9)
-        totals = plain_terms(bench, data, weights, last=last)
+        totals = plain_terms(bench, data, lambdas, last=last)
         (Masking().lambda_mask * torch.stack([mask.sum() for mask in masks]).sum()).backward()
         optimizer.step()
         with torch.no_grad():

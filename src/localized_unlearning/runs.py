@@ -39,7 +39,7 @@ ATTACKS = {"relearn": "relearning", "probe": "probing"}
 
 
 @dataclass(frozen=True)
-class Model:
+class RunModel:
     """A model of a run: the base model, or the base model with a delta laid over it.
 
     Attributes:
@@ -108,7 +108,7 @@ class Model:
         config = reading.load([resolved], {ATTACKS[name]: settings})
         return self.run.compute(JobId.of(name, **self.wildcards), config)
 
-    def relearned(self) -> Model:
+    def relearned(self) -> RunModel:
         """The model after the run's last iteration of relearning, trained again here; its LoRA adapters are apart.
 
         Raises:
@@ -266,7 +266,7 @@ class Run:
         seed: int | None = None,
         base_seed: int | None = None,
         masked: int | None = None,
-    ) -> Model:
+    ) -> RunModel:
         """The base model (``base``), or the one unlearned at a localization.
 
         Args:
@@ -308,10 +308,10 @@ class Run:
         if masked is not None:
             masks.cut(loaded, inputs["mask"], digest, masked)
             done = f", {masked} weights at zero"
-            return Model(self, job.named, loaded, tokenizer, inputs["mask"], done)
+            return RunModel(self, job.named, loaded, tokenizer, inputs["mask"], done)
         if inputs["delta"]:
             deltas.put(loaded, deltas.read_delta(inputs["delta"], digest))
-        return Model(self, job.named, loaded, tokenizer, inputs["delta"])
+        return RunModel(self, job.named, loaded, tokenizer, inputs["delta"])
 
     def _base(self, folder: Path) -> tuple[Any, Any]:
         return loading.load(folder, self.config.model.dtype, device.setup(self.config.compute))

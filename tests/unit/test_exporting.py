@@ -19,7 +19,7 @@ from architectures import CONFIGS, build, tokenizer, written
 from localized_unlearning import load_run
 from localized_unlearning.cli.main import main
 from localized_unlearning.errors import UserError
-from localized_unlearning.runs import Model, Run
+from localized_unlearning.runs import Run, RunModel
 
 UNUSED = ("probe", "layer_probes", "head_ablation", "attack", "teachers")
 
@@ -149,7 +149,7 @@ BRIDGED = [name for name in CONFIGS if name not in ("falcon_groups", "opt_projec
 def test_a_bridge_has_equal_logits(name: str, run: Run) -> None:
     """Catches folded or centred weights, and an architecture that TransformerLens reads otherwise."""
     model = build(name)
-    own = Model(run, {}, model, tokenizer())
+    own = RunModel(run, {}, model, tokenizer())
     ids = torch.tensor([own.tokenizer("Fact: Ada Lovelace plays the sport of")["input_ids"]])
     bridge = own.bridge()
     with torch.inference_mode():

@@ -104,7 +104,7 @@ def slow_training(
     data: steps.Data,
     chosen: Sequence[Component],
     settings: Finetune,
-    weights: steps.Weights,
+    lambdas: steps.Lambdas,
     loss: str,
 ) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     """The definition: padded forwards for each term, full logits, AdamW on the chosen slices alone.
@@ -154,7 +154,7 @@ def slow_training(
         text = logits(data.text[:, :-1]).log_softmax(2)
         sft = -text.gather(2, data.text[:, 1:, None]).mean()
         optimizer.zero_grad()
-        (weights.forget * forget + weights.retain * retain + weights.sft * sft).backward()
+        (lambdas.forget * forget + lambdas.retain * retain + lambdas.sft * sft).backward()
         norm = float(torch.nn.utils.clip_grad_norm_(leaves, settings.clip_norm or float("inf")))
         optimizer.step()
         terms = {"forget": forget.item(), "retain": retain.item(), "sft": sft.item()}
@@ -186,13 +186,13 @@ def test_training_is_the_plain_loop(
     """Catches wrong averaging over micro-batches, schedule, clipping or masks; other weights that move."""
     parts = [components.parse(name) for name in chosen.split()]
     settings = Finetune(steps=6, batch_size=8, micro_batch_tokens=24, learning_rate=0.01, **more)
-    weights, data = steps.Weights(0.3, 0.7, 1.3), some_data()
+    lambdas, data = steps.Lambdas(0.3, 0.7, 1.3), some_data()
     model = tiny(architecture)
     before = {name: p.clone() for name, p in model.named_parameters()}
     history = finetune.train(
-        model, data, components.trainable(model, parts), settings, weights, ours(loss), seed=1
+        model, data, components.trainable(model, parts), settings, lambdas, ours(loss), seed=1
     )
-    slow, after = slow_training(tiny(architecture), data, parts, settings, weights, loss)
+    slow, after = slow_training(tiny(architecture), data, parts, settings, lambdas, loss)
     assert len(history) == len(slow)
     for fast, row in zip(history.to_dict("records"), slow, strict=True):
         assert fast == pytest.approx(row, rel=1e-7, abs=1e-9)
@@ -216,12 +216,12 @@ def test_losses_and_gradients_do_not_depend_on_the_micro_batch(
     tiny: Callable[[str], Any], float64: None
 ) -> None:
     """Catches a micro-batch that is averaged by itself, or lost."""
-    weights, found = steps.Weights(0.3, 0.7, 1.3), []
+    lambdas, found = steps.Lambdas(0.3, 0.7, 1.3), []
     for tokens in (9, 24, 4096):
         model = tiny("llama")
         up = model.get_parameter("model.layers.1.mlp.up_proj.weight").requires_grad_(True)
         sizes = steps.Sizes(4, 8, 4, tokens)
-        found.append((next(steps.gradients(model, some_data(), sizes, weights, ours("erase"), 0)), up.grad))
+        found.append((next(steps.gradients(model, some_data(), sizes, lambdas, ours("erase"), 0)), up.grad))
     for losses_, gradient in found[1:]:
         assert losses_ == pytest.approx(found[0][0], rel=1e-12)
         torch.testing.assert_close(gradient, found[0][1], rtol=1e-10, atol=1e-14)
@@ -255,7 +255,7 @@ def test_injected_answers_are_false_and_only_in_the_forget_set() -> None:
 def trained(model: Any, seed: int) -> dict[str, torch.Tensor]:
     trainable = components.trainable(model, [Component(1, "up"), Component(0, "q", 2)])
     settings = Finetune(steps=3, batch_size=3, learning_rate=0.01)
-    finetune.train(model, some_data(), trainable, settings, steps.Weights(1, 1, 1), ours("inject"), seed)
+    finetune.train(model, some_data(), trainable, settings, steps.Lambdas(1, 1, 1), ours("inject"), seed)
     return {name: model.get_parameter(name) for name in trainable}
 
 

@@ -215,15 +215,15 @@ def test_a_licence_that_is_not_accepted(hub: Hub, tmp_path: Path) -> None:
 def test_preflight_asks_the_hub(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Catches a check that passes what a download would refuse."""
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-    world = preflight.World()
+    environment = preflight.Environment()
     source = Source(kind="hub", repo_id=REPOSITORY, files=("*",), revision=COMMIT)
-    assert world.hub(source) is None
-    moved = world.hub(source.model_copy(update={"revision": "b" * 40}))
+    assert environment.hub(source) is None
+    moved = environment.hub(source.model_copy(update={"revision": "b" * 40}))
     assert moved is not None and "no such revision: choose a commit from" in moved
     hub.gated = True
-    refused = world.hub(source)
+    refused = environment.hub(source)
     assert refused is not None and "accept the licence" in refused
     hub.shutdown()
     hub.server_close()
     with pytest.raises(preflight.Unreachable):
-        world.hub(source)
+        environment.hub(source)

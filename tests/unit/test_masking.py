@@ -22,7 +22,7 @@ from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.models import components
 from localized_unlearning.models.components import Component
 from localized_unlearning.unlearning import losses, masking, masks, saliency
-from localized_unlearning.unlearning.steps import Data, Weights
+from localized_unlearning.unlearning.steps import Data, Lambdas
 from tiny_base import PROMPTS as BOOK
 from tiny_base import TEXT, TinyBase
 from tiny_models import VOCABULARY
@@ -36,7 +36,7 @@ SETTINGS = Masking(
     schedule="constant",
     lambda_mask=0.002,
 )
-WEIGHTS = Weights(0.3, 1.0, 0.5)
+LAMBDAS = Lambdas(0.3, 1.0, 0.5)
 PROMPTS = torch.randint(10, VOCABULARY, (4, 9), generator=torch.Generator().manual_seed(0))
 CHOSEN = {
     "gemma": [Component(0, "q"), Component(1, "up"), Component(2, "o", 1)],
@@ -81,7 +81,7 @@ def slow_loss(model: Any, data: Data, removed: dict[str, torch.Tensor]) -> torch
     ).mean()
     whole = sum((1 - d).sum() for d in removed.values())
     return (
-        WEIGHTS.forget * forget + WEIGHTS.retain * retain + WEIGHTS.sft * sft + SETTINGS.lambda_mask * whole
+        LAMBDAS.forget * forget + LAMBDAS.retain * retain + LAMBDAS.sft * sft + SETTINGS.lambda_mask * whole
     )
 
 
@@ -93,7 +93,7 @@ def test_one_step_is_the_clamped_gradient_of_the_definition(
     trainable = components.trainable(model, CHOSEN[name])
     removed = {n: torch.zeros_like(model.get_parameter(n), requires_grad=True) for n in trainable}
     slow_loss(model, data, removed).backward()
-    found, history = masking.train(model, data, trainable, SETTINGS, WEIGHTS, seed=0)
+    found, history = masking.train(model, data, trainable, SETTINGS, LAMBDAS, seed=0)
     for parameter, part in trainable.items():
         gradient = removed[parameter].grad
         assert gradient is not None
@@ -111,8 +111,8 @@ def test_training_a_mask_leaves_the_model_as_it_was(
     before = copy.deepcopy(model.state_dict())
     trainable = components.trainable(model, CHOSEN[name])
     settings = SETTINGS.model_copy(update={"steps": 3, "optimizer": "adam", "learning_rate": 0.2})
-    first, _ = masking.train(model, data, trainable, settings, WEIGHTS, seed=0)
-    again, _ = masking.train(model, data, trainable, settings, WEIGHTS, seed=0)
+    first, _ = masking.train(model, data, trainable, settings, LAMBDAS, seed=0)
+    again, _ = masking.train(model, data, trainable, settings, LAMBDAS, seed=0)
     assert all(torch.equal(model.state_dict()[n], value) for n, value in before.items())
     assert not any(p.requires_grad for p in model.parameters())
     for parameter, part in trainable.items():
@@ -135,7 +135,7 @@ def test_clamped_weights_are_the_released_codes_steps(
     )  # fmt: skip
     model = tiny(name)
     trainable = components.trainable(model, CHOSEN[name])
-    found, _ = masking.train(model, data, trainable, settings, WEIGHTS, seed=0)
+    found, _ = masking.train(model, data, trainable, settings, LAMBDAS, seed=0)
 
     weights = {n: model.get_parameter(n).detach().clone() for n in trainable}
     base, momentum = copy.deepcopy(weights), {n: torch.zeros_like(w) for n, w in weights.items()}
@@ -237,7 +237,7 @@ def test_saliency_is_weight_times_gradient_of_the_whole_loss(
     removed = {n: torch.zeros_like(model.get_parameter(n), requires_grad=True) for n in trainable}
     slow_loss(model, data, removed).backward()
     settings = SETTINGS.model_copy(update={"saliency_steps": 3})
-    found = dict(saliency.saliencies(model, data, trainable, settings, WEIGHTS, seed=0))
+    found = dict(saliency.saliencies(model, data, trainable, settings, LAMBDAS, seed=0))
     assert list(found) == sorted(trainable)
     for parameter, part in trainable.items():
         gradient = removed[parameter].grad
@@ -268,13 +268,13 @@ def test_the_rate_takes_a_twentieth_of_a_salient_weight_in_one_step(
     automatic = SETTINGS.model_copy(update={"learning_rate": "auto", "lambda_mask": 0.0})
     distribution = saliency.Distribution()
     sizes = torch.cat([s[trainable[n].expand_as(s)] if trainable[n] is not None else s.flatten() for n, s in
-                       saliency.saliencies(model, data, trainable, automatic, WEIGHTS, 0)])  # fmt: skip
+                       saliency.saliencies(model, data, trainable, automatic, LAMBDAS, 0)])  # fmt: skip
     distribution.add(sizes)
     rate = saliency.rate_of(automatic, distribution)
     assert rate == pytest.approx(0.05 / float(torch.quantile(sizes, 0.9)), rel=0.02)
     assert saliency.rate_of(SETTINGS, distribution) == SETTINGS.learning_rate
     moving = automatic.model_copy(update={"learning_rate": rate})
-    removed, history = masking.train(model, data, trainable, moving, WEIGHTS, seed=0)
+    removed, history = masking.train(model, data, trainable, moving, LAMBDAS, seed=0)
     d = torch.cat([removed[n].flatten() for n in trainable])
     assert 0.02 < float((d > 0.05).sum()) / len(sizes) < 0.1  # of the top tenth, those whose loss says go
     assert history["most_removed"].iloc[0] > 0.05

@@ -69,9 +69,9 @@ def test_an_objective_is_its_definition(
     model, base, data = tiny(architecture), tiny(architecture), some_data()
     (trained,) = components.trainable(model, [components.Component(0, "up")])
     found = ours(name, **PARAMETERS[name])
-    sizes, weights = steps_module.Sizes(4, 8, 2, 24), steps_module.Weights(0.7, 1.5, 0.0)
+    sizes, lambdas = steps_module.Sizes(4, 8, 2, 24), steps_module.Lambdas(0.7, 1.5, 0.0)
     parameter = model.get_parameter(trained).requires_grad_(True)
-    steps = steps_module.gradients(model, data, sizes, weights, found, seed=7)
+    steps = steps_module.gradients(model, data, sizes, lambdas, found, seed=7)
     slow = tiny(architecture)
     weight = slow.get_parameter(trained).requires_grad_(True)
     for _ in range(2):
@@ -123,7 +123,7 @@ def test_repselect_is_its_definition(tiny: Callable[[str], Any], float64: None) 
         data,
         components.trainable(model, chosen),
         settings,
-        steps_module.Weights(1, 1, 1),
+        steps_module.Lambdas(1, 1, 1),
         found,
         seed=5,
     )
@@ -169,11 +169,11 @@ def test_repselect_is_its_definition(tiny: Callable[[str], Any], float64: None) 
 # A method of one's own.
 
 
-def gradient(model: Any, own: method.Method, weights: steps_module.Weights) -> torch.Tensor:
+def gradient(model: Any, own: method.Method, lambdas: steps_module.Lambdas) -> torch.Tensor:
     """Gradient of one step's loss by one matrix."""
     parameter = model.get_parameter(TRAINED).requires_grad_(True)
     parameter.grad = None
-    next(steps_module.gradients(model, some_data(), steps_module.Sizes(4, 4, 2, 256), weights, own, 0))
+    next(steps_module.gradients(model, some_data(), steps_module.Sizes(4, 4, 2, 256), lambdas, own, 0))
     gradient: torch.Tensor = parameter.grad.clone()
     return gradient
 
@@ -183,7 +183,7 @@ def test_the_example_climbs_where_cross_entropy_descends(tiny: Callable[[str], A
     model = tiny("llama")
     named = "examples/gradient_ascent.py:ascend"
     own = method.load(named, EXAMPLES / "gradient_ascent.py", {"scale": 2})
-    only_forget = steps_module.Weights(1.0, 0.0, 0.0)
+    only_forget = steps_module.Lambdas(1.0, 0.0, 0.0)
     found, wanted = gradient(model, own, only_forget), -2 * gradient(model, ours("inject"), only_forget)
     assert found.abs().max() > 0
     torch.testing.assert_close(found, wanted)
@@ -219,7 +219,7 @@ def test_what_cannot_be_descended_on_is_said(
     path.write_text(f"def loss(batch):\n    {body}\n")
     own = method.load("mine.py:loss", path, {})
     with pytest.raises(UserError, match=said) as raised:
-        gradient(tiny("llama"), own, steps_module.Weights(1, 1, 1))
+        gradient(tiny("llama"), own, steps_module.Lambdas(1, 1, 1))
     assert str(raised.value).startswith("mine.py:loss: ") and "\n" not in str(raised.value)
     assert "item" in str(raised.value) and "step 1" in str(raised.value)
 
@@ -232,7 +232,7 @@ def test_a_batch_changed_in_place_is_said(tiny: Callable[[str], Any], tmp_path: 
     )
     own = method.load("mine.py:loss", path, {})
     with pytest.raises(UserError, match=r"^mine\.py:loss: the gradient .* in step 1 .*in place"):
-        gradient(tiny("llama"), own, steps_module.Weights(1, 1, 1))
+        gradient(tiny("llama"), own, steps_module.Lambdas(1, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_a_method_that_owns_its_steps_and_fails_is_said(
     trainable = components.trainable(model, [components.Component(1, "up")])
     with pytest.raises(UserError, match=said) as raised:
         finetune.train(
-            model, some_data(), trainable, Finetune(steps=2), steps_module.Weights(1, 1, 1), own, 0
+            model, some_data(), trainable, Finetune(steps=2), steps_module.Lambdas(1, 1, 1), own, 0
         )
     assert str(raised.value).startswith("mine.py:Mine: ")
 
@@ -270,7 +270,7 @@ def test_a_gradient_that_is_no_number_stops_training(tiny: Callable[[str], Any],
     trainable = components.trainable(model, [components.Component(1, "up")])
     with pytest.raises(UserError, match=r"mine\.py:loss: the gradient of step 1 is nan"):
         finetune.train(
-            model, some_data(), trainable, Finetune(steps=2), steps_module.Weights(1, 1, 1), own, 0
+            model, some_data(), trainable, Finetune(steps=2), steps_module.Lambdas(1, 1, 1), own, 0
         )
 
 
@@ -282,7 +282,7 @@ def test_the_base_model_cannot_be_asked_for_late(tiny: Callable[[str], Any], tmp
     trainable = components.trainable(model, [components.Component(1, "up")])
     with pytest.raises(UserError, match="read them in every step"):
         finetune.train(
-            model, some_data(), trainable, Finetune(steps=2), steps_module.Weights(1, 1, 1), own, 0
+            model, some_data(), trainable, Finetune(steps=2), steps_module.Lambdas(1, 1, 1), own, 0
         )
 
 

@@ -199,7 +199,7 @@ def test_training_and_ranking_a_mask_make_nothing_larger_than_two_matrices(
 
     def train() -> None:
         held["removed"], _ = masking.train(
-            model, few(), dict.fromkeys(names), settings, steps.Weights(1, 1, 1), seed=0
+            model, few(), dict.fromkeys(names), settings, steps.Lambdas(1, 1, 1), seed=0
         )
 
     def rank() -> None:

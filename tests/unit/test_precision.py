@@ -130,7 +130,7 @@ def test_a_bfloat16_model_trains_as_in_float32(tiny: Callable[[str], Any]) -> No
         base = {name: model.get_parameter(name).detach().clone() for name in trainable}
         chosen = settings(kind, steps=12, batch_size=8, learning_rate=3e-4, schedule="constant")
         history = finetune.train(
-            model, some_data(), trainable, chosen, steps_module.Weights(1, 1, 1), ours("inject"), 0
+            model, some_data(), trainable, chosen, steps_module.Lambdas(1, 1, 1), ours("inject"), 0
         )
         histories[kind, dtype] = history
         share[kind, dtype] = finetune.moved(model, base, trainable)["share_of_weights_moved"]

@@ -1,4 +1,4 @@
-"""Preflight over a world of our own making: what is missing is said at once, each with its remedy."""
+"""Preflight over an environment of our own making: what is missing is said at once, each with its remedy."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from localized_unlearning.config.source import Source
 from localized_unlearning.workflow import preflight
 
 
-class Fake(preflight.World):
-    """A world in which everything is in order, but for what a test says."""
+class Fake(preflight.Environment):
+    """An environment in which everything is in order, but for what a test says."""
 
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
@@ -52,7 +52,7 @@ Ask = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def ask(checkout: Path, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Exit status and page of preflight on Gemma-7B in a fake world."""
+    """Exit status and page of preflight on Gemma-7B in a fake environment."""
 
     def run(
         overlay: str = "", preset: str = "gemma-7b", words: tuple[str, ...] = (), **answers: Any
@@ -137,10 +137,10 @@ def test_a_profile_that_asks_for_fewer_gpus_than_shards(ask: Ask, checkout: Path
     """Catches jobs that wait in the queue for a day and then find one GPU."""
     profile = checkout / "home/snakemake/slurm/config.yaml"
     profile.parent.mkdir(parents=True)
-    world = {"sinfo": "cpu\ngpu\n", "sacctmgr": "mine\n"}
+    environment = {"sinfo": "cpu\ngpu\n", "sacctmgr": "mine\n"}
     for asked, enough in (("gres: gpu:a100:1", 0), ("gpu: 1", 0), ("gres: gpu:a100:2", 1), ("gpu: 4", 1)):
         profile.write_text(f"set-resources: {{mask: {{{asked}}}}}\n")
-        status, said = ask(overlay="compute: {shards: 2}\n", **world)
+        status, said = ask(overlay="compute: {shards: 2}\n", **environment)
         assert (status, "but compute.shards is 2: ask for 2 in" in said) == (1 - enough, not enough)
 
 

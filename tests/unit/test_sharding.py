@@ -68,15 +68,15 @@ def compare(job: Job) -> None:
     """What a process checks on the models given: all that stages do with a model gives the same in parts."""
     for original in job.inputs["models"]:
         answers(*both(original))
-        for settings, weights, rtol in (
-            (Finetune(micro_batch_tokens=16, clip_norm=0.5), steps_module.Weights(1, 1, 1), 1e-9),
-            (Finetune(micro_batch_tokens=4096, weight_decay=0.1), steps_module.Weights(1, 1, 0), 1e-9),
-            (Finetune(micro_batch_tokens=4096), steps_module.Weights(1, 1, 1), 1e-4),  # logits are float32
+        for settings, lambdas, rtol in (
+            (Finetune(micro_batch_tokens=16, clip_norm=0.5), steps_module.Lambdas(1, 1, 1), 1e-9),
+            (Finetune(micro_batch_tokens=4096, weight_decay=0.1), steps_module.Lambdas(1, 1, 0), 1e-9),
+            (Finetune(micro_batch_tokens=4096), steps_module.Lambdas(1, 1, 1), 1e-4),  # logits are float32
         ):
-            finetuning(*both(original), settings, weights, rtol)
+            finetuning(*both(original), settings, lambdas, rtol)
         # In one batch, so that nothing is added up in another order.
         half = copy.deepcopy(original).bfloat16()
-        finetuning(*both(half), Finetune(precision="fp32_master"), steps_module.Weights(1, 1, 0), 0)
+        finetuning(*both(half), Finetune(precision="fp32_master"), steps_module.Lambdas(1, 1, 0), 0)
         for form in ("mask", "weights"):
             masks(*both(original), form)
         edits(*both(original))
@@ -109,7 +109,7 @@ def answers(whole: Any, parts: Any) -> None:
 
 
 def finetuning(
-    whole: Any, parts: Any, settings: Finetune, weights: steps_module.Weights, rtol: float
+    whole: Any, parts: Any, settings: Finetune, lambdas: steps_module.Lambdas, rtol: float
 ) -> None:
     settings = settings.model_copy(update={"steps": 3, "batch_size": 4, "learning_rate": 0.01})
     histories, trained = [], []
@@ -119,7 +119,7 @@ def finetuning(
         parameters = {n: model.get_parameter(n) for n in trainable}
         base = {n: sharding.held(p).clone() for n, p in parameters.items()}
         history = finetune.train(
-            model, some_data(), trainable, settings, weights, method_module.of(erase, {}, "erase"), 0
+            model, some_data(), trainable, settings, lambdas, method_module.of(erase, {}, "erase"), 0
         )
         histories.append(history.assign(**finetune.moved(model, base, trainable)))
         trained.append({n: sharding.whole(p, sharding.held(p)) for n, p in parameters.items()})
@@ -141,7 +141,7 @@ def masks(whole: Any, parts: Any, form: Any) -> None:
     histories, trained = [], []
     for model in (whole, parts):
         trainable = components_module.trainable(model, CHOSEN)
-        d, history = masking.train(model, some_data(), trainable, settings, steps_module.Weights(1, 1, 1), 0)
+        d, history = masking.train(model, some_data(), trainable, settings, steps_module.Lambdas(1, 1, 1), 0)
         histories.append(history)
         trained.append({n: sharding.whole(model.get_parameter(n), value) for n, value in d.items()})
     pd.testing.assert_frame_equal(histories[0], histories[1], rtol=1e-6)  # d is float32

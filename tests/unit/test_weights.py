@@ -19,7 +19,7 @@ from localized_unlearning.localization import weights
 from localized_unlearning.models import components
 from localized_unlearning.models.components import Component
 from localized_unlearning.unlearning import finetune
-from localized_unlearning.unlearning.steps import Weights
+from localized_unlearning.unlearning.steps import Lambdas
 
 NAMES = ["model.layers.0.mlp.up_proj.weight", "model.layers.1.self_attn.q_proj.weight"]
 
@@ -109,7 +109,7 @@ def test_training_moves_the_chosen_weights_alone(tiny: Callable[[str], Any]) -> 
     mask = torch.zeros_like(before, dtype=torch.bool)
     mask.view(-1)[::7] = True
     given_ = Finetune(steps=3, learning_rate=0.01, weight_decay=0.1)
-    finetune.train(model, some_data(), {name: mask}, given_, Weights(1, 1, 1), ours("erase"), seed=0)
+    finetune.train(model, some_data(), {name: mask}, given_, Lambdas(1, 1, 1), ours("erase"), seed=0)
     moved = model.get_parameter(name) != before
     assert not moved[~mask].any() and moved[mask].float().mean() > 0.9
 

@@ -36,7 +36,7 @@ from localized_unlearning.unlearning import finetune
 from localized_unlearning.unlearning import method as method_module
 from localized_unlearning.unlearning.disruption import Question, retained_loss
 from localized_unlearning.unlearning.objectives.erase import erase
-from localized_unlearning.unlearning.steps import Data, Weights
+from localized_unlearning.unlearning.steps import Data, Lambdas
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
@@ -121,11 +121,11 @@ def unlearned(
     )
     own = job.config.finetune.model_copy(update={"equal_disruption": equal})
     trainable = components.trainable(subject.model, list(chosen.components))
-    weights = Weights(0.2, own.lambda_retain, own.lambda_sft)
+    lambdas = Lambdas(0.2, own.lambda_retain, own.lambda_sft)
     method = method_module.of(erase, {}, "erase")
 
     def train(data: Data, settings: Finetune) -> pd.DataFrame:
-        return finetune.train(subject.model, data, trainable, settings, weights, method, subject.seed)
+        return finetune.train(subject.model, data, trainable, settings, lambdas, method, subject.seed)
 
     cost = retained_loss(subject.model, asked, subject.batch_tokens)
     _, tried = finetune.within_budget(subject.model, data, list(trainable), own, train, cost)

@@ -22,7 +22,7 @@ from localized_unlearning.models.deltas import unlearned
 from localized_unlearning.progress import Progress
 from localized_unlearning.unlearning import method
 from localized_unlearning.unlearning.objectives.inject import inject
-from localized_unlearning.unlearning.steps import Data, Sizes, Weights, gradients, read_data, schedule_of
+from localized_unlearning.unlearning.steps import Data, Lambdas, Sizes, gradients, read_data, schedule_of
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
@@ -84,9 +84,9 @@ def relearn(
     states = 12.0 * sum(p.numel() for p in adapters)  # gradients and two moments
     tokens = device_module.micro_batch_tokens(settings.micro_batch_tokens, model, states)
     sizes = Sizes(len(data.forget), settings.retain_batch, settings.text_batch, tokens)
-    weights = Weights(settings.lambda_relearn, settings.lambda_retain, settings.lambda_sft)
+    lambdas = Lambdas(settings.lambda_relearn, settings.lambda_retain, settings.lambda_sft)
     # Not divided over the processes of a sharded model: dropout's draws must be those of one.
-    steps = gradients(model, data, sizes, weights, method.of(inject, {}, "inject"), seed, divided=False)
+    steps = gradients(model, data, sizes, lambdas, method.of(inject, {}, "inject"), seed, divided=False)
     for iteration in range(settings.iterations):
         dropout(model, True)
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):

@@ -87,7 +87,7 @@ def retrained(subject: Subject, facts: pd.DataFrame, settings: Retraining) -> It
         settings.text_batch,
         settings.micro_batch_tokens,
     )
-    weights = steps_module.Weights(
+    lambdas = steps_module.Lambdas(
         settings.lambda_facts if forget else 0.0, settings.lambda_retain, settings.lambda_text
     )
     width = subject.model.config.get_text_config().hidden_size
@@ -97,7 +97,7 @@ def retrained(subject: Subject, facts: pd.DataFrame, settings: Retraining) -> It
             parameters, lr=settings.learning_rate, weight_decay=0.0, foreach=False
         )  # else a GPU's step builds temporaries of all parameters at once
         steps = steps_module.gradients(
-            subject.model, data, sizes, weights, method.of(inject, {}, "inject"), subject.seed
+            subject.model, data, sizes, lambdas, method.of(inject, {}, "inject"), subject.seed
         )
         for _ in range(settings.steps):
             next(steps)

@@ -1,4 +1,4 @@
-"""The command line: one subcommand a stage, and the tools beside them.
+"""The command line: one subcommand per stage, and the tools beside them.
 
 ``localized-unlearning finetune --config results/organism/config.yaml --task sports ...`` is what the
 Snakemake rule runs, what a Slurm job runs and what a person can run at a prompt.

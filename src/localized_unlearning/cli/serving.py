@@ -353,7 +353,7 @@ def _work(
             nothing = os.open(os.devnull, os.O_RDWR)
             _take(
                 [nothing, os.dup(nothing), os.dup(nothing)]
-            )  # whoever reads the client's streams sees their end
+            )  # so that a reader of the client's streams sees their end
             channel.sendall(report)
             message, streams = _receive(channel)
             _take(streams)

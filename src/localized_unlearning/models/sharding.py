@@ -189,7 +189,8 @@ def whole(parameter: Any, values: Tensor) -> Tensor:
 def share(items: Sequence[T], model: Any) -> Iterator[tuple[T, bool]]:
     """Of batches for ``model``, this process's: one in as many as there are processes, and whether it counts.
 
-    All processes run as many, since every forward pass needs them all: a process that has none left repeats the last one, which
+    All processes run as many, since every forward pass needs them all: a process that has run all of its own repeats
+    the last one, which
     does not count. Losses of those that do count are added up over the processes by the layers' gradients, and by
     :func:`total`.
     """

@@ -9,7 +9,7 @@ themselves. A later edit of an output therefore cannot reach the store, nor the 
 What is restored is hashed against the entry's record. An entry that fails is reported, set aside and
 computed again; a store that may only be read is left as it is. A fault of the store never fails a job.
 
-Whoever may write a store can plant an entry whose bytes and record agree. Where that is not one person, entries
+Anyone who may write to a store can plant an entry whose bytes and record agree. Where that is more than one person, entries
 can be signed as they are kept (``cache.key``), and only those taken that a listed key signed (``cache.signers``).
 
 Folders and files take the mode of the store's own folder, whatever the umask, so that several people can keep and

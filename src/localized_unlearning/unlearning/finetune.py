@@ -36,8 +36,8 @@ from localized_unlearning.unlearning.method import Facts, Method, Training
 from localized_unlearning.unlearning.settings import finetune_settings, forget_weight
 from localized_unlearning.unlearning.steps import (
     Data,
+    Lambdas,
     Sizes,
-    Weights,
     gradients,
     read_data,
     schedule_of,
@@ -58,7 +58,7 @@ def train(
     data: Data,
     trainable: dict[str, Any],
     settings: Finetune,
-    weights: Weights,
+    lambdas: Lambdas,
     method: Method,
     seed: int,
 ) -> pd.DataFrame:
@@ -86,7 +86,7 @@ def train(
     forget = Facts(model, data.forget, data.forget_about, tokens, seed)
     retain = Facts(model, data.retain, data.retain_about, tokens, seed)
     own = method.gradients(Training(model, parameters, forget, retain, settings, seed))
-    steps = gradients(model, data, sizes, weights, method, seed) if own is None else owned(own, method)
+    steps = gradients(model, data, sizes, lambdas, method, seed) if own is None else owned(own, method)
     history = []
     progress = Progress("fine-tuning", "step")
     for step in progress.over(range(settings.steps)):
@@ -276,7 +276,7 @@ def run(job: Job) -> None:
     answers = targets(split, objective, seed)
     data = read_data(job, tokenizer, split, answers, list(split["forget"]))
     strength = forget_weight(task, objective, job.wildcards["localization"])
-    strengths = Weights(strength, settings.lambda_retain, settings.lambda_sft)
+    lambdas = Lambdas(strength, settings.lambda_retain, settings.lambda_sft)
     loss = method_module.load(objective.loss, job.inputs["loss"], objective.parameters)
     digest = deltas.base_digest(job)
     trainable = weights.trainable(model, job.inputs["selection"], job.inputs.get("weights"), digest)
@@ -285,7 +285,7 @@ def run(job: Job) -> None:
         base = {name: sharding.held(model.get_parameter(name)).to("cpu", copy=True) for name in trainable}
 
         def trained(data: Data, settings: Finetune) -> pd.DataFrame:
-            return train(model, data, trainable, settings, strengths, loss, seed)
+            return train(model, data, trainable, settings, lambdas, loss, seed)
 
         history, tried = within_budget(model, data, list(trainable), settings, trained, cost)
         history.to_csv(job.outputs["history"], index=False)

@@ -31,7 +31,7 @@ from localized_unlearning.unlearning.saliency import (
     saliencies,
     sizes_of,
 )
-from localized_unlearning.unlearning.steps import Data, Weights, gradients, read_data, schedule_of
+from localized_unlearning.unlearning.steps import Data, Lambdas, gradients, read_data, schedule_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,7 +103,7 @@ def reserved(mask: Mask, settings: Masking) -> float:
 
 
 def train(
-    model: Any, data: Data, trainable: dict[str, Any], settings: Masking, weights: Weights, seed: int
+    model: Any, data: Data, trainable: dict[str, Any], settings: Masking, lambdas: Lambdas, seed: int
 ) -> tuple[dict[str, Tensor], pd.DataFrame]:
     """Train a mask, in one of its two forms; the model's weights return to the base's.
 
@@ -123,7 +123,7 @@ def train(
     optimizer = optimizer_of(list(mask.trained.values()), settings)
     schedule = schedule_of(optimizer, settings.schedule, settings.steps)
     sizes = sizes_of(model, settings, reserved(mask, settings))
-    steps = gradients(model, data, sizes, weights, method.of(erase, {}, "erase"), seed)
+    steps = gradients(model, data, sizes, lambdas, method.of(erase, {}, "erase"), seed)
     history = []
     progress = Progress("training the mask", "step")
     for step in progress.over(range(settings.steps)):
@@ -187,11 +187,11 @@ def mask(job: Job) -> None:
     trainable = weights_module.trainable(
         model, job.inputs["selection"], job.inputs.get("weights"), deltas.base_digest(job)
     )
-    weights = Weights(settings.lambda_forget, settings.lambda_retain, settings.lambda_sft)
+    lambdas = Lambdas(settings.lambda_forget, settings.lambda_retain, settings.lambda_sft)
     largest = max(settings.edit_sizes)
     parameters = {name: model.get_parameter(name) for name in trainable}
     distribution, salient = Distribution(), Ranking(largest)
-    for name, size in saliencies(model, data, trainable, settings, weights, seed):
+    for name, size in saliencies(model, data, trainable, settings, lambdas, seed):
         part = trainable[name]
         chosen = size if part is None else size[sharding.part(parameters[name], part).expand_as(size)]
         distribution.add(chosen)
@@ -212,7 +212,7 @@ def mask(job: Job) -> None:
         rankings["random"] = Ranking(largest)
         for _, size in random_sizes(model, trainable, seed):
             rankings["random"].add(size)
-    removed, history = train(model, data, trainable, settings, weights, seed)
+    removed, history = train(model, data, trainable, settings, lambdas, seed)
     history.to_csv(job.outputs["history"], index=False)
     by_half = 0
     for name in sorted(removed):  # what is ranked goes

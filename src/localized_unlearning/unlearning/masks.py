@@ -101,7 +101,7 @@ def rank(removed: Mapping[str, Tensor], largest: int) -> Tensor:
 
 
 def save_mask(path: Path, rankings: Mapping[str, Tensor], sizes: dict[str, int], base: str) -> None:
-    """Write rankings; far below 2 bytes a weight, since only the sweep's largest edit is kept.
+    """Write rankings; far below 2 bytes per weight, since only the sweep's largest edit is kept.
 
     Args:
         path: the safetensors file.

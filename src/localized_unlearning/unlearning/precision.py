@@ -55,8 +55,8 @@ class HalfAdamW(torch.optim.Optimizer):
     Args:
         parameters: bfloat16 leaves with bfloat16 gradients.
         lr, weight_decay: as ``torch.optim.AdamW``, whose betas and epsilon are kept.
-        master: keep float32 weights and states, 12 bytes a weight, and round the weights to nearest into the model's;
-            otherwise keep weights and states in bfloat16, 4 bytes a weight besides the model's, rounded at random.
+        master: keep float32 weights and states, 12 bytes per weight, and round the weights to nearest into the model's;
+            otherwise keep weights and states in bfloat16, 4 bytes per weight besides the model's, rounded at random.
         seed: of the random rounding; one generator per device.
     """
 

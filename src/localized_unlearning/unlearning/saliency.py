@@ -16,7 +16,7 @@ from localized_unlearning.models import device as device_module
 from localized_unlearning.models import sharding
 from localized_unlearning.unlearning import method
 from localized_unlearning.unlearning.objectives.erase import erase
-from localized_unlearning.unlearning.steps import Data, Sizes, Weights, gradients
+from localized_unlearning.unlearning.steps import Data, Lambdas, Sizes, gradients
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +32,7 @@ def sizes_of(model: Any, settings: Masking, reserved: float) -> Sizes:
 
 
 def saliencies(
-    model: Any, data: Data, trainable: Mapping[str, Any], settings: Masking, weights: Weights, seed: int
+    model: Any, data: Data, trainable: Mapping[str, Any], settings: Masking, lambdas: Lambdas, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
     """|w dL/dw| of the weights that a mask covers, of the whole loss at the base weights; parameter by parameter.
 
@@ -45,7 +45,7 @@ def saliencies(
     parameters = {name: model.get_parameter(name).requires_grad_(True) for name in trainable}
     held = {name: sharding.held(p) for name, p in parameters.items()}
     sizes = sizes_of(model, settings, sum(p.nbytes for p in held.values()))
-    steps = gradients(model, data, sizes, weights, method.of(erase, {}, "erase"), seed)
+    steps = gradients(model, data, sizes, lambdas, method.of(erase, {}, "erase"), seed)
     for _ in range(settings.saliency_steps):  # what is not cleared adds up
         next(steps)
     del steps

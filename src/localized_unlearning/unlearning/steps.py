@@ -48,7 +48,7 @@ class Data:
 
 
 @dataclass(frozen=True)
-class Weights:
+class Lambdas:
     """λ1, λ2 and λ3."""
 
     forget: float
@@ -150,7 +150,7 @@ def gradients(
     model: Any,
     data: Data,
     sizes: Sizes,
-    weights: Weights,
+    lambdas: Lambdas,
     method: Method,
     seed: int,
     divided: bool = True,
@@ -179,13 +179,13 @@ def gradients(
         chosen = [(forget_set, next(forget_batches)), (retain_set, next(retain_batches))]
         total = {"forget": 0.0, "retain": 0.0, "sft": 0.0}
         for f, r in fact_losses(model, chosen, method, sizes.micro_batch_tokens, step, divided):
-            _backward(weights.forget * f / sizes.forget + weights.retain * r / sizes.retain, method, step)
+            _backward(lambdas.forget * f / sizes.forget + lambdas.retain * r / sizes.retain, method, step)
             total["forget"] += f.item() / sizes.forget
             total["retain"] += r.item() / sizes.retain
-        if weights.sft:
+        if lambdas.sft:
             for windows, counts in sharding.share(data.text[next(text_batches)].split(rows), among):
                 sft = counts * losses.text_losses(model, windows.to(model.device)).sum() / sizes.text
-                (weights.sft * sft).backward()
+                (lambdas.sft * sft).backward()
                 total["sft"] += sft.item()
         summed = sharding.total(torch.tensor([*total.values()], dtype=torch.float64), among)
         yield dict(zip(total, summed.tolist(), strict=True))

@@ -39,7 +39,7 @@ class Unreachable(Exception):
     """The network did not answer, or may not be asked."""
 
 
-class World:
+class Environment:
     """All that the checks ask of the machine and the network; tests put another in its place."""
 
     def hub(self, source: Source) -> str | None:
@@ -115,10 +115,10 @@ class World:
         return done.stdout
 
 
-# ---- the checks, each over a plan and a world
+# ---- the checks, each over a plan and an environment
 
 
-def model(plan: Plan, world: World) -> Iterator[Requirement]:
+def model(plan: Plan, environment: Environment) -> Iterator[Requirement]:
     """The weights: present, or permitted and reachable."""
     config = plan.config
     if config.model.kind != "huggingface" or plan.places.base_model().is_dir():
@@ -149,16 +149,16 @@ def model(plan: Plan, world: World) -> Iterator[Requirement]:
         yield Requirement("missing", f"model.revision does not pin {name}", remedy)
         return
     yield from _on_hub(
-        Source(kind="hub", repo_id=name, files=("*",), revision=config.model.revision), name, world
+        Source(kind="hub", repo_id=name, files=("*",), revision=config.model.revision), name, environment
     )
 
 
-def _on_hub(source: Source, name: str, world: World) -> Iterator[Requirement]:
-    if world.cached(source):
+def _on_hub(source: Source, name: str, environment: Environment) -> Iterator[Requirement]:
+    if environment.cached(source):
         yield Requirement("ok", f"{name} is in the Hugging Face cache")
         return
     try:
-        refusal = world.hub(source)
+        refusal = environment.hub(source)
     except Unreachable as error:
         yield Requirement(
             "unchecked",
@@ -173,13 +173,13 @@ def _on_hub(source: Source, name: str, world: World) -> Iterator[Requirement]:
         yield Requirement("missing", what, remedy)
 
 
-def sources(plan: Plan, world: World) -> Iterator[Requirement]:
+def sources(plan: Plan, environment: Environment) -> Iterator[Requirement]:
     """Every file from outside: present with the right bytes, or reachable."""
     for name, source in plan.graph.sources.items():
-        yield from _source(name, source, plan.places.source(name), world)
+        yield from _source(name, source, plan.places.source(name), environment)
 
 
-def _source(name: str, source: Source, fetched: Path, world: World) -> Iterator[Requirement]:
+def _source(name: str, source: Source, fetched: Path, environment: Environment) -> Iterator[Requirement]:
     found = sizes.local_path(source, fetched)
     if found is not None:
         if source.sha256 and sha256_of(found) != source.sha256:
@@ -195,7 +195,7 @@ def _source(name: str, source: Source, fetched: Path, world: World) -> Iterator[
         remedy = f"choose a commit at {hub_address(source)}/commits/main and put it under {name}.revision"
         yield Requirement("missing", f"{name} has no revision", remedy)
     elif source.kind == "hub":
-        yield from _on_hub(source, f"{name} ({source.repo_id})", world)
+        yield from _on_hub(source, f"{name} ({source.repo_id})", environment)
     else:
         try:
             urls = (
@@ -206,13 +206,13 @@ def _source(name: str, source: Source, fetched: Path, world: World) -> Iterator[
         except UserError as error:
             yield Requirement("missing", f"{name}: {error}", "set it in the environment")
             return
-        yield _reached(name, [str(url) for url in urls], world)
+        yield _reached(name, [str(url) for url in urls], environment)
 
 
-def _reached(name: str, urls: list[str], world: World) -> Requirement:
+def _reached(name: str, urls: list[str], environment: Environment) -> Requirement:
     for url in urls:
         try:
-            status = world.reach(url)
+            status = environment.reach(url)
         except Unreachable as error:
             return Requirement(
                 "unchecked",
@@ -228,11 +228,11 @@ def _reached(name: str, urls: list[str], world: World) -> Requirement:
     return Requirement("ok", f"{name} can be fetched")
 
 
-def disk(plan: Plan, world: World) -> Iterator[Requirement]:
+def disk(plan: Plan, environment: Environment) -> Iterator[Requirement]:
     """Room for what is still to be written."""
     there = sum(p.stat().st_size for p in Path(plan.graph.layout.results).rglob("*") if p.is_file())
     needed = max(0.0, SPARE * plan.disk() - there)
-    free = world.free_disk(Path.cwd())
+    free = environment.free_disk(Path.cwd())
     what = f"{needed / GB:.1f} GB of outputs to come, {free / GB:.1f} GB free"
     if needed > free:
         yield Requirement("missing", what, f"free {(needed - free) / GB:.1f} GB, or run where there is room")
@@ -240,11 +240,11 @@ def disk(plan: Plan, world: World) -> Iterator[Requirement]:
         yield Requirement("ok", what)
 
 
-def memory(plan: Plan, world: World, device: Device) -> Iterator[Requirement]:
+def memory(plan: Plan, environment: Environment, device: Device) -> Iterator[Requirement]:
     """Whether each job fits its device: the GPU's memory, or this machine's."""
     room = device.memory
     if not device.gpu:
-        room = world.memory() or 0.0
+        room = environment.memory() or 0.0
     if not room:
         yield Requirement("unchecked", "memory: this system does not say how much it has")
         return
@@ -275,9 +275,9 @@ def memory(plan: Plan, world: World, device: Device) -> Iterator[Requirement]:
         yield Requirement("ok", f"every job fits the {room / GB:.0f} GB of {whose}")
 
 
-def slurm(plan: Plan, world: World) -> Iterator[Requirement]:
+def slurm(plan: Plan, environment: Environment) -> Iterator[Requirement]:
     """Whether the cluster knows the partitions and the account that the profile names, and a job gets GPUs enough."""
-    listed = world.command("sinfo", "-h", "-o", "%R")
+    listed = environment.command("sinfo", "-h", "-o", "%R")
     if listed is None:
         yield Requirement("unchecked", "Slurm: there is no sinfo here", "run preflight on the login node")
         return
@@ -302,7 +302,7 @@ def slurm(plan: Plan, world: World) -> Iterator[Requirement]:
             remedy = f"ask for {shards} in {place}"
             yield Requirement("missing", f"a job gets '{asked}' but compute.shards is {shards}", remedy)
     user = os.environ.get("USER") or str(os.getuid())
-    accounts = world.command("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=account")
+    accounts = environment.command("sacctmgr", "-n", "-P", "show", "assoc", f"user={user}", "format=account")
     wanted = _named(resources, "slurm_account")
     if accounts is None or not accounts.split():
         yield Requirement(
@@ -328,16 +328,16 @@ def _fault(sentence: str) -> Requirement:
     return Requirement("missing", what or sentence, remedy if what else "")
 
 
-def check(plan: Plan, world: World, device: Device) -> list[Requirement]:
+def check(plan: Plan, environment: Environment, device: Device) -> list[Requirement]:
     """All findings, in the order of a run; a check that fails is a finding too."""
     checks: dict[str, Callable[[], Iterable[Requirement]]] = {
         "what the config names": lambda: map(_fault, given.faults(plan.config, plan.places)),
-        "the model": lambda: model(plan, world),
-        "the sources": lambda: sources(plan, world),
+        "the model": lambda: model(plan, environment),
+        "the sources": lambda: sources(plan, environment),
         "the data": lambda: contents.findings(plan),
-        "the disk": lambda: disk(plan, world),
-        "memory": lambda: memory(plan, world, device),
-        "Slurm": lambda: slurm(plan, world),
+        "the disk": lambda: disk(plan, environment),
+        "memory": lambda: memory(plan, environment, device),
+        "Slurm": lambda: slurm(plan, environment),
     }
     return [finding for name, found in checks.items() for finding in _guarded(name, found)]
 
@@ -382,7 +382,7 @@ def verdict(missing: int) -> str:
     return f"Verdict: not ready, {missing} {'thing is' if missing == 1 else 'things are'} missing: the run would stop."
 
 
-def run(arguments: argparse.Namespace, world: World | None = None) -> int:
+def run(arguments: argparse.Namespace, environment: Environment | None = None) -> int:
     """Print plan and findings, and the verdict last; 1 when something is missing."""
     try:
         plan = open_plan(arguments.config, checked=False)
@@ -402,7 +402,7 @@ def run(arguments: argparse.Namespace, world: World | None = None) -> int:
         from dataclasses import replace
 
         device = replace(device, memory=arguments.gpu_memory * GB)
-    findings = check(plan, world or World(), device)
+    findings = check(plan, environment or Environment(), device)
     print(page(plan, findings, device, host))
     return int(any(f.state == "missing" for f in findings))
 

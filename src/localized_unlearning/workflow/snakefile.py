@@ -82,7 +82,7 @@ def unsupported(workflow: Any) -> str | None:
 
 
 def calm(workflow: Any) -> None:
-    """Take Snakemake's limit of 100 jobs a second away, which no run here comes near and every run pays for.
+    """Take Snakemake's limit of 100 jobs per second away, which no run here comes near and every run pays for.
 
     With a limit, each pass of its scheduler sets a timer that wakes the scheduler again, and each job's end adds one
     pass: after 500 jobs it looks through all ready jobs 500 times per second (Snakemake 9.27, job_scheduler.py).
