@@ -25,6 +25,8 @@ from localized_unlearning.jobs.stages import STAGES as REAL
 from localized_unlearning.provenance import cache, digests, hashing, pages, records
 from localized_unlearning.workflow import runner
 
+pytestmark = pytest.mark.slow  # all of its tests together
+
 ROOT = Path(localized_unlearning.__file__).parents[2]
 
 

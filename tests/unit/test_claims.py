@@ -22,6 +22,8 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.reporting import claim_pages, claims
 from sports import CHOICES
 
+pytestmark = pytest.mark.slow  # all of its tests together
+
 ROOT = Path(__file__).resolve().parents[2]
 CLAIMS = read(ROOT / "workflow/resources/claims.yaml")
 STATISTICS = Statistics(bootstrap=1000)

@@ -77,6 +77,7 @@ def training(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["prompt"] == "training"].reset_index(drop=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unlearned", "masked", "relearned"])
 def test_an_exported_folder_gives_evaluates_numbers(kind: str, run: Run, tmp_path: Path) -> None:
     """Catches weights of the base model, an edit undone, adapters lost in merging."""

@@ -397,6 +397,7 @@ def test_no_model_is_needed_to_draw() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 def test_what_a_person_has_at_home_reaches_no_figure(tmp_path: Path) -> None:
     """The figure stage under a hostile home, locale and environment: the same bytes."""
     home = tmp_path / "home"

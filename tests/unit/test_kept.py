@@ -17,6 +17,8 @@ from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.models import checkpoint, deltas, loading
 from tiny_run import ROOT
 
+pytestmark = pytest.mark.slow  # all of its tests together
+
 if TYPE_CHECKING:
     from tiny_base import TinyBase
 

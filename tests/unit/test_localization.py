@@ -135,6 +135,7 @@ def patched(
         return float(logit_difference(model, pairs.clean[index], pairs.answer[index], pairs.choices))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("granularity", ["matrix", "head"])
 def test_attribution_is_the_derivative_of_patching(

@@ -23,6 +23,8 @@ from localized_unlearning.models import components, loading
 from localized_unlearning.unlearning import masking, masks, precision, steps
 from tiny_base import ATHLETES, PROMPTS, TEXT, TinyBase
 
+pytestmark = pytest.mark.slow  # all of its tests together
+
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = ROOT / "workflow/resources/general_knowledge.csv"
 MICRO = {"micro_batch_tokens": 512}

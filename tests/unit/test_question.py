@@ -17,6 +17,8 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import Job, restrict
 from localized_unlearning.jobs.stages import STAGES
 
+pytestmark = pytest.mark.slow  # all of its tests together
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from localized_unlearning.config.reading import load
 from localized_unlearning.workflow.graph import Graph
 
@@ -30,6 +32,7 @@ def calls(function: Callable[[], Any]) -> tuple[int, Any]:
     return count, found
 
 
+@pytest.mark.slow
 def test_a_graph_of_four_times_the_seeds_takes_four_times_the_work() -> None:
     """Catches a job that looks through all others; 10,000 jobs are 57 seeds of the default run."""
 

@@ -11,7 +11,10 @@ from localized_unlearning.reporting import reference
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("path", sorted(map(str, reference.generated(ROOT))))
+GENERATED = reference.generated(ROOT)
+
+
+@pytest.mark.parametrize("path", sorted(map(str, GENERATED)))
 def test_generated_files_are_in_step(path: str) -> None:
     """Repair with: localized-unlearning reference."""
-    assert (ROOT / path).read_text(encoding="utf-8") == reference.generated(ROOT)[Path(path)]
+    assert (ROOT / path).read_text(encoding="utf-8") == GENERATED[Path(path)]
