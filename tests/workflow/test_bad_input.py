@@ -143,3 +143,32 @@ def test_a_killed_training_is_run_again(pretrained: Path) -> None:
     assert done.returncode == 0, done.stderr
     names = {p.name for p in model.iterdir() if not p.name.endswith(".lock")}
     assert names == {"delta.safetensors", "history.csv", "delta.safetensors.record.json"}, names
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--directory", "{elsewhere}"), r"runs in its own folder: cd \S+ and start snakemake there"),
+        (("--software-deployment-method", "conda"), "leave out --software-deployment-method conda"),
+    ],
+)
+def test_a_start_that_is_not_supported_is_said(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory, words: tuple[str, ...], sentence: str
+) -> None:
+    elsewhere = str(tmp_path_factory.mktemp("elsewhere"))
+    done = snakemake(folder, "--dry-run", *(word.format(elsewhere=elsewhere) for word in words))
+    assert said(done, sentence) and not any(Path(elsewhere).rglob("results"))
+
+
+def test_the_workflow_as_anothers_module_is_refused(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "Snakefile").write_text(
+        f"module unlearning:\n    snakefile: {str(folder / 'Snakefile')!r}\nuse rule * from unlearning\n"
+    )
+    words = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1"]
+    done = subprocess.run(
+        words, cwd=other, env=environment(folder), capture_output=True, text=True, timeout=600
+    )
+    assert said(done, "runs in its own folder")
