@@ -1,10 +1,12 @@
 # Robust Knowledge Unlearning via Mechanistic Localizations (Guo et al. 2024), rebuilt.
 # A table of contents: the config, the stages in workflow/rules, and the targets by name.
+import os
 import sys
 from pathlib import Path
 
 from snakemake.utils import min_version
 
+from localized_unlearning.cli import starting, warm
 from localized_unlearning.config.reading import overlays
 from localized_unlearning.errors import UserError
 from localized_unlearning.workflow import ending, targets
@@ -30,6 +32,10 @@ try:
     directives = Rules([*overlays(map(Path, files)), ("--config", workflow.config_settings.config)])
 except UserError as error:
     ending.refuse(error)
+
+if directives.config.compute.warm_start:
+    if socket := starting.begin(sys.argv, os.environ):
+        os.environ[warm.STARTER] = socket
 
 shell.prefix(directives.shell_prefix)
 

@@ -219,8 +219,8 @@ def test_a_model_in_two_processes(started: tuple[Checkout, list[subprocess.Popen
 
 
 def test_files_in_a_folder_that_a_shell_would_take_apart(cluster: Cluster, tmp_path: Path) -> None:
-    """Catches a path that is quoted here, but not in the line that a Slurm job runs, and a checkpoint's evaluations that
-    have an allocation each."""
+    """Catches a path that is quoted here, but not in the line that a Slurm job runs, a checkpoint's evaluations that
+    have an allocation each, and members of one allocation that load the model each."""
     checkout = set_up(tmp_path)
     (checkout.folder / "config.yaml").write_bytes((ROOT / "config.yaml").read_bytes())
     overlay = checkout.folder / ODD / "my overlay.yaml"
@@ -234,6 +234,7 @@ def test_files_in_a_folder_that_a_shell_would_take_apart(cluster: Cluster, tmp_p
     asked = [checkout.record(f"{model}/{name}.parquet") for name in ("mmlu", "text", "facts")]
     assert len({record["host"]["slurm_job"] for record in asked}) == 1
     assert checkout.record(f"{model}/delta.safetensors")["host"]["slurm_partition"] == "gpu"
+    assert sum("model" in record["compute"] for record in asked) == 2  # found it loaded
 
 
 def finetune(delta: str) -> str:

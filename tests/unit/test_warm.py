@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from localized_unlearning.cli import serving, warm
+from localized_unlearning.cli import serving, starting, warm
 from localized_unlearning.provenance import code
 
 CLI = """
@@ -70,6 +70,17 @@ warm.address = lambda: Path(sys.argv[1])
 status = warm.run(sys.argv[2:], start=False)
 sys.exit(99 if status is None else status)
 """
+MEMBER = """
+import sys
+from localized_unlearning.cli import warm
+status = warm.run(sys.argv[1:], start=True)
+sys.exit(99 if status is None else status)
+"""
+BATCH = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-m", "localized_unlearning.cli.starting", sys.argv[1]])
+time.sleep(60)
+"""
 
 
 @pytest.fixture
@@ -82,8 +93,14 @@ def place(tmp_path: Path) -> Iterator[Path]:
         (folder / "__init__.py").touch()
     (package / "commands.py").write_text(CLI)
     (package.parent / "jobs/job.py").write_text(JOB)
-    for module in (warm, serving):
+    (package.parent / "jobs/stages.py").write_text("STAGES = {}")
+    for module in (warm, starting):
         shutil.copy(str(module.__file__), package)
+    text = Path(str(serving.__file__)).read_text()
+    assert text.count(" = PRELOADED") == 1
+    (package / "serving.py").write_text(
+        text.replace(" = PRELOADED", " = ()")
+    )  # seconds, and nothing of them needed
     with serving_at(tmp_path):
         yield tmp_path
 
@@ -295,6 +312,77 @@ def test_a_server_leaves_with_the_process_it_works_for(place: Path) -> None:
         snakemake.kill()
         snakemake.wait()
         assert server.wait(20) == 0 and not alive(waiting) and not (place / "s").exists()
+
+
+@pytest.fixture
+def batch(place: Path) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """What stands for a Slurm group's Snakemake, and the socket of its starter."""
+    folder = Path(tempfile.mkdtemp(prefix="warm-"))
+    path = folder / "starter"
+    process = subprocess.Popen([sys.executable, "-c", BATCH, str(path)], env=environment(place))
+    wait_for(path.exists)
+    yield process, path
+    process.kill()
+    process.wait()
+    wait_for(lambda: not folder.exists())
+
+
+def member(place: Path, starter: Path, step: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """A job of a Slurm group in a step, a process group, of its own, which ends with it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", MEMBER, *words], cwd=place, start_new_session=True, stdout=subprocess.PIPE, text=True,
+        env=environment(place, **{warm.STARTER: str(starter), "SLURM_JOB_ID": "7", "SLURM_STEP_ID": str(step)}),
+    )  # fmt: skip
+    said, _ = process.communicate(timeout=60)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(words, process.returncode, said)
+
+
+def test_the_steps_of_a_slurm_group_have_one_server_that_leaves_with_their_snakemake(
+    place: Path, batch: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    """Catches a server in a member's step, with which Slurm ends it, and one that outlives the allocation's Snakemake."""
+    snakemake, starter = batch
+    found = [member(place, starter, step, "keep", "a", "cpu").stdout.split() for step in range(3)]
+    assert [words[1] for words in found] == ["False", "True", "True"] and len(
+        {words[0] for words in found}
+    ) == 1
+    snakemake.kill()
+    snakemake.wait()
+    wait_for(lambda: not alive(found[0][0]))
+
+
+def test_a_member_whose_starter_is_gone_or_has_other_limits_runs_cold(
+    place: Path, batch: tuple[subprocess.Popen[bytes], Path]
+) -> None:
+    snakemake, starter = batch
+    other = "import os; os.nice(1)\n" + MEMBER
+    env = environment(place, **{warm.STARTER: str(starter), "SLURM_JOB_ID": "7"})
+    words = [sys.executable, "-c", other, "say"]
+    assert subprocess.run(words, env=env, capture_output=True, timeout=60).returncode == 99
+    assert member(place, starter, 1, "say").returncode == 0
+    snakemake.kill()
+    snakemake.wait()
+    wait_for(lambda: not starter.exists())
+    starter.parent.mkdir(mode=0o700)
+    assert member(place, starter, 2, "say").returncode == 99
+    shutil.rmtree(starter.parent)
+
+
+def test_only_a_slurm_groups_own_snakemake_has_a_starter(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **_: begun.append(words))
+    shared, inside = ["text:seed=0", "facts:seed=0"], {"SLURM_JOB_ID": "7"}
+    line = ["snakemake", "--target-jobs", *shared, "--executor", starting.EXECUTOR, "--jobs", "1"]
+    assert starting.begin(line, {}) is None
+    assert starting.begin(line, inside | {warm.STARTER: "/somewhere"}) is None
+    assert starting.begin([word for word in line if word != starting.EXECUTOR], inside) is None
+    assert starting.begin([word for word in line if word != shared[0]], inside) is None
+    assert not begun
+    path = starting.begin(line, inside)
+    assert path is not None and len(begun) == 1
+    shutil.rmtree(Path(path).parent)
 
 
 def test_an_idle_server_leaves_and_the_next_job_runs_cold(place: Path) -> None:

@@ -5,8 +5,8 @@ A stage that loads a model spends five seconds on imports, and a run has hundred
 machine (:mod:`localized_unlearning.cli.serving`), which forks; the child does the work and its exit status becomes the
 command's. The server is private to one user, one Python, one set of installed packages, one state of this package's
 files, one set of the variables that packages read once, one nice value, one set of limits and one step of a Slurm job. It
-starts with the first job and leaves after a minute without one, in a Slurm job with the Snakemake that it works for; the
-child takes the client's umask, CPU set, folder and environment. Whatever goes wrong before the child has started, the job runs cold, as it does where the
+starts with the first job and leaves after a minute without one, in a Slurm job with the Snakemake that it works for (the
+members of a group have a step each, and one server: :mod:`localized_unlearning.cli.starting`); the child takes the client's umask, CPU set, folder and environment. Whatever goes wrong before the child has started, the job runs cold, as it does where the
 operating system cannot fork or pass streams; a server that could not start is said once and not tried again for an hour.
 A child ends with its server, and its client says so.
 """
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 STARTING = 60.0  # seconds that a client waits for a server it started
@@ -44,6 +44,10 @@ STARTED = b"+"
 VARIABLE = "LOCALIZED_UNLEARNING_WARM"
 """In the environment: ``1`` for a warm start, ``cache`` for one after a look into the cache of finished jobs; then a colon
 and the process id of the Snakemake that set it."""
+
+STARTER = "LOCALIZED_UNLEARNING_STARTER"
+"""In the environment of a Slurm group's members: the socket of what starts a server for all of them
+(:mod:`localized_unlearning.cli.starting`)."""
 
 LONGEST = (
     90  # bytes of a socket's address; the kernel takes 108 (macOS: 104), and it is bound under a longer name
@@ -91,7 +95,10 @@ def address() -> Path:
     Raises:
         OSError: when no folder private to this user can be had, or its name is too long for a socket.
     """
-    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"warm-{os.getuid()}"
+    if starter := os.environ.get(STARTER):
+        folder = Path(starter).parent
+    else:
+        folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()) / f"warm-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()
     if status.st_uid != os.getuid() or status.st_mode & 0o077 or folder.is_symlink():
@@ -104,9 +111,8 @@ def address() -> Path:
         packages,
         sorted((name, value) for name, value in os.environ.items() if name.startswith(READ_ONCE)),
         [str(Path(__file__).parents[1]), sources()],
-        os.nice(0),
-        [os.environ.get(name) for name in SLURM],
-        [resource.getrlimit(limit) for limit in _limits()],
+        inherited(),
+        [os.environ.get(name) for name in SLURM if name != "SLURM_STEP_ID" or not starter],
     ]
     found = folder / (hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16] + ".sock")
     if len(os.fsencode(found)) > LONGEST:
@@ -114,9 +120,10 @@ def address() -> Path:
     return found
 
 
-def _limits() -> list[int]:
-    """The limits that a process hands down to its children."""
-    return [value for name, value in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
+def inherited() -> list[object]:
+    """What a process hands down to its children and they cannot take from a client: its nice value and its limits."""
+    limits = [value for name, value in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
+    return [os.nice(0), [resource.getrlimit(limit) for limit in limits]]
 
 
 def run(arguments: Sequence[str], start: bool) -> int | None:
@@ -192,19 +199,47 @@ def _connect(path: Path, start: bool) -> socket.socket | None:
         failed = path.with_suffix(".failed")
         if found is not None or _is_fresh(failed):
             return found
-        process = subprocess.Popen(
-            [sys.executable, "-m", "localized_unlearning.cli.serving", str(path), *owner()],
-            start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL, pass_fds=(), close_fds=True,
-        )  # fmt: skip
-        deadline = time.monotonic() + STARTING
-        while time.monotonic() < deadline and process.poll() is None:
-            found = _try(path)
-            if found is not None:
+        if starter := os.environ.get(STARTER):
+            if found := _have_started(Path(starter), path):
                 return found
-            time.sleep(0.05)
+        elif listens(path, launch(path, owner(), os.environ)):
+            return _try(path)
         failed.touch()
         print("warm starts failed and are off for an hour: the jobs run without them", file=sys.stderr)
+    return None
+
+
+def launch(path: Path, owned_by: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """Start a server on the socket ``path``, that leaves with the process ``owned_by``, if any."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "localized_unlearning.cli.serving", str(path), *owned_by], env=environment,
+        start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def listens(path: Path, server: subprocess.Popen[bytes]) -> bool:
+    """Wait for a server that was launched; whether it came up."""
+    deadline = time.monotonic() + STARTING
+    while time.monotonic() < deadline and server.poll() is None:
+        if connection := _try(path):
+            connection.close()
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def _have_started(starter: Path, path: Path) -> socket.socket | None:
+    """A connection to the server that the starter of this Slurm group starts on ``path``; None where it does not."""
+    connection = _try(starter)
+    if connection is None:
+        return None
+    with connection, contextlib.suppress(OSError):
+        connection.settimeout(2 * STARTING)
+        request = {"path": str(path), "inherited": inherited(), "environment": dict(os.environ)}
+        connection.sendall(json.dumps(request).encode())
+        connection.shutdown(socket.SHUT_WR)
+        if connection.recv(1) == STARTED:
+            return _try(path)
     return None
 
 

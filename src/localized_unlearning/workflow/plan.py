@@ -84,7 +84,7 @@ class Plan:
     def followers(self, jobs: Iterable[JobId]) -> set[JobId]:
         """Those of ``jobs`` that find their checkpoint's model loaded by one before them, where all of them are done.
 
-        On one machine, that is: through Slurm each loads it itself (3 % more of Gemma-7B's plan).
+        On one machine, or in one allocation of Slurm.
         """
         if not self.config.compute.warm_start or self.config.compute.shards > 1:
             return set()

@@ -118,10 +118,11 @@ class Rules:
     def shell_prefix(self) -> str:
         """What stands before every command: Snakemake's own strict mode, the attempt, and whether to start warm.
 
-        A submitted job starts cold: each member of a group has a step of Slurm, and with it all its processes, for itself.
+        A submitted job starts cold, except in a group whose members can share a loaded model: there the group's own
+        Snakemake started what starts a server for them (:mod:`localized_unlearning.cli.starting`).
         """
         how = "cache" if self.config.cache.dir else "1"
-        alone = "--target-jobs" in sys.argv
+        alone = "--target-jobs" in sys.argv and "LOCALIZED_UNLEARNING_STARTER" not in os.environ
         warm = (
             f" LOCALIZED_UNLEARNING_WARM={how}:{os.getpid()}"
             if self.config.compute.warm_start and not alone
