@@ -153,15 +153,18 @@ class Chaos:
                 found.append(Process(int(entry.name), "command", words, errors))
             elif "localized_unlearning.cli.serving" in words:
                 what = "forked child" if "localized_unlearning.cli.serving" in above else "warm server"
-                found.append(Process(int(entry.name), what, (), errors))
+                found.append(Process(int(entry.name), what, words, errors))  # the last word is the socket
         return found
 
     def strike(self, run: subprocess.Popen[bytes], command: Process, found: list[Process]) -> None:
-        """Kill a command, the child that works for it, the server of warm starts, or Snakemake with its commands."""
+        """Kill a command, the child that works for it, the server of warm starts, or Snakemake with its commands.
+
+        A server that does not listen yet is spared: one that died while it started is not tried again for an hour.
+        """
         number = self.draw.choice([signal.SIGKILL] * 3 + [signal.SIGTERM])
         lot = self.draw.random()
         children = [p for p in found if p.what == "forked child" and p.errors == command.errors]
-        servers = [p for p in found if p.what == "warm server"]
+        servers = [p for p in found if p.what == "warm server" and Path(p.words[-1]).exists()]
         victim = command
         if lot < 0.04:
             os.killpg(run.pid, signal.SIGKILL)

@@ -28,7 +28,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-STARTING = 60.0  # seconds that a client waits for a server it started
+STARTING = (
+    600.0  # seconds that a client waits for a server it started and that lives: imports, on a busy machine
+)
 
 READ_ONCE = (
     "ATEN_", "BLIS_", "CUBLAS_", "CUDA_", "CUDNN_", "DNNL_", "HF_", "KMP_", "LANG", "LC_", "LD_", "MATPLOTLIBRC",
@@ -234,7 +236,7 @@ def _have_started(starter: Path, path: Path) -> socket.socket | None:
     if connection is None:
         return None
     with connection, contextlib.suppress(OSError):
-        connection.settimeout(2 * STARTING)
+        connection.settimeout(STARTING + 60.0)
         request = {"path": str(path), "inherited": inherited(), "environment": dict(os.environ)}
         connection.sendall(json.dumps(request).encode())
         connection.shutdown(socket.SHUT_WR)
