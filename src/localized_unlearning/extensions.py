@@ -107,7 +107,7 @@ def strangers(before: Collection[str], inputs: Iterable[Path]) -> list[Path]:
 def files_of(inputs: Mapping[str, Any]) -> list[Path]:
     """The file of a job's method, first, and those that it imports from its own folder; none for most jobs."""
     own = next((path for name in ("method", "loss") if (path := inputs.get(name)) is not None), None)
-    return [] if own is None else [own, *(inputs.get("imports") or ())]
+    return [] if own is None else [own, *inputs.get("imports", ())]
 
 
 def refuse_strangers(before: Collection[str], own: Sequence[Path]) -> None:

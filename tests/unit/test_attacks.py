@@ -221,6 +221,7 @@ def test_the_recovered_share_of_gold_is_none(planted: Planted, name: str) -> Non
 RETRAINING = Retraining(steps=20, learning_rate=3e-3, lambda_text=0.0)
 CHEAP: dict[str, Any] = {
     "half_and_half": RETRAINING.model_copy(update={"steps": 3}),
+    "half_and_half_false": RETRAINING.model_copy(update={"steps": 3}),
     "retain_only": RETRAINING.model_copy(update={"steps": 3}),
     "search": Search(learning_rates=(3e-3,), steps=(3,), ranks=(8,), base=RETRAINING),
     "soft_prompt": SoftPrompt(steps=3),

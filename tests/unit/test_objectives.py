@@ -268,7 +268,27 @@ def test_a_gradient_that_is_no_number_stops_training(tiny: Callable[[str], Any],
     path.write_text("def loss(batch):\n    return (batch.log_p - batch.log_p.detach()).abs().sqrt()\n")
     model, own = tiny("llama"), method.load("mine.py:loss", path, {})
     trainable = components.trainable(model, [components.Component(1, "up")])
-    with pytest.raises(UserError, match=r"mine\.py:loss: the gradient of step 1 is nan"):
+    with pytest.raises(
+        UserError, match=r"mine\.py:loss: the gradient of step 1 is nan.*first at 'item \d' of the forget"
+    ):
+        finetune.train(
+            model, some_data(), trainable, Finetune(steps=2), steps_module.Weights(1, 1, 1), own, 0
+        )
+
+
+def test_the_item_that_spoils_a_gradient_is_named(tiny: Callable[[str], Any], tmp_path: Path) -> None:
+    """In a later step, whose base values are remembered; every other item's gradient is a number."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def loss(batch):\n"
+        "    bad = batch.log_p.new_tensor([s == 'item 3' and batch.step == 1 for s in batch.subjects])\n"
+        "    return batch.log_p - batch.base.log_p + (bad * (batch.log_p - batch.log_p.detach()).abs() + (1 - bad)).sqrt()\n"
+    )
+    model, own = tiny("llama"), method.load("mine.py:loss", path, {})
+    trainable = components.trainable(model, [components.Component(1, "up")])
+    with pytest.raises(
+        UserError, match=r"the gradient of step 2 is nan.*\(first at 'item 3' of the forget set\)$"
+    ):
         finetune.train(
             model, some_data(), trainable, Finetune(steps=2), steps_module.Lambdas(1, 1, 1), own, 0
         )

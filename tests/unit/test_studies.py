@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.evaluation import Published, Study
@@ -17,6 +18,7 @@ from localized_unlearning.data.targets import targets
 from localized_unlearning.errors import UserError
 from localized_unlearning.reporting import studies
 from sports import CHOICES
+from tiny_run import ROOT
 
 SPLIT = pd.DataFrame(
     {
@@ -117,3 +119,29 @@ def test_published_means_stand_beside_ours_from_where_they_lie(tmp_path: Path) -
 def test_a_study_names_what_the_config_has() -> None:
     with pytest.raises(ValueError, match=r"studies\.s\.objectives names eraze"):
         Config.model_validate({"studies": {"s": {"tasks": ["sports"], "objectives": ["eraze"]}}})
+
+
+def test_the_documented_overlay_reads_the_recovered_means() -> None:
+    """The page's own settings, on the file that it describes: every localization that both have, and errors turned round."""
+    folder = ROOT.parent / "shared/published/icml"
+    if not (folder / "figure_means.csv").is_file():
+        pytest.skip(f"{folder} is not here: the published means are no part of the repository")
+    page = (ROOT / "docs/journal-version.md").read_text(encoding="utf-8")
+    block = page[page.index("    studies:\n") : page.index("The other groups of that file")]
+    own = Published.model_validate(yaml.safe_load(block)["studies"]["icml_athletes"]["published"])
+    names = [
+        "manual",
+        "causal_tracing",
+        "causal_tracing_mlps",
+        "attribution_patching",
+        "nonlocalized",
+        "random_mlps",
+    ]
+    data = pd.DataFrame(
+        [(name, column) for name in names for column in own.columns.values()],
+        columns=["localization", "column"],
+    ).assign(task=studies.ALL)
+    merged = studies.with_published(data, own, folder / "figure_means.csv")
+    assert merged["published"].notna().all()
+    found = merged.set_index(["localization", "column"])["published"]
+    assert found["manual", "forget_training"] < 0.01 < 0.98 < found["manual", "edit_question"] < 1

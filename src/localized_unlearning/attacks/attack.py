@@ -37,6 +37,7 @@ def nothing(subject: Subject, _settings: Any) -> Iterator[tuple[str, pd.DataFram
 ATTACKS: dict[str, Callable[[Subject, Any], Iterator[tuple[str, pd.DataFrame]]]] = {
     NONE: nothing,
     "half_and_half": retraining.half_and_half,
+    "half_and_half_false": retraining.half_and_half_false,
     "retain_only": retraining.retain_only,
     "search": retraining.search,
     "few_shot": few_shot.few_shot,

@@ -2,6 +2,8 @@
 
 *Half and half* (Deeb and Roger 2024, "Do unlearning methods remove information from language model weights?"): retrain
 on half of the unlearned facts and test the other half, which shares nothing with the first but having been unlearned.
+*On false answers*, retained facts included, is what the
+journal version's code does on CounterFact under the name of relearning: kept as a control, beside the right one.
 *Retain only* (Siddiqui et al. 2025, arXiv 2505.22310): retrain on what was to be kept. *Search* (the standard of
 TamperBench): the same as half and half over learning rates, steps and ranks, the worst case counting.
 """
@@ -9,6 +11,7 @@ TamperBench): the same as half and half over learning rates, steps and ranks, th
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -30,13 +33,17 @@ if TYPE_CHECKING:
     from localized_unlearning.unlearning.steps import Item
 
 
-def items(subject: Subject, people: pd.DataFrame) -> list[Item]:
-    """The training prompt about ``people``, each with the right answer."""
+def items(subject: Subject, people: pd.DataFrame, false: bool = False) -> list[Item]:
+    """The training prompt about ``people``, each with the right answer, or with another of its candidates.
+
+    Where facts bring their own answers, the other is the one false answer that a fact has; else it is drawn.
+    """
     prompt = subject.book[subject.prompts.training]
-    known = candidates(subject.book, people)
-    return tokens.fact_items(
-        subject.tokenizer, prompt, list(people["subject"]), list(people["answer"]), known
-    )
+    known, answers = candidates(subject.book, people), list(people["answer"])
+    if false:
+        rng = random.Random(subject.seed)
+        answers = [rng.choice([other for other in known if other != answer]) for answer in answers]
+    return tokens.fact_items(subject.tokenizer, prompt, list(people["subject"]), answers, known)
 
 
 @contextmanager
@@ -75,11 +82,21 @@ def whole(model: Any) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def retrained(subject: Subject, facts: pd.DataFrame, settings: Retraining) -> Iterator[None]:
-    """Inside, the model has been retrained on ``facts`` (which may be empty), retained facts and text."""
+def retrained(
+    subject: Subject, facts: pd.DataFrame, settings: Retraining, false: bool = False
+) -> Iterator[None]:
+    """Inside, the model has been retrained on ``facts`` (which may be empty), retained facts and text.
+
+    Args:
+        subject: the model and whose facts they are.
+        facts: the attacker's.
+        settings: of retraining.
+        false: whether all facts, the retained ones too, have false answers.
+    """
     import torch
 
-    forget, retain = items(subject, facts) if len(facts) else [], items(subject, subject.retain)
+    forget = items(subject, facts, false) if len(facts) else []
+    retain = items(subject, subject.retain, false)
     data = steps_module.Data(forget or retain[:1], retain, subject.text)
     sizes = steps_module.Sizes(
         min(settings.batch_size, len(data.forget)),
@@ -110,6 +127,12 @@ def half_and_half(subject: Subject, settings: Retraining) -> Iterator[tuple[str,
     """Retrained on the attacker's half of the forget set."""
     with retrained(subject, subject.attacker, settings):
         yield "half", ask(subject)
+
+
+def half_and_half_false(subject: Subject, settings: Retraining) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Retrained on false answers, of the attacker's half and of the retained facts (see the module)."""
+    with retrained(subject, subject.attacker, settings, false=True):
+        yield "half, false", ask(subject)
 
 
 def retain_only(subject: Subject, settings: Retraining) -> Iterator[tuple[str, pd.DataFrame]]:

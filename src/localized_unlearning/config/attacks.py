@@ -81,6 +81,7 @@ class Pruning(Section):
 
 AttackName = Literal[
     "half_and_half",
+    "half_and_half_false",
     "retain_only",
     "search",
     "few_shot",
@@ -126,6 +127,7 @@ class Attacks(Section):
     asked: Asked = Asked()
     logit_lens: LogitLens = LogitLens()
     half_and_half: Retraining = Retraining()
+    half_and_half_false: Retraining = Retraining()
     retain_only: Retraining = Retraining()
     search: Search = Search()
     few_shot: FewShot = FewShot()

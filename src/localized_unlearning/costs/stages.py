@@ -315,7 +315,7 @@ def _attack(model: CostModel, w: Wildcards) -> Cost:
     if w["attack"] == "search":
         for _, steps, rank in itertools.product(a.search.learning_rates, a.search.steps, a.search.ranks):
             trainings.append((a.search.base.model_copy(update={"steps": steps}), rank or None))
-    elif w["attack"] in ("half_and_half", "retain_only"):
+    elif w["attack"] in ("half_and_half", "half_and_half_false", "retain_only"):
         settings = getattr(a, w["attack"])
         trainings.append((settings, settings.rank))
     found = [_retraining(model, settings, rank) for settings, rank in trainings]

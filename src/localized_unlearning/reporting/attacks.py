@@ -20,6 +20,7 @@ ATTACKS = {
     recovery.NONE: "No attack",
     "retain_only": "Retain only",
     "half_and_half": "Half and half",
+    "half_and_half_false": "Half and half, false answers",
     "search": "Search",
     "few_shot": "Few-shot",
     "quantization": "Quantization",

@@ -96,10 +96,11 @@ def train(
             held[name].grad.mul_(mask)  # type: ignore[union-attr]
         norm = sharding.clip(list(held.values()), settings.clip_norm, model)
         if not math.isfinite(norm):
-            raise UserError(
+            spoilt = UserError(
                 f"{method.named}: the gradient of step {step + 1} is {norm}, which would spoil every trained weight: "
                 "lower finetune.learning_rate, set finetune.clip_norm, or correct the loss"
             )
+            steps.throw(spoilt)  # type: ignore[attr-defined]  # what took the step knows its items
         rate = optimizer.param_groups[0]["lr"]
         optimizer.step()
         with torch.no_grad():

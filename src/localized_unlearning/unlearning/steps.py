@@ -146,6 +146,34 @@ def _backward(loss: Tensor, method: Method, step: int) -> None:
         ) from error
 
 
+def first_spoilt(
+    model: Any, chosen: Sequence[tuple[Facts, Sequence[int]]], method: Method, tokens: int, step: int
+) -> str | None:
+    """The first item of a step whose own gradient is no finite number; None where none is by itself, or of a sharded model.
+
+    One backward pass per item, for after a failure. The gradients of ``model`` are lost.
+
+    Args:
+        model: the model.
+        chosen: as for :func:`fact_losses`.
+        method: gives the losses.
+        tokens: tokens of one forward and backward.
+        step: which step it was, from 0.
+    """
+    if sharding.count(model) > 1:
+        return None
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for place, (facts, indices) in enumerate(chosen):
+        for index in dict.fromkeys(indices):
+            model.zero_grad(set_to_none=True)
+            alone = [(other, [index] if other is facts else []) for other, _ in chosen]
+            for parts in fact_losses(model, alone, method, tokens, step, divided=False):
+                parts[place].backward()
+            if not all(p.grad is None or bool(p.grad.isfinite().all()) for p in trained):
+                return f"'{facts.about[index].subject}' of the {'retain' if place else 'forget'} set"
+    return None
+
+
 def gradients(
     model: Any,
     data: Data,
@@ -188,7 +216,12 @@ def gradients(
                 (lambdas.sft * sft).backward()
                 total["sft"] += sft.item()
         summed = sharding.total(torch.tensor([*total.values()], dtype=torch.float64), among)
-        yield dict(zip(total, summed.tolist(), strict=True))
+        try:
+            yield dict(zip(total, summed.tolist(), strict=True))
+        except UserError as error:  # thrown in by a caller that found the gradient to be no finite number
+            if (item := first_spoilt(model, chosen, method, sizes.micro_batch_tokens, step)) is None:
+                raise
+            raise UserError(f"{error} (first at {item})") from error
         forget_set.moved()
         retain_set.moved()
 
