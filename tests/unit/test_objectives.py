@@ -272,7 +272,7 @@ def test_a_gradient_that_is_no_number_stops_training(tiny: Callable[[str], Any],
         UserError, match=r"mine\.py:loss: the gradient of step 1 is nan.*first at 'item \d' of the forget"
     ):
         finetune.train(
-            model, some_data(), trainable, Finetune(steps=2), steps_module.Weights(1, 1, 1), own, 0
+            model, some_data(), trainable, Finetune(steps=2), steps_module.Lambdas(1, 1, 1), own, 0
         )
 
 
