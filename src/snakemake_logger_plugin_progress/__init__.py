@@ -23,7 +23,10 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from snakemake_interface_logger_plugins.settings import LogHandlerSettingsBase
 
 from localized_unlearning.progress import clock
+from snakemake_logger_plugin_progress import configfiles
 from snakemake_logger_plugin_progress.pace import Pace, Running
+
+configfiles.check(sys.argv)
 
 # Snakemake's scheduling, and that a failed job's command failed: the job's own error follows. All is in the log file.
 UNSAID = {LogEvent.JOB_STARTED, LogEvent.JOB_FINISHED, LogEvent.RESOURCES_INFO, LogEvent.WORKFLOW_STARTED}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,26 @@ def test_presets_are_listed_and_found(
     assert capsys.readouterr().out == "workflow/presets/gemma-7b.yaml\n"
     with pytest.raises(UserError, match=r"did you mean gemma-7b.*presets are counterfact-sports, "):
         find("gemma7b")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+@pytest.mark.parametrize("target", ["preflight", "all"])
+def test_make_answers_a_misspelt_preset_in_one_sentence(target: str) -> None:
+    """Catches a target that goes on, or says nothing, when the preset does not exist."""
+    words = ["make", "--no-print-directory", "-o", "setup", target, "PRESET=gemma7"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        words,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+        env={**os.environ, "PATH": path},
+    )
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[0].startswith("error: there is no preset gemma7: did you mean gemma-7b?")
+    assert not done.stdout
 
 
 @pytest.mark.parametrize("command", ["summary", "report", "preflight", "costs"])

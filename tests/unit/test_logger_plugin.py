@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakemake_logger_plugin_progress import LogHandler, LogHandlerSettings, last_line
+from snakemake_logger_plugin_progress import LogHandler, LogHandlerSettings, configfiles, last_line
 from snakemake_logger_plugin_progress.pace import Finished, Pace, Running
 
 # `snakemake --cores 2 --keep-going all bad`: ten jobs of half a second, one of six seconds, one that fails.
@@ -207,3 +208,36 @@ def test_it_is_light_to_import() -> None:
     code = "import sys, snakemake_logger_plugin_progress; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "pandas", "numpy", "snakemake", "yaml", "pydantic"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "does not exist: check the path"),
+        ("a: [1\n", "is not valid YAML: .*line 1"),
+        ("- 1\n", "must hold a mapping of settings"),
+        ("", "must hold a mapping of settings"),
+        ("run: tiny\n", None),
+        ('{"run":\t"tiny"}', None),  # JSON that is no YAML, which Snakemake takes
+    ],
+)
+def test_a_wrong_config_file_is_one_sentence(tmp_path: Path, text: str | None, said: str | None) -> None:
+    """Catches a fault that comes as a traceback, and a file refused that Snakemake takes."""
+    path = tmp_path / "mine.yaml"
+    if text is not None:
+        path.write_text(text)
+    found = configfiles.fault(str(path))
+    assert (found is None) if said is None else found is not None
+    if said and found:
+        assert re.search(said, found)
+        assert "\n" not in found
+
+
+def test_snakemake_itself_says_that_sentence() -> None:
+    """Catches a Snakemake that reads its config files before its plugins."""
+    words = [sys.executable, "-m", "snakemake", "-n", "all", "--configfile", "nowhere.yaml"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: config file nowhere.yaml does not exist: check the path\n",
+    )

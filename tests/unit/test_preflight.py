@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -154,3 +155,11 @@ def test_files_that_are_here(ask: Ask, checkout: Path) -> None:
     assert status == 1 and "there is no nowhere.csv" in said
     status, said = ask(preset="", memory=1e9)
     assert status == 1 and "GB of 1 GB on cpu" in said
+
+
+def test_the_page_of_scale_counts_the_plan_s_jobs(ask: Ask) -> None:
+    """Catches a plan that grew while the page kept its number."""
+    _, said = ask()
+    planned = re.search(r"^(\d+ jobs), ", said, re.M)
+    assert planned
+    assert f"\n{planned[1]}, " in (Path(__file__).parents[2] / "docs/scale.md").read_text(encoding="utf-8")

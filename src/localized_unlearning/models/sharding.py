@@ -190,9 +190,8 @@ def share(items: Sequence[T], model: Any) -> Iterator[tuple[T, bool]]:
     """Of batches for ``model``, this process's: one in as many as there are processes, and whether it counts.
 
     All processes run as many, since every forward pass needs them all: a process that has run all of its own repeats
-    the last one, which
-    does not count. Losses of those that do count are added up over the processes by the layers' gradients, and by
-    :func:`total`.
+    the last one, which does not count. Losses of those that do count are added up over the processes by the layers'
+    gradients, and by :func:`total`.
     """
     mesh = _mesh(model)
     rank = 0 if mesh is None else mesh.get_local_rank()

@@ -83,8 +83,10 @@ def markdown(title: str, panels: Sequence[Panel], notes: Sequence[str]) -> str:
 LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "$": r"\$",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': r"\textquotedbl{}", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "†": r"\dag{}",
+    "|": r"\textbar{}", '"': "''", "↓": r"$\downarrow$", "↑": r"$\uparrow$", "†": r"\dag{}",
     "‡": r"\ddag{}", "§": r"\S{}", "λ": r"$\lambda$", "–": "--", "`": "",
+    "×": r"$\times$", "±": r"$\pm$", "≤": r"$\leq$", "≥": r"$\geq$", "≠": r"$\neq$", "−": "$-$", "→": r"$\to$",
+    "·": r"$\cdot$", "½": r"$\frac12$", "Δ": r"$\Delta$", "α": r"$\alpha$", "ρ": r"$\rho$", "τ": r"$\tau$",
 }  # fmt: skip
 """What LaTeX reads as more than a letter, and what it has no letter for."""
 
@@ -109,6 +111,7 @@ def latex(title: str, panels: Sequence[Panel], notes: Sequence[str]) -> str:
     return (
         "\n".join(
             [
+                r"% \usepackage{booktabs,graphicx}",
                 r"\begin{table}", r"\centering", rf"\caption{{{clean(title)}}}", *body,
                 *[rf"\par\footnotesize {clean(note)}" for note in notes], r"\end{table}",
             ]
