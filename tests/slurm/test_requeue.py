@@ -62,7 +62,7 @@ def pending() -> list[str]:
 
 
 def lock_of(checkout: Checkout) -> Path:
-    path = checkout.folder / PRETRAINED
+    path: Path = checkout.folder / PRETRAINED
     return path.with_name(f".{path.name}.lock")
 
 
