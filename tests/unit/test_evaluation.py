@@ -19,7 +19,7 @@ from localized_unlearning.config.evaluation import Evaluation
 from localized_unlearning.config.reading import load
 from localized_unlearning.config.run import Config
 from localized_unlearning.data import mmlu
-from localized_unlearning.data.prompts import PromptBook, load_prompts
+from localized_unlearning.data.prompts import Prompt, PromptBook, load_prompts
 from localized_unlearning.data.windows import text_windows
 from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation import facts, knowledge, multiple_choice
@@ -237,18 +237,20 @@ def test_an_athletes_options_have_one_order_in_every_exam_unless_more_are_asked(
     tiny_base: TinyBase, tmp_path: Path
 ) -> None:
     """Catches orders that depend on who else is asked, letters with favourite sports, and draws that are not averaged."""
-    options = ("football", "baseball", "basketball", "golf")
+    options = Prompt("choice", "{subject} {options}", ("football", "baseball", "basketball", "golf"))
     names = [f"athlete {i}" for i in range(2400)]
-    orders = [multiple_choice.shuffled(options, name, 0, 0) for name in names]
+    orders = [multiple_choice.shuffled(options, name, "golf", 0, 0) for name in names]
     for place in range(4):
         counts = pd.Series([order[place] for order in orders]).value_counts()
         assert counts.min() > 500 and len(counts) == 4  # of 600
-    assert orders == [multiple_choice.shuffled(options, name, 0, 0) for name in names]
-    assert multiple_choice.shuffled(options, "x", 0, 0) == multiple_choice.shuffled(options, "x", 0, 0)
+    assert orders == [multiple_choice.shuffled(options, name, "golf", 0, 0) for name in names]
+    assert multiple_choice.shuffled(options, "x", "golf", 0, 0) == multiple_choice.shuffled(
+        options, "x", "golf", 0, 0
+    )
     assert (
         len(
             {
-                tuple(multiple_choice.shuffled(options, "x", seed, draw))
+                tuple(multiple_choice.shuffled(options, "x", "golf", seed, draw))
                 for seed in range(4)
                 for draw in range(4)
             }

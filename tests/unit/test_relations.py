@@ -21,16 +21,25 @@ from tiny_run import ROOT
 FOUR = ("Paris", "Rome", "Madrid", "Oslo")
 SEVEN = ("New York", "New Delhi", "New Orleans", "Buenos Aires", "San Juan", "San Jose", "Rome")
 """Answers of several tokens, some of which begin alike."""
+FIFTY = tuple(
+    f"{first}{last}"
+    for first in ("Al", "Be", "Co", "Du", "El")
+    for last in ("a", "e", "i", "o", "u", "is", "os", "us", "on", "en")
+)
+"""As many as a relation may have: more than multiple choice has letters."""
 
 
-def book(folder: Path, answers: tuple[str, ...], listed: bool) -> Path:
-    """A prompts file about places."""
+def book(folder: Path, answers: tuple[str, ...], listed: bool, shown: int = 0) -> Path:
+    """A prompts file about places, of which a question offers all, or ``shown``."""
     texts = {
         "training": "The capital near {subject} is",
         "question": "Q: Which capital is near {subject}? A:",
     }
     prompts: dict[str, Any] = {name: {"text": text} for name, text in texts.items()}
-    prompts["multiple_choice"] = {"text": "Near {subject}?\n{options}\nAnswer:", "options": list(answers)}
+    prompts["multiple_choice"] = {
+        "text": "Near {subject}?\n{options}\nAnswer:",
+        "options": shown or list(answers),
+    }
     path = folder / "prompts.yaml"
     path.write_text(yaml.safe_dump({"prompts": prompts, **({"answers": list(answers)} if listed else {})}))
     return path
@@ -51,17 +60,19 @@ def probabilities(done: dict[Any, dict[str, Path]], stage: str) -> pd.DataFrame:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("answers", "suffix"), [(FOUR, "csv"), (SEVEN, "parquet")])
+@pytest.mark.parametrize(("answers", "suffix"), [(FOUR, "csv"), (SEVEN, "parquet"), (FIFTY, "csv")])
 def test_another_relation_runs_the_whole_path(
     answers: tuple[str, ...], suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Catches sports that are taken for granted: other classes, more of them, answers that begin alike."""
+    """Catches sports that are taken for granted: other classes, more of them than letters, answers that begin alike."""
     monkeypatch.chdir(tmp_path)
     names = [
-        f"{first}{last}"
+        f"{first}{last}{more}"
+        for more in (("",) if len(answers) < 10 else ("", " Hill", " Lake", " Moor", " End", " Park"))
         for first in ("Ash", "Oak", "Elm", "Fir", "Yew")
         for last in ("ton", "ham", "by", "ford", "wick")
     ]
+    shown = 4 if answers == FIFTY else 0
     table = pd.DataFrame({"subject": names, "answer": [answers[i % len(answers)] for i in range(len(names))]})
     facts = tmp_path / f"facts.{suffix}"
     table.to_csv(facts, index=False) if suffix == "csv" else table.to_parquet(facts, index=False)
@@ -70,7 +81,9 @@ def test_another_relation_runs_the_whole_path(
         tmp_path,
         model,
         overlay(
-            facts, book(tmp_path, answers, suffix == "csv"), tasks={"athletes": {"forget": {"first": 14}}}
+            facts,
+            book(tmp_path, answers, suffix == "csv", shown),
+            tasks={"athletes": {"forget": {"first": 14}}},
         ),
     )
     done = in_process.run(config)
@@ -81,12 +94,13 @@ def test_another_relation_runs_the_whole_path(
         list(answers)[i] == a or suffix != "csv"
         for i, a in zip(rows["answer_index"], rows["answer"], strict=True)
     )
-    if answers == SEVEN:  # scored whole: log-probabilities of all tokens
+    if answers != FOUR:  # scored whole: log-probabilities of all tokens
         assert (rows["log_normalizer"] == 0).all() and (rows[columns] < 0).all(axis=None)
     choice = probabilities(done, "multiple_choice")
     assert [c for c in choice.columns if c.startswith("logit_")] == [
-        f"logit_{x}" for x in "ABCDEFG"[: len(answers)]
+        f"logit_{x}" for x in "ABCDEFG"[: shown or len(answers)]
     ]
+    assert set(choice["answer_index"]) == set(range(shown or len(answers)))
     attacks = [pd.read_parquet(out["rows"]) for job, out in done.items() if job.stage == "attack"]
     assert attacks and all(part["probability"].between(0, 1).all() for part in attacks)
 

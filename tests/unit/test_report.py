@@ -81,7 +81,10 @@ def test_every_item_has_a_caption_of_its_own() -> None:
     captions = read_captions(TEMPLATES / CAPTIONS.name, Config())
     items = [captions[name] for name in (*TABLES, *FIGURES)]
     assert len(set(items)) == 20 and all(text.endswith(".") and "{" not in text for text in items)
-    assert "all basketball athletes" in captions["figure_5"] and "athletes" in captions["figure_9"]
+    assert (
+        "all subjects with the answer basketball" in captions["figure_5"]
+        and "subjects" in captions["figure_9"]
+    )
 
 
 def test_a_caption_says_whose_models_the_intervals_cover() -> None:

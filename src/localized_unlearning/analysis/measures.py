@@ -82,7 +82,7 @@ def items(frames: Frames, prompts: Prompts, accuracy: Accuracy = "choice") -> pd
         table = rows[[name for name in (*MODEL, *POINT) if name in rows.columns]].assign(
             measure=measure.name,
             item=names.astype(str),
-            accuracy=how if measure.chance is not None else "loss",
+            accuracy=how if measure.accuracy else "loss",
             score=scores,
             draw=rows["draw"] if "draw" in rows.columns else 0,
         )

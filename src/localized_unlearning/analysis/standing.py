@@ -3,7 +3,7 @@
 A forget set is one sport and the retain set two, so that a model which answers everything alike is right for all
 of one part and for none or half of the other. Both parts are therefore judged together, by the mean over the right
 answers that occur of how often each is given (balanced accuracy): a model that does not read the question gets 1/k of it
-at most, whatever the answer. Marks of tables and refusals of claims both rest on this.
+at most, whatever the answer, or as much as drawing one of the options gives, whichever is more. Marks of tables and refusals of claims both rest on this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from localized_unlearning.analysis.measures import Frames, rows_of
 from localized_unlearning.analysis.statistics import candidates, item_names, score_interval
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.evaluation import Statistics
-from localized_unlearning.paper.terms import CONSTANT, MEASURES, OPTION_CHANCE, Standing
+from localized_unlearning.paper.terms import CONSTANT, MEASURES, Standing
 
 MODELS = ("task", "objective", "localization")
 
@@ -33,6 +33,7 @@ class Recall(NamedTuple):
         n: items, all classes together.
         classes: right answers that occur.
         modal: share of the commonest answer, mean over models.
+        drawn: recall of drawing one of the candidates that an item has.
     """
 
     mean: float
@@ -41,20 +42,44 @@ class Recall(NamedTuple):
     n: int
     classes: int
     modal: float
+    drawn: float
 
-    def standing(self, chance: float) -> Standing:
-        """Whether the interval lies above all guessing, or below it.
+    @property
+    def chance(self) -> float:
+        """The most that guessing gets (:func:`guessed`)."""
+        return guessed(self.drawn, self.classes)
 
-        Guessing gets from a quarter, any of the four candidates, to ``chance``, only those that occur.
-        """
-        if self.low > chance:
+    @property
+    def standing(self) -> Standing:
+        """Whether the interval lies above all guessing, or below it."""
+        if self.low > self.chance:
             return "above chance"
-        return "below chance" if self.high < OPTION_CHANCE else "at chance"
+        return "below chance" if self.high < self.drawn else "at chance"
 
     @property
     def constant(self) -> bool:
         """Whether nearly every item gets the same answer."""
         return self.modal >= CONSTANT
+
+
+def guessed(drawn: float, classes: int) -> float:
+    """The most that guessing gets: naming one of the answers that occur, or drawing one of those that are offered.
+
+    Of three sports a third, also where golf is a fourth option; of fifty places, four in each question, a quarter. Facts
+    that bring their own answers, all of them called right, have none that could be named whoever is asked about.
+    """
+    return max(drawn, 1 / classes if classes > 1 else 0.0)
+
+
+def answers_of(rows: pd.DataFrame) -> pd.Series:
+    """Each row's class: of multiple choice the answer, wherever its option stands; of other questions the letter."""
+    return rows["answer"] if "answer" in rows.columns else rows["answer_index"]
+
+
+def chance(rows: pd.DataFrame) -> float:
+    """What guessing gets of the accuracy of ``rows``, forget and retain set together."""
+    drawn = float((1 / np.isfinite(candidates(rows)).sum(1)).mean())
+    return guessed(drawn, answers_of(rows).nunique())
 
 
 def recall(rows: pd.DataFrame, prefix: str, confidence: float) -> Recall:
@@ -70,13 +95,14 @@ def recall(rows: pd.DataFrame, prefix: str, confidence: float) -> Recall:
     """
     from scipy.stats import norm
 
-    chosen = candidates(rows, prefix).argmax(1)
+    logits = candidates(rows, prefix)
+    chosen = logits.argmax(1)
     table = pd.DataFrame(
         {
             "item": item_names(rows).astype(str),
-            # of multiple choice the sport, wherever its option stands
-            "answer": rows["answer"] if "answer" in rows.columns else rows["answer_index"],
+            "answer": answers_of(rows),
             "right": chosen == rows["answer_index"],
+            "drawn": 1 / np.isfinite(logits).sum(1),
         }
     )
     by_item = table.groupby(["answer", "item"])["right"].mean()
@@ -91,7 +117,8 @@ def recall(rows: pd.DataFrame, prefix: str, confidence: float) -> Recall:
     models = rows.groupby(runs, sort=False).indices.values() if runs else [np.arange(len(rows))]
     modal = [float(np.bincount(chosen[model]).max() / len(model)) for model in models]
     share = round(math.fsum(modal) / len(modal), 12)  # 19 of 20 is 95 %
-    return Recall(mean, low, high, len(by_item), len(by_class), share)
+    drawn = float(table.groupby("answer")["drawn"].mean().mean())
+    return Recall(mean, low, high, len(by_item), len(by_class), share, drawn)
 
 
 def standings(frames: Frames, prompts: Prompts, settings: Statistics) -> pd.DataFrame:
@@ -108,7 +135,7 @@ def standings(frames: Frames, prompts: Prompts, settings: Statistics) -> pd.Data
     """
     records = []
     for measure in {measure.group: measure for measure in reversed(MEASURES)}.values():
-        if measure.chance is None or measure.source not in frames:
+        if not measure.accuracy or measure.source not in frames:
             continue
         rows = rows_of(frames, replace(measure, forget=None), prompts)
         prefix = "text_" if measure.by_text else "logit_"
@@ -117,7 +144,7 @@ def standings(frames: Frames, prompts: Prompts, settings: Statistics) -> pd.Data
             records.append(
                 {
                     **dict(zip(MODELS, model, strict=True)), "group": measure.group, **found._asdict(),
-                    "chance": measure.chance, "standing": found.standing(measure.chance),
+                    "chance": found.chance, "standing": found.standing,
                 }
             )  # fmt: skip
     names = [*MODELS, "group", *Recall._fields, "chance", "standing"]

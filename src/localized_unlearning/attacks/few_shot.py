@@ -23,7 +23,7 @@ def few_shot(subject: Subject, settings: FewShot) -> Iterator[tuple[str, pd.Data
         examples = []
         for who, sport in shown:
             if name == MULTIPLE_CHOICE:
-                options = rng.sample(prompt.options, len(prompt.options))
+                options = prompt.offered(rng, sport)
                 examples.append(f"{prompt.render(who, options)} {LETTERS[options.index(sport)]}\n")
             else:
                 examples.append(f"{prompt.render(who)} {prompt.words(who, [sport])[0]}\n")

@@ -70,7 +70,8 @@ class Subject:
 def halves(split: pd.DataFrame, seed: int, retained: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The attacker's half of the forget set, and those who are asked.
 
-    The forget set is halved sport by sport, so that both halves have its classes; at most ``retained`` athletes who
+    The forget set is halved answer by answer, so that both halves have its classes, or as a whole where each subject has an
+    answer of its own; at most ``retained`` athletes who
     are retained are asked as well, none of the training part.
 
     Raises:
@@ -78,13 +79,15 @@ def halves(split: pd.DataFrame, seed: int, retained: int) -> tuple[pd.DataFrame,
     """
     rng = random.Random(seed)
     own: list[str] = []
-    for sport in sorted(split.loc[split["forget"], "answer"].unique()):
-        names = sorted(split.loc[split["forget"] & (split["answer"] == sport), "subject"])
+    for answer in sorted(split.loc[split["forget"], "answer"].unique()):
+        names = sorted(split.loc[split["forget"] & (split["answer"] == answer), "subject"])
         own += rng.sample(names, math.ceil(len(names) / 2))
     forget = split[split["forget"]]
+    if len(own) == len(forget):
+        own = rng.sample(own, math.ceil(len(own) / 2))
     tested = forget[~forget["subject"].isin(own)]
     if tested.empty:
-        raise UserError(f"a forget set of {len(forget)} athletes cannot be halved for an attack: forget more")
+        raise UserError(f"a forget set of {len(forget)} subjects cannot be halved for an attack: forget more")
     teacher = split["teacher"] if "teacher" in split.columns else pd.Series(False, index=split.index)
     others = split[split["test"] & ~split["forget"] & ~teacher]
     others = others.loc[sorted(rng.sample(list(others.index), min(retained, len(others))))]
@@ -153,7 +156,7 @@ def ask(
         for order in range(subject.orders if name == MULTIPLE_CHOICE else 1):
             before = prefix(name) if prefix else ""
             if name == MULTIPLE_CHOICE:
-                options = [rng.sample(prompt.options, len(prompt.options)) for _ in range(len(people))]
+                options = [prompt.offered(rng, answer) for answer in people["answer"]]
                 texts = [prompt.render(a, o) for a, o in zip(people["subject"], options, strict=True)]
                 right = [o.index(s) for o, s in zip(options, people["answer"], strict=True)]
                 spelled = tokens_module.answer_tokens(subject.tokenizer, prompt, texts, prompt.letters)

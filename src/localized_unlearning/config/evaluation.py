@@ -16,7 +16,7 @@ class Evaluation(Section):
     option_order: Literal["shuffled", "fixed"] = Field(
         "shuffled",
         description="Order of the options in multiple choice, as figures, claims and the tables' main columns have it. "
-        "shuffled: an order for each item, the same for every model; fixed: football, baseball, basketball, golf "
+        "shuffled: an order for each item, the same for every model; fixed: in the prompts file's order "
         "everywhere (the released code), which a model can learn as four more names. The tables ask the other as well.",
     )
     orders: Count = Field(4, description="Shuffled orders of each item; its score is their mean.")

@@ -51,7 +51,8 @@ def unoffered(options: Sequence[str], answers: Iterable[str]) -> str | None:
         return None
     return (
         f"the fact's answer '{absent[0]}' is none of the multiple-choice prompt's options ({', '.join(options)}; "
-        f"{len(absent)} such answers): give the prompt every answer that facts have as an option, at most {len(LETTERS)}"
+        f"{len(absent)} such answers): give the prompt every answer that facts have as an option, or list them under 'answers' "
+        "and give it a number of options"
     )
 
 

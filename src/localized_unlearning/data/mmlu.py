@@ -1,4 +1,4 @@
-"""MMLU: questions from any of its four file layouts, and the prompt they are asked with.
+"""MMLU and MMLU-Pro: questions from any of their file layouts, and the prompt they are asked with.
 
 The prompt is the one of Hendrycks et al. (2021) as the lm-evaluation-harness writes it (task
 `mmlu`, version 1.0): a line that names the subject, the examples with their answers, the question.
@@ -14,13 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localized_unlearning.data.answers import FEWEST, LETTERS
 from localized_unlearning.errors import UserError
 
-LETTERS = "ABCD"
-
-HEADER = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]
-
-SINGLE_FILE_HEADER = ["subject", "split", *HEADER]
+PLAIN = 4
+"""Choices of MMLU's own questions; other files say in their header, or question by question, how many they have."""
 
 SPLITS = ("dev", "test")
 
@@ -30,7 +28,7 @@ FORMATTED = "input_formatted"
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice question; `answer` is the index of the right choice, 0 to 3.
+    """One multiple-choice question; `answer` is the index of the right one of its two to 26 choices.
 
     `id` is `{subject}/{index}` for a test question and `{subject}/dev/{index}` for an example,
     the index counting from 0 in the file's order: the same in every layout. `formatted` is a whole
@@ -39,7 +37,7 @@ class Question:
 
     subject: str
     question: str
-    choices: tuple[str, str, str, str]
+    choices: tuple[str, ...]
     answer: int
     id: str
     formatted: str | None = None
@@ -69,15 +67,17 @@ class _Row:
 def load_questions(path: Path) -> Questions:
     """Read MMLU questions; the layout is recognised from what lies at `path`.
 
-    - a CSV file with the columns subject, split, question, choice0..choice3, answer
-      (this project's `general_knowledge.csv`);
+    - a CSV file with the columns subject, split, question, choice0..choice3 (or more; a question may leave the last ones
+      empty then), answer (this project's `general_knowledge.csv`);
     - a folder with `dev/SUBJECT_dev.csv` and `test/SUBJECT_test.csv`, either the original files
       (no header; question, four choices, a letter) or with the header question,
-      choice0..choice3, answer;
+      choice0..choice3 (or more), answer;
     - a folder with the hub's parquet files (`cais/mmlu`, `tinyBenchmarks/tinyMMLU`): `dev-*.parquet`
-      and `test-*.parquet` in one folder per subject, or in a folder `all` (preferred), or in `path` itself.
+      and `test-*.parquet` in one folder per subject, or in a folder `all` (preferred), or in `path` itself;
+    - the same with MMLU-Pro's columns (`TIGER-Lab/MMLU-Pro`: category, options, answer_index); its worked examples are
+      in `validation-*.parquet`, which is read where there is no `dev-*.parquet`.
 
-    Answers are letters A to D or indices 0 to 3. Text is taken as it stands: "None", "NA" and
+    Answers are letters or indices from 0. Text is taken as it stands: "None", "NA" and
     surrounding spaces stay. Raises UserError, naming file and row, for anything malformed.
     """
     path = Path(path)
@@ -92,7 +92,7 @@ def load_questions(path: Path) -> Questions:
     else:
         raise UserError(
             f"the folder '{path}' holds no MMLU questions: it needs dev/*_dev.csv and "
-            "test/*_test.csv, or the hub's dev-*.parquet and test-*.parquet"
+            "test/*_test.csv, or the hub's test-*.parquet and dev-*.parquet or validation-*.parquet"
         )
     questions = Questions(*(_questions(rows, split) for split in SPLITS))
     if not questions.test:
@@ -135,7 +135,10 @@ def _largest_remainder(sizes: dict[str, int], n: int) -> dict[str, int]:
 def format_question(question: Question, with_answer: bool) -> str:
     """The question, its lettered choices and `Answer:`, followed by ` X` where asked for."""
     lines = [question.question.strip()]
-    lines += [f"{letter}. {choice}" for letter, choice in zip(LETTERS, question.choices, strict=True)]
+    lines += [
+        f"{letter}. {choice}"
+        for letter, choice in zip(LETTERS[: len(question.choices)], question.choices, strict=True)
+    ]
     lines.append("Answer:" + (f" {LETTERS[question.answer]}" if with_answer else ""))
     return "\n".join(lines)
 
@@ -158,7 +161,7 @@ def ask(question: Question, dev: Mapping[str, Sequence[Question]], shots: int) -
 
 
 def prompt(question: Question, dev_examples: list[Question]) -> str:
-    """The whole prompt; the answer to compare is the next token, ` A` to ` D` (with a space).
+    """The whole prompt; the answer to compare is the next token, ` A` and so on (with a space).
 
     `dev_examples` are the subject's examples in their order: none for 0-shot, the first 5 for
     5-shot.
@@ -184,34 +187,51 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"'{path}' is not a CSV file in UTF-8 ({error}): correct it") from error
 
 
+def _header(choices: int) -> list[str]:
+    return ["question", *(f"choice{i}" for i in range(choices)), "answer"]
+
+
+def _is_header(row: Sequence[str]) -> bool:
+    """Whether a row names a question, at least four choices, and the answer."""
+    return len(row) >= PLAIN + 2 and list(row) == _header(len(row) - 2)
+
+
 def _rows_of_single_file(path: Path) -> Iterator[_Row]:
     rows = _csv_rows(path)
     _, header = next(rows, (0, []))
-    if header != SINGLE_FILE_HEADER:
+    if header[:2] != ["subject", "split"] or not _is_header(header[2:]):
         raise UserError(
-            f"'{path}' must start with the header {','.join(SINGLE_FILE_HEADER)}, "
+            f"'{path}' must start with the header subject,split,{','.join(_header(PLAIN))} (or more choices), "
             f"not with '{','.join(header)[:80]}'"
         )
     for line, row in rows:
         place = f"'{path}', line {line}"
-        _check_width(row, SINGLE_FILE_HEADER, place)
+        _check_width(row, header, place)
         subject, split, question, *choices, answer = row
         if split not in SPLITS:
             raise UserError(f"{place}: the split '{split}' must be 'dev' or 'test'")
-        yield _Row(subject, split, question, choices, answer, place)
+        yield _Row(subject, split, question, _given(choices), answer, place)
 
 
 def _rows_of_csv_folder(folder: Path, split: str) -> Iterator[_Row]:
     suffix = f"_{split}.csv"
     files = {path.name.removesuffix(suffix): path for path in folder.glob(f"*{suffix}")}
     for subject, path in sorted(files.items()):
+        header = _header(PLAIN)
         for number, (line, row) in enumerate(_csv_rows(path)):
-            if number == 0 and row == HEADER:
+            if number == 0 and _is_header(row):
+                header = row
                 continue
             place = f"'{path}', line {line}"
-            _check_width(row, HEADER, place)
+            _check_width(row, header, place)
             question, *choices, answer = row
-            yield _Row(subject, split, question, choices, answer, place)
+            yield _Row(subject, split, question, _given(choices), answer, place)
+
+
+def _given(choices: Sequence[str]) -> Sequence[str]:
+    """Without the empty ones at the end, which only a file of more than four choices may leave out."""
+    last = max((i for i, choice in enumerate(choices) if choice.strip()), default=-1)
+    return choices if len(choices) == PLAIN else choices[: last + 1]
 
 
 def _check_width(row: list[str], header: list[str], place: str) -> None:
@@ -222,31 +242,36 @@ def _check_width(row: list[str], header: list[str], place: str) -> None:
         )
 
 
+COLUMNS = (("subject", "question", "choices", "answer"), ("category", "question", "options", "answer_index"))
+"""Subject, question, choices and answer in the hub's files: MMLU's names, and MMLU-Pro's."""
+
+
 def _rows_of_parquet(root: Path, split: str) -> Iterator[_Row]:
     import pyarrow
     import pyarrow.parquet as parquet
 
-    pattern = f"{split}-*.parquet"
-    files = root.glob(f"all/{pattern}") if (root / "all").is_dir() else root.rglob(pattern)
-    for path in sorted(files):
+    within, prefix = ("all/" if (root / "all").is_dir() else "**/"), split
+    if split == "dev" and not any(root.glob(f"{within}dev-*.parquet")):
+        prefix = "validation"
+    for path in sorted(root.glob(f"{within}{prefix}-*.parquet")):
         try:
-            columns = ["subject", "question", "choices", "answer"]
-            if FORMATTED in parquet.read_schema(path).names:
-                columns.append(FORMATTED)
-            rows = parquet.read_table(path, columns=columns).to_pylist()
+            names = parquet.read_schema(path).names
+            columns = next((found for found in COLUMNS if set(found) <= set(names)), None)
+            if columns is None:
+                raise UserError(
+                    f"'{path}' has the columns {', '.join(names)}: {', '.join(COLUMNS[0])} are needed (MMLU), or "
+                    f"{', '.join(COLUMNS[1])} (MMLU-Pro)"
+                )
+            more = [FORMATTED] if FORMATTED in names else []
+            rows = parquet.read_table(path, columns=[*columns, *more]).to_pylist()
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"'{path}' could not be read as parquet ({error}): download it again") from error
         for number, row in enumerate(rows):
             place = f"'{path}', row {number}"
-            missing = {"subject", "question", "choices", "answer"} - row.keys()
-            if missing or not all(isinstance(row[key], str) for key in ("subject", "question")):
-                raise UserError(
-                    f"{place}: the columns question, subject, choices and answer are needed, "
-                    "without empty values"
-                )
-            choices = row["choices"] or []
-            formatted = row.get(FORMATTED)
-            yield _Row(row["subject"], split, row["question"], choices, row["answer"], place, formatted)
+            subject, question, choices, answer = (row[name] for name in columns)
+            if not (isinstance(subject, str) and isinstance(question, str)):
+                raise UserError(f"{place}: {columns[0]} and {columns[1]} must not be empty: fill them in")
+            yield _Row(subject, split, question, choices or [], answer, place, row.get(FORMATTED))
 
 
 def _questions(rows: Iterable[_Row], split: str) -> list[Question]:
@@ -265,14 +290,14 @@ def _questions(rows: Iterable[_Row], split: str) -> list[Question]:
 def _question(row: _Row, item_id: str) -> Question:
     if not row.subject.strip() or not row.question.strip():
         raise UserError(f"{row.place}: the subject or the question is empty: fill it in")
-    if len(row.choices) != 4 or not all(isinstance(c, str) and c.strip() for c in row.choices):
-        raise UserError(f"{row.place}: four choices are needed, none of them empty")
-    answer = str(row.answer).strip()
-    if len(answer) == 1 and answer in LETTERS:
+    count = len(row.choices)
+    if not FEWEST <= count <= len(LETTERS) or not all(isinstance(c, str) and c.strip() for c in row.choices):
+        raise UserError(f"{row.place}: {FEWEST} to {len(LETTERS)} choices are needed, none of them empty")
+    answer, last = str(row.answer).strip(), LETTERS[count - 1]
+    if answer in LETTERS[:count]:
         index = LETTERS.index(answer)
-    elif len(answer) == 1 and answer in "0123":
+    elif answer in map(str, range(count)):
         index = int(answer)
     else:
-        raise UserError(f"{row.place}: the answer '{row.answer}' must be 0 to 3 or A to D")
-    first, second, third, fourth = row.choices
-    return Question(row.subject, row.question, (first, second, third, fourth), index, item_id, row.formatted)
+        raise UserError(f"{row.place}: the answer '{row.answer}' must be 0 to {count - 1} or A to {last}")
+    return Question(row.subject, row.question, tuple(row.choices), index, item_id, row.formatted)

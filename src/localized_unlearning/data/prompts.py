@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ class Prompt:
         whole_answer: whether an answer is scored over all its tokens, not its first alone.
         space: whether a space comes between prompt and answer.
         chat: whether the text is a user's turn, rendered by the tokenizer's chat template.
+        shown: how many options a question offers: the right one, and others drawn for it; 0: all.
         facts: where every fact brings its own texts and answers, what they are; empty: all are asked alike.
     """
 
@@ -55,18 +57,34 @@ class Prompt:
     whole_answer: bool = False
     space: bool = True
     chat: bool = False
+    shown: int = 0
     facts: Facts = field(default_factory=dict, repr=False)
 
     @property
     def letters(self) -> tuple[str, ...]:
-        """The letters of its options."""
-        return LETTERS[: len(self.options)]
+        """The letters of the options that a question offers."""
+        return LETTERS[: self.shown or len(self.options)]
+
+    def offered(self, draw: random.Random, right: str, mixed: bool = True) -> list[str]:
+        """The options of one question about a fact with the answer ``right``: all of them, or where fewer are shown this one
+        and a draw of the others.
+
+        Args:
+            draw: decides on the others, and on the order.
+            right: the fact's answer.
+            mixed: whether their order is drawn, too; otherwise it is the file's.
+        """
+        found = list(self.options)
+        if self.shown:
+            others = draw.sample([option for option in found if option != right], self.shown - 1)
+            found = [option for option in found if option == right or option in others]
+        return draw.sample(found, len(found)) if mixed else found
 
     def render(self, subject: str, options: Sequence[str] | None = None) -> str:
         """The prompt about ``subject``, with ``options`` in another order if given."""
         text, said = self.text, self.own(subject)[self.name] if self.facts else subject
         if self.options:
-            order = tuple(options or self.options)
+            order = tuple(options or self.options[: len(self.letters)])
             lines = "\n".join(
                 self.option_format.format(letter=letter, answer=answer, Answer=answer.capitalize())
                 for letter, answer in zip(self.letters, self.words(subject, order), strict=True)
@@ -176,16 +194,24 @@ def _prompt(name: str, entry: Any, answers: Sequence[str], path: Path) -> Prompt
         raise UserError(f"{where} has no text: see workflow/resources/prompts.yaml for the layout")
     if unknown := sorted(set(entry) - set(KEYS)):
         raise UserError(f"{where} has the key '{unknown[0]}': a prompt takes {', '.join(KEYS)}")
+    options = entry.get("options") or ()
+    counted = isinstance(options, int)
+    if counted and not FEWEST <= options <= min(len(LETTERS), len(answers)):
+        raise UserError(
+            f"{where} asks for {options} options of the file's {len(answers)} answers: list the answers under 'answers', "
+            f"and give a number from {FEWEST} to theirs, at most {len(LETTERS)}"
+        )
     found = Prompt(
         name,
         entry["text"],
-        tuple(map(str, entry.get("options") or ())),
+        tuple(answers if counted else map(str, options)),
         entry.get("option_format", "{letter}: {Answer}"),
         entry.get("example"),
         tuple(map(str, entry.get("answers") or ())),
         bool(entry.get("whole_answer", False)),
         bool(entry.get("space", not entry.get("chat", False))),
         bool(entry.get("chat", False)),
+        options if counted and options < len(answers) else 0,
     )
     if not any(placeholder in found.text for placeholder in SUBJECTS):
         raise UserError(f"{where} does not mention {{subject}}: add it to its text")
@@ -197,15 +223,21 @@ def _prompt(name: str, entry: Any, answers: Sequence[str], path: Path) -> Prompt
         listed = ", ".join(answers) or "those that the file lists under 'answers', which it does not"
         raise UserError(f"{where} spells {len(found.answers)} answers: give one for each of {listed}")
     if found.options and (
-        len(found.options) not in range(FEWEST, len(LETTERS) + 1) or "{options}" not in found.text
+        (found.shown or len(found.options)) not in range(FEWEST, len(LETTERS) + 1)
+        or "{options}" not in found.text
     ):
         raise UserError(
-            f"{where} has {len(found.options)} options: give {FEWEST} to {len(LETTERS)}, and {{options}} in its text"
+            f"{where} has {len(found.options)} options: give {FEWEST} to {len(LETTERS)}, or a number ('options: 4': the right "
+            "answer and a draw of the others for each question), and {options} in its text"
         )
     of_facts = tuple(answers) == (RIGHT, WRONG)  # whose further options are each fact's own
     if foreign := sorted(set(found.options) - set(answers)) if answers and not of_facts else []:
         raise UserError(
             f"{where} has the option '{foreign[0]}', which is none of the answers {', '.join(answers)}"
+        )
+    if "{example}" in found.text and found.shown:
+        raise UserError(
+            f"{where} has {{example}} in its text, but no option stands in all of its questions: write a letter instead"
         )
     if "{example}" in found.text and found.example not in found.options:
         raise UserError(f"{where} has {{example}} in its text: name one of its options under 'example'")

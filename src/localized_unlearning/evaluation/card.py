@@ -22,7 +22,7 @@ from localized_unlearning.evaluation.knowledge import ask_questions
 from localized_unlearning.evaluation.multiple_choice import ask_multiple_choice
 from localized_unlearning.models import device as device_module
 from localized_unlearning.models import loading
-from localized_unlearning.paper.terms import ACCURACIES, GROUPS, OPTION_CHANCE, SPORT_CHANCE
+from localized_unlearning.paper.terms import ACCURACIES, GROUPS
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
@@ -84,7 +84,7 @@ def needs(requirements: Requirements, measured: Mapping[str, Estimate], majority
     Args:
         requirements: the config's.
         measured: what was measured; a requirement on what was not is left out.
-        majority: share of the most frequent sport: what a guess can reach. The most that gold may reach is what
+        majority: share of the most frequent answer: what a guess can reach. The most that gold may reach is what
             guessing exceeds in ``requirements.gold`` of all cases.
     """
     limits: dict[str, float | None] = {
@@ -247,8 +247,8 @@ def _markdown(card: dict[str, Any], organism: bool) -> str:
         )
     lines += [
         "",
-        f"Accuracy is `choice`, {ACCURACIES['choice']}. Guessing gives at most {SPORT_CHANCE:.2f} of the three sports "
-        f"that occur, and {OPTION_CHANCE:.2f} of four options.",
+        f"Accuracy is `choice`, {ACCURACIES['choice']}. Guessing is to name one of the answers that occur, or to draw "
+        "one of the options.",
     ]
     if organism:
         lines += [

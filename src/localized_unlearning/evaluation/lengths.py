@@ -47,7 +47,8 @@ def longest(
 
 def of_facts(tokenizer: Any, prompt: Prompt, subjects: Sequence[str], answers: Sequence[str]) -> Longest:
     """The longest prompt about a subject, with the longest answer behind it where it is scored whole."""
-    texts = [prompt.render(subject) for subject in subjects]
+    options = sorted(prompt.options, key=len)[-prompt.shown :] if prompt.shown else None
+    texts = [prompt.render(subject, options) for subject in subjects]
     found = longest(subjects, texts, lambda some: tokens.asked(tokenizer, prompt, some))
     if prompt.options:
         return found

@@ -60,8 +60,10 @@ def choices_asked(
     for order, draw in zip(orders, draws, strict=True):
         about: dict[str, str | int | bool] = {"order": order, "draw": draw, "main": order == main}
         options = [
-            shuffled(prompt.options, athlete, seed, draw) if order == "shuffled" else fixed(prompt, athlete)
-            for athlete in athletes["subject"]
+            shuffled(prompt, subject, answer, seed, draw)
+            if order == "shuffled"
+            else fixed(prompt, subject, answer)
+            for subject, answer in zip(athletes["subject"], athletes["answer"], strict=True)
         ]
         parts.append(_asked(tokenizer, athletes, prompt, options, about))
     return parts
@@ -73,19 +75,15 @@ def orders_of(settings: Evaluation, both: bool) -> tuple[str, ...]:
     return tuple(kind for kind in kinds for _ in range(settings.orders if kind == "shuffled" else 1))
 
 
-def shuffled(options: Sequence[str], athlete: str, seed: int, draw: int) -> list[str]:
-    """One athlete's options in the ``draw``-th order of a seed."""
-    return random.Random(f"{seed}/{draw}/{athlete}").sample(options, len(options))
+def shuffled(prompt: Prompt, subject: str, answer: str, seed: int, draw: int) -> list[str]:
+    """One fact's options in the ``draw``-th order of a seed; where fewer than all are shown, the others are drawn with it."""
+    return prompt.offered(random.Random(f"{seed}/{draw}/{subject}"), answer)
 
 
-def fixed(prompt: Prompt, athlete: str) -> list[str]:
+def fixed(prompt: Prompt, subject: str, answer: str) -> list[str]:
     """The options in the prompts file's order; where facts bring their own, whose right one would always come first, in
     an order that is drawn once for the fact."""
-    return (
-        random.Random(athlete).sample(prompt.options, len(prompt.options))
-        if prompt.facts
-        else list(prompt.options)
-    )
+    return prompt.offered(random.Random(subject), answer, mixed=bool(prompt.facts))
 
 
 def _asked(

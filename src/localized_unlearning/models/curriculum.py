@@ -132,7 +132,7 @@ class Reader:
 
     def multiple_choice(self, people: Sequence[Person], rng: random.Random) -> list[Item]:
         """One item per (name, sport), its options in random order."""
-        orders = [rng.sample(self.choice.options, len(self.choice.options)) for _ in people]
+        orders = [self.choice.offered(rng, answer) for _, answer in people]
         texts = [self.choice.render(who, o) for (who, _), o in zip(people, orders, strict=True)]
         answers = [LETTERS[o.index(sport)] for (_, sport), o in zip(people, orders, strict=True)]
         return self._items(texts, [who for who, _ in people], answers)

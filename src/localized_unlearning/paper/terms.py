@@ -10,12 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-SPORT_CHANCE = 1 / 3
-"""Accuracy, and mean recall over sports, of a model that knows only that three sports occur; golf is never right."""
-
-OPTION_CHANCE = 1 / 4
-"""Accuracy of guessing one of four options of a question of general knowledge."""
-
 Prompt = Literal["training", "question"]
 
 Group = Literal["training", "question", "mcq", "mcq_text", "mcq_other", "teachers", "mmlu", "text"]
@@ -32,7 +26,7 @@ class Measure:
         source: the rows it is taken from.
         better: which values unlearning aims at.
         group: measures of one group ask the same question of different parts; the base model stands or falls in all.
-        chance: the accuracy of guessing; None: it is no accuracy.
+        accuracy: whether it is one; its chance level follows from the rows (:class:`analysis.standing.Recall`).
         forget: whether the forget set's or the retain set's athletes are asked; None: neither.
         prompt: for facts, which of the config's prompts.
         order: for multiple choice, whether its options are in the order that counts (``evaluation.option_order``).
@@ -45,7 +39,7 @@ class Measure:
     source: Literal["facts", "multiple_choice", "mmlu", "text", "teachers"]
     better: Literal["low", "high"]
     group: Group
-    chance: float | None = SPORT_CHANCE
+    accuracy: bool = True
     forget: bool | None = None
     prompt: Prompt | None = None
     order: Literal["main", "other"] | None = None
@@ -113,16 +107,16 @@ MEASURES = (
         "high", "teachers",
     ),
     Measure(
-        "mmlu", "MMLU-format", "general knowledge in MMLU's format", "mmlu", "high", "mmlu", chance=OPTION_CHANCE
+        "mmlu", "MMLU-format", "general knowledge in MMLU's format", "mmlu", "high", "mmlu"
     ),
     Measure(
-        "text_change", "Text loss change", "change of the loss on held-out text", "text", "low", "text", chance=None
+        "text_change", "Text loss change", "change of the loss on held-out text", "text", "low", "text", accuracy=False
     ),
     Measure(
-        "text_kl", "Text KL", "KL divergence from the base model on held-out text", "text", "low", "text", chance=None
+        "text_kl", "Text KL", "KL divergence from the base model on held-out text", "text", "low", "text", accuracy=False
     ),
-    Measure("text_worse", "Text worse", "share of held-out windows that got worse", "text", "low", "text", chance=None),
-    Measure("text_loss", "Text loss", "loss on held-out text", "text", "low", "text", chance=None),
+    Measure("text_worse", "Text worse", "share of held-out windows that got worse", "text", "low", "text", accuracy=False),
+    Measure("text_loss", "Text loss", "loss on held-out text", "text", "low", "text", accuracy=False),
 )  # fmt: skip
 """The columns of Tables 1 to 4."""
 

@@ -36,7 +36,7 @@ def mode(equal: EqualDisruption) -> str:
 
 def forgotten(config: Config) -> dict[str, str]:
     """What each of the paper's tasks forgets, in words."""
-    words = {"sports": "all athletes of one sport", "athletes": "named athletes"}
+    words = {"sports": "all subjects with one answer", "athletes": "named subjects"}
     for name in words:
         task = config.tasks.get(name)
         if task is not None:
@@ -69,8 +69,6 @@ def read_captions(path: Path, config: Config) -> dict[str, str]:
         "question_forget": terms.BY_NAME["forget_question"].short,
         "mmlu": terms.BY_NAME["mmlu"].short,
         "columns": "; ".join(f"{m.short}: {m.long}" for m in terms.MEASURES),
-        "sport_chance": f"{terms.SPORT_CHANCE:.2f}",
-        "option_chance": f"{terms.OPTION_CHANCE:.2f}",
         "marks": " ".join(f"{mark} {text}" for mark, text in terms.MARKS.values()),
     }
 

@@ -195,8 +195,7 @@ def run_page(
         f'"{forget.short}" and "{retain.short}" are asked with the {prompt} prompt, scored as {terms.ACCURACIES[accuracy]}, '
         f"as in the tables and figures (`measures`). Intervals: {100 * confidence:g} %, resampling items (questions of "
         "general knowledge within their subjects) and, where there are several, seeds; paired between models. p-values "
-        "are one-sided and uncorrected. Guessing gives "
-        f"{terms.SPORT_CHANCE:.2f} of the three sports and {terms.OPTION_CHANCE:.2f} of four options.",
+        "are one-sided and uncorrected. Guessing is to name one of the answers that occur, or to draw one of the options.",
         "",
         f"Tables lie in `tables/` beside this page, figures in `figures/{run}/`, those that were made; the report shows all.",
         "",

@@ -15,7 +15,7 @@ from localized_unlearning.analysis.standing import recall
 from localized_unlearning.analysis.statistics import ACCURACIES, candidates, estimate
 from localized_unlearning.config.evaluation import Statistics
 from localized_unlearning.data.answers import LETTERS
-from localized_unlearning.paper.terms import MARKS, SPORT_CHANCE, runs
+from localized_unlearning.paper.terms import MARKS, runs
 from localized_unlearning.reporting.markup import Panel, markdown, number
 from localized_unlearning.reporting.tables import BASE
 
@@ -60,7 +60,7 @@ def by_prompt(facts: pd.DataFrame, choice: pd.DataFrame, settings: Statistics) -
                         {
                             "localization": name, "prompt": prompt, "part": part, "accuracy": accuracy,
                             **value._asdict(), "covers": value.covers, "recall": both.mean,
-                            "standing": both.standing(SPORT_CHANCE), "modal": both.modal,
+                            "standing": both.standing, "modal": both.modal,
                         }
                     )  # fmt: skip
     return pd.DataFrame(records)
@@ -76,15 +76,17 @@ def by_letter(choice: pd.DataFrame) -> pd.DataFrame:
     """
     records = []
     for (name, order), rows in choice.groupby(["localization", "order"], sort=False):
-        chosen = np.bincount(candidates(rows).argmax(1), minlength=len(LETTERS)) / len(rows)
-        right = np.bincount(rows["answer_index"], minlength=len(LETTERS)) / len(rows)
+        logits = candidates(rows)
+        letters = LETTERS[: logits.shape[1]]
+        chosen = np.bincount(logits.argmax(1), minlength=len(letters)) / len(rows)
+        right = np.bincount(rows["answer_index"], minlength=len(letters)) / len(rows)
         bias = float(np.abs(chosen - right).sum() / 2)
         records += [
             {
                 "localization": name, "order": order, "letter": letter, "chosen": float(chosen[i]),
                 "right": float(right[i]), "n": len(rows), "bias": bias,
             }
-            for i, letter in enumerate(LETTERS)
+            for i, letter in enumerate(letters)
         ]  # fmt: skip
     return pd.DataFrame(records)
 
@@ -117,7 +119,7 @@ def letter_panel(table: pd.DataFrame, labels: Mapping[str, str]) -> Panel:
     """How often each letter is chosen, in the fixed and in the shuffled order, and the bias of both."""
     headings = ["Localization"]
     for order in CHOICE:
-        headings += [*(f"{order} {letter}" for letter in LETTERS), f"{order}: bias"]
+        headings += [*(f"{order} {letter}" for letter in table["letter"].unique()), f"{order}: bias"]
     lines = []
     for side, label in {"": "(right answers)", **labels}.items():
         line = [label]

@@ -18,6 +18,7 @@ from localized_unlearning.analysis.standing import standings
 from localized_unlearning.analysis.statistics import ACCURACIES, covers
 from localized_unlearning.config.evaluation import Measures
 from localized_unlearning.config.run import Config
+from localized_unlearning.config.unlearning import RANDOM
 from localized_unlearning.data.tasks import in_words
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper import terms
@@ -145,16 +146,13 @@ def _with_standing(data: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     """With ``chance``, the model's mean ``recall`` and ``modal`` share, and the base model's ``base_standing``."""
     worst = {"below chance": 0, "at chance": 1, "above chance": 2}
     mean = found.groupby(["localization", "group"], sort=False).agg(
-        mean=("mean", "mean"), modal=("modal", "mean"), standing=("standing", lambda s: min(s, key=worst.__getitem__))
+        mean=("mean", "mean"), modal=("modal", "mean"), chance=("chance", "mean"), standing=("standing", lambda s: min(s, key=worst.__getitem__))
     )  # fmt: skip
     found = pd.concat([found, mean.reset_index().assign(task=ALL_SETS)], ignore_index=True)
     keys = ["task", "localization", "group"]
-    model = found[[*keys, "mean", "modal"]].rename(columns={"mean": "recall"})
+    model = found[[*keys, "mean", "modal", "chance"]].rename(columns={"mean": "recall"})
     base = found.loc[found["localization"] == BASE, ["task", "group", "standing"]]
-    data = data.assign(
-        group=data["measure"].map({m.name: m.group for m in MEASURES}),
-        chance=data["measure"].map({m.name: m.chance for m in MEASURES}).astype(float),
-    )
+    data = data.assign(group=data["measure"].map({m.name: m.group for m in MEASURES}))
     data = data.merge(model, on=keys, how="left")
     data = data.merge(base.rename(columns={"standing": "base_standing"}), on=["task", "group"], how="left")
     return data.drop(columns="group")
@@ -205,7 +203,10 @@ def title_of(table: str, config: Config) -> str:
     """What a table shows, in one sentence."""
     task, objective = TABLES[table]
     what = in_words(config.tasks[task].forget)  # type: ignore[union-attr]
-    goal = "erasing" if objective == "erase" else "replacing with golf the sport of"
+    chosen = config.objectives.get(objective)
+    target = chosen.target if chosen is not None else ""
+    by = "another" if target == RANDOM else target
+    goal = "erasing" if objective == "erase" else f"replacing by {by} the answer of"
     number_ = table.split("_")[1]
     return f"Table {number_}. Localized fine-tuning, {goal} {what} ({config.run}); {terms.ACCURACIES[config.measures.accuracy]} on the test part."
 
@@ -235,7 +236,8 @@ def panels_of(data: pd.DataFrame, task: str, measures: Measures) -> tuple[list[P
 def reading(data: pd.DataFrame, task: str, config: Config) -> str:
     """What the intervals of a readable table cover, and how many items, seeds and sets stand behind them."""
     own = data[(data["task"] == task) & ~data["localization"].isin(KNOWERS)]
-    sizes = own.drop_duplicates("column").set_index("column")["n"]
+    by_column = own.drop_duplicates("column").set_index("column")
+    sizes, guessed = by_column["n"], by_column["chance"]
     seeds, bases, level = (
         int(own["seeds"].max()),
         int(own["bases"].max()),
@@ -258,7 +260,7 @@ def reading(data: pd.DataFrame, task: str, config: Config) -> str:
         f"{sizes['mmlu']} {BY_NAME['mmlu'].short} questions (drawn within their subjects, which are fixed), "
         f"{sizes['text_change']} windows of held-out text. Text: change of the loss against the base model, and KL divergence of "
         "the base model from it, nats per token. Guessing gives at most "
-        f"{terms.SPORT_CHANCE:.2f} of the three sports and {terms.OPTION_CHANCE:.2f} of four options; whether the base "
+        f"{guessed['forget_training']:.2f} of the facts and {guessed['mmlu']:.2f} of the questions; whether the base "
         "model is above it is tested on both parts together, by mean recall over the right answers."
     )
     mean = data[(data["task"] == ALL_SETS) & ~data["localization"].isin(KNOWERS)]

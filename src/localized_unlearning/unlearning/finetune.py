@@ -229,7 +229,7 @@ def asked_about(
         right = [first.index(spelled[known.index(s)][0]) for s in sports]
         found.append(Question(tokens_module.asked(tokenizer, prompt, texts), first, right))
     choice = book[prompts.multiple_choice]
-    orders = [rng.sample(choice.options, len(choice.options)) for _ in names]
+    orders = [choice.offered(rng, answer) for answer in sports]
     texts = [choice.render(a, o) for a, o in zip(names, orders, strict=True)]
     spelled = tokens_module.answer_tokens(tokenizer, choice, texts, choice.letters)
     letters = tokens_module.first_tokens(spelled, choice.letters)

@@ -18,7 +18,7 @@ from localized_unlearning.analysis.claims.schema import HALFWAY, ROUNDING, At
 from localized_unlearning.analysis.standing import Recall, recall
 from localized_unlearning.analysis.statistics import Accuracy, item_scores
 from localized_unlearning.config.evaluation import Statistics
-from localized_unlearning.paper.terms import GROUPS, OPTION_CHANCE, SPORT_CHANCE
+from localized_unlearning.paper.terms import GROUPS
 
 
 class NotTestable(Exception):
@@ -301,21 +301,18 @@ class Run:
 
     def _can(self, task: str, group: str) -> None:
         """Refuse what the base model itself cannot answer, forget and retain set together."""
-        frame, where, chance = {
-            "facts": ("facts", {}, SPORT_CHANCE),
-            "mcq": ("multiple_choice", MAIN_ORDER, SPORT_CHANCE),
-            "mmlu": ("mmlu", {}, OPTION_CHANCE),
-        }[group]
+        frame, where = {"facts": ("facts", {}), "mcq": ("multiple_choice", MAIN_ORDER), "mmlu": ("mmlu", {})}[
+            group
+        ]
         if (task, group) not in self._recalls:
             rows = self._rows(Part(frame, where), Cell(task, "none", "base", group))
             self._recalls[task, group] = recall(rows, "logit_", self.settings.confidence)
         found = self._recalls[task, group]
-        standing = found.standing(chance)
-        if standing != "above chance":
+        if found.standing != "above chance":
             what = {"facts": "facts", "mcq": GROUPS["mcq"].lower(), "mmlu": GROUPS["mmlu"]}[group]
-            why = " (it answers systematically)" if standing == "below chance" else ""
+            why = " (it answers systematically)" if found.standing == "below chance" else ""
             raise NotTestable(
-                f"the base model itself is {standing}{why} in {what} (mean recall {found.mean:.3f}): nothing can be "
+                f"the base model itself is {found.standing}{why} in {what} (mean recall {found.mean:.3f}): nothing can be "
                 "forgotten there"
             )
 
@@ -324,7 +321,7 @@ class Run:
         base = self.curve(Cell(task, "none", "base", measure)).at("max")
         if float(np.quantile(base.samples, (1 - self.settings.confidence) / 2)) <= HALFWAY + ROUNDING:
             raise NotTestable(
-                f"probes do not find the sport in the base model itself (best layer {base.value:.3f})"
+                f"probes do not find the answer in the base model itself (best layer {base.value:.3f})"
             )
 
     def _selection(self, cell: Cell) -> Curve:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from localized_unlearning.analysis.standing import chance
 from localized_unlearning.analysis.statistics import Accuracy, grouped, item_scores
 from localized_unlearning.config.data import Prompts
 from localized_unlearning.config.evaluation import Measures, Statistics
@@ -65,12 +66,16 @@ def series(frames: Frames, how: Asked, x: str, settings: Statistics) -> pd.DataF
     Panels: ``forget`` and ``retain`` (the prompt that is asked), ``mcq_forget`` and ``mcq_retain`` (the order of
     options that counts), each
     for forget sets also without the relearned athletes (``forget_others``, ``mcq_forget_others``), and ``mmlu``.
+    ``chance`` is what guessing gets.
     Rows of models that stand at no point of the series, the base model and gold, give one point each, without ``x``.
     """
     facts, choice = frames["facts"], frames["multiple_choice"]
     facts = facts[facts["prompt"] == how.name]
-    parts = {"mmlu": frames["mmlu"]}
+    parts, guess = {"mmlu": frames["mmlu"]}, {"mmlu": chance(frames["mmlu"])}
     for prefix, rows in (("", facts), ("mcq_", choice[choice["main"]])):
+        guess |= dict.fromkeys(
+            (f"{prefix}{part}" for part in ("forget", "forget_others", "retain")), chance(rows)
+        )
         parts[f"{prefix}forget"] = rows[rows["forget"]]
         parts[f"{prefix}forget_others"] = rows[rows["forget"] & ~rows["relearn"]]
         parts[f"{prefix}retain"] = rows[~rows["forget"]]
@@ -85,4 +90,4 @@ def series(frames: Frames, how: Asked, x: str, settings: Statistics) -> pd.DataF
             ranked = {"ranking": "mask"} if "ranking" in keys_of(frames) else {}
             tables.append(levels.assign(panel=panel, **ranked))
     found = pd.concat(tables, ignore_index=True)
-    return found.assign(prompt=how.prompt, accuracy=how.accuracy)
+    return found.assign(prompt=how.prompt, accuracy=how.accuracy, chance=found["panel"].map(guess))

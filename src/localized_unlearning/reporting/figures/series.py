@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 GUESSING = "Guessing"
-"""The most that guessing gives: a third of three sports, a quarter of four options."""
+"""The most that guessing gives: naming an answer that occurs, or drawing one of the options."""
 
 
 def measure_of(panel: str, data: pd.DataFrame) -> terms.Measure:
@@ -31,7 +31,7 @@ def _panel(
     shown, measure = data[data["panel"] == panel], measure_of(panel, data)
     style.curves(axes, shown, x, labels, bars=_bars(data))
     style.published(axes, overlay, panel, x, labels)
-    style.guess_line(axes, measure.chance or 0.0, GUESSING)
+    style.guess_line(axes, float(shown["chance"].max()), GUESSING)
     style.count_note(axes, shown[shown[x].notna()])
     style.accuracy_axis(axes)
     axes.set_title(measure.heading)
@@ -182,8 +182,9 @@ def price(
             if overlay is not None:
                 x, y = ways(overlay, name, f"{prefix}forget")
                 ax.plot(x["mean"], y["mean"], color=look.colour, linewidth=0.7, linestyle=style.PUBLISHED)
-        style.guess_line(ax, general.chance or 0.0, GUESSING)
-        style.guess_line(ax, forget.chance or 0.0, GUESSING, vertical=True)
+        guesses = data.groupby("panel")["chance"].max()
+        style.guess_line(ax, guesses["mmlu"], GUESSING)
+        style.guess_line(ax, guesses[f"{prefix}forget"], GUESSING, vertical=True)
         _start_and_sizes(ax, data, prefix, labels)
         edited = data[data["masked"].notna()]
         shown = edited[edited["panel"] == f"{prefix}forget"]
