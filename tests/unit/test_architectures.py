@@ -8,12 +8,13 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+import transformers
 
-from architectures import CONFIGS, build, tokenizer, written
+from architectures import CONFIGS, GROUPED, SIZES, build, tokenizer, written
 from localized_unlearning.config.localization import Components
 from localized_unlearning.errors import UserError
 from localized_unlearning.interpretability import ablation
@@ -225,6 +226,47 @@ def test_a_bad_folder_is_one_sentence(
     with pytest.raises(UserError, match=sentence) as error:
         loading.from_folder(folder, "float32", device)
     assert "\n" not in str(error.value) and not (folder / "ran").exists()
+
+
+class _Unknown(NamedTuple):
+    """An architecture of transformers that has no adapter, and what its entry must say."""
+
+    config: Any
+    said: str
+
+
+UNKNOWN = {
+    "separate": _Unknown(
+        transformers.StableLmConfig(**GROUPED), "'q': 'self_attn.q_proj', 'k': 'self_attn.k_proj'"
+    ),
+    "no gate": _Unknown(transformers.Starcoder2Config(**GROUPED), "'up': 'mlp.c_fc', 'down': 'mlp.c_proj'"),
+    "state space": _Unknown(transformers.MambaConfig(**SIZES), "no entry could be derived for it"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_the_entry_that_is_missing_is_derived(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches an entry that names other modules, does not pass the check, or is a traceback where there is none."""
+    config, said = UNKNOWN[name]
+    (tmp_path / "config.json").write_text(config.to_json_string())
+    sentence = derivation.entry_for(tmp_path)
+    assert said in sentence and "\n" not in sentence
+    if name == "state space":
+        return
+    kind, _, entry = sentence.partition("for ADAPTERS: ")[2].partition(": ")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    model.save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no component adapter"):
+        loading.from_folder(tmp_path, "float32")
+    written_out = eval(entry, {"Adapter": components.Adapter})  # as a user pastes it
+    monkeypatch.setitem(ADAPTERS, kind.strip("'"), written_out)
+    checked = checking.check(loading.from_folder(tmp_path, "float32"), tokenizer())
+    assert checked["packing_difference"] < 1e-5
 
 
 def test_weights_that_go_straight_to_a_device_are_the_same(tmp_path: Path) -> None:

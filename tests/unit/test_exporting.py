@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ from localized_unlearning import load_run
 from localized_unlearning.cli.main import main
 from localized_unlearning.errors import UserError
 from localized_unlearning.runs import Run, RunModel
+from sports import CHOICES
 
 UNUSED = ("probe", "layer_probes", "head_ablation", "attack", "teachers")
 
@@ -101,6 +106,42 @@ def test_an_exported_folder_gives_evaluates_numbers(kind: str, run: Run, tmp_pat
     np.testing.assert_allclose(asked(model, own, rows), recorded(rows), atol=1e-5)
     front = yaml.safe_load((target / "README.md").read_text().split("---")[1])
     assert front["license"] == "apache-2.0" and front["library_name"] == "transformers"
+
+
+HARNESS = """
+import json, sys
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+folder, asked = sys.argv[1], json.load(sys.stdin)
+model = HFLM(pretrained=folder, device="cpu", dtype="float32", batch_size=1, add_bos_token=True)
+requests = [Instance("loglikelihood", {}, tuple(pair), i) for i, pair in enumerate(asked)]
+print(json.dumps([found[0] for found in model.loglikelihood(requests, disable_tqdm=True)]))
+"""
+
+
+def test_the_harness_gives_evaluates_numbers(run: Run, tmp_path: Path) -> None:
+    """Catches a folder that lm-eval reads otherwise: BOS, tokenizer, weights."""
+    bench = Path(sys.prefix) / "bench"  # where `make bench` puts it, out of the environment's own way
+    paths = [*os.environ.get("PYTHONPATH", "").split(os.pathsep), str(bench)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "HF_HUB_OFFLINE": "1"}
+    if not any((Path(path) / "lm_eval").is_dir() for path in paths if path):
+        pytest.skip("lm-eval is not installed: `make bench` brings it")
+    unlearned = run.model("manual")
+    unlearned.save(tmp_path / "out")
+    jobs = [j for j in run.graph.jobs if j.stage == "facts" and j.named.get("localization") == "manual"]
+    rows = training(pd.read_parquet(run.root / run.graph.layout.outputs(jobs[0])["facts"]))[:4]
+    pairs = [
+        (f"Fact: Tiger Woods plays the sport of golf\nFact: {subject} plays the sport of", f" {answer}")
+        for subject in rows["subject"]
+        for answer in CHOICES
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", HARNESS, str(tmp_path / "out")],
+        input=json.dumps(pairs), env=env, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = np.array(json.loads(done.stdout.splitlines()[-1])).reshape(len(rows), -1)
+    np.testing.assert_allclose(theirs, recorded(rows), atol=1e-5)
 
 
 def test_an_exported_adapter_is_peft_s(run: Run, tmp_path: Path) -> None:

@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from localized_unlearning.analysis.standing import chance
+from localized_unlearning.config.reading import load
 from localized_unlearning.data.mmlu import (
     Question,
     Questions,
@@ -21,6 +24,7 @@ from localized_unlearning.data.mmlu import (
     stratified_subset,
 )
 from localized_unlearning.errors import UserError
+from tiny_base import TinyBase
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "mmlu"
@@ -245,3 +249,60 @@ def test_prompt_is_the_harness_format() -> None:
     assert prompt(asked, [example, example]) == (
         head + "Why?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer: B\n\n" * 2 + tail
     )
+
+
+PRO: list[dict[str, object]] = [
+    {
+        "question_id": number, "question": f"Which is it, {number}?", "options": [f"choice {i}" for i in range(options)],
+        "answer": "ABCDEFGHIJ"[right], "answer_index": right, "cot_content": "", "category": category, "src": "made",
+    }
+    for number, (options, right, category) in enumerate(
+        [(10, 9, "computer science"), (4, 2, "law"), (10, 0, "law"), (3, 1, "law"), (7, 6, "computer science")]
+    )
+]  # fmt: skip
+"""A sample in MMLU-Pro's format: up to ten options, ``category``, ``answer_index``."""
+
+
+def test_mmlu_pro_is_read_and_asked(tiny_base: TinyBase, tmp_path: Path) -> None:
+    """Catches four options that are taken for granted: in the loader, the prompt, the letters scored, a letter not offered."""
+    folder = tmp_path / "pro/data"
+    folder.mkdir(parents=True)
+    for split, rows in (("validation", PRO[:2]), ("test", PRO)):
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}-00000-of-00001.parquet")
+    questions = load_questions(tmp_path / "pro")
+    assert [len(q.choices) for q in questions.dev] == [10, 4]
+    first = questions.test[0]
+    assert (first.subject, first.answer, first.id) == ("computer science", 9, "computer science/0")
+    text = prompt(first, questions.dev[:1])
+    assert text.count("J. choice 9") == 2 and "Answer: J\n\n" in text and text.endswith("Answer:")
+    config = load([ROOT / "config.yaml"], {"mmlu": {"questions": None, "shots": 1}})
+    base = {"task": "sports", "objective": "none", "localization": "base", "seed": "0"}
+    rows = tiny_base.run("mmlu", config, tmp_path, {"mmlu": tmp_path / "pro"}, base)["mmlu"]
+    letters = [c for c in rows.columns if c.startswith("logit_")]
+    assert letters == [f"logit_{x}" for x in "ABCDEFGHIJ"] and rows["answer_index"].max() == 9
+    offered = np.isfinite(rows[letters].to_numpy()).sum(1)
+    assert sorted(offered) == [3, 4, 7, 10, 10]
+    assert chance(rows) == pytest.approx(
+        max(1 / 5, (1 / 10 + 1 / 3 + 1 / 4 + 1 / 7 + 1 / 10) / 5)
+    )  # five letters occur
+
+
+def test_a_file_may_have_more_choices(tmp_path: Path) -> None:
+    """Catches a header of five choices that is refused, and a question with fewer that gets an empty one."""
+    header = ["subject", "split", "question", *(f"choice{i}" for i in range(5)), "answer"]
+    write_csv(
+        tmp_path / "own.csv",
+        [
+            header,
+            ["law", "test", "Q?", "a", "b", "c", "d", "e", "E"],
+            ["law", "test", "R?", "a", "b", "", "", "", "1"],
+        ],
+    )
+    assert [len(q.choices) for q in load_questions(tmp_path / "own.csv").test] == [5, 2]
+
+
+def test_columns_of_another_file_are_named(tmp_path: Path) -> None:
+    """Catches pyarrow's own words, or a remedy (download again) that helps nothing."""
+    pq.write_table(pa.table({"prompt": ["a"]}), tmp_path / "test-0.parquet")
+    with pytest.raises(UserError, match=r"has the columns prompt: .*choices, answer are needed"):
+        load_questions(tmp_path)

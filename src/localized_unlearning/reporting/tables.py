@@ -18,7 +18,6 @@ from localized_unlearning.analysis.standing import standings
 from localized_unlearning.analysis.statistics import ACCURACIES, covers
 from localized_unlearning.config.evaluation import Measures
 from localized_unlearning.config.run import Config
-from localized_unlearning.config.unlearning import RANDOM
 from localized_unlearning.data.tasks import in_words
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper import terms
@@ -203,10 +202,7 @@ def title_of(table: str, config: Config) -> str:
     """What a table shows, in one sentence."""
     task, objective = TABLES[table]
     what = in_words(config.tasks[task].forget)  # type: ignore[union-attr]
-    chosen = config.objectives.get(objective)
-    target = chosen.target if chosen is not None else ""
-    by = "another" if target == RANDOM else target
-    goal = "erasing" if objective == "erase" else f"replacing by {by} the answer of"
+    goal = "erasing" if objective == "erase" else "replacing the answers of"
     number_ = table.split("_")[1]
     return f"Table {number_}. Localized fine-tuning, {goal} {what} ({config.run}); {terms.ACCURACIES[config.measures.accuracy]} on the test part."
 
