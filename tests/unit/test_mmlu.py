@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from architectures import written
 from localized_unlearning.analysis.standing import chance
-from localized_unlearning.config.reading import load
+from localized_unlearning.config.data import Mmlu
 from localized_unlearning.data.mmlu import (
     Question,
     Questions,
@@ -24,7 +25,8 @@ from localized_unlearning.data.mmlu import (
     stratified_subset,
 )
 from localized_unlearning.errors import UserError
-from tiny_base import TinyBase
+from localized_unlearning.evaluation import knowledge
+from localized_unlearning.models import loading
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared" / "data" / "mmlu"
@@ -263,7 +265,7 @@ PRO: list[dict[str, object]] = [
 """A sample in MMLU-Pro's format: up to ten options, ``category``, ``answer_index``."""
 
 
-def test_mmlu_pro_is_read_and_asked(tiny_base: TinyBase, tmp_path: Path) -> None:
+def test_mmlu_pro_is_read_and_asked(tmp_path: Path) -> None:
     """Catches four options that are taken for granted: in the loader, the prompt, the letters scored, a letter not offered."""
     folder = tmp_path / "pro/data"
     folder.mkdir(parents=True)
@@ -275,14 +277,13 @@ def test_mmlu_pro_is_read_and_asked(tiny_base: TinyBase, tmp_path: Path) -> None
     assert (first.subject, first.answer, first.id) == ("computer science", 9, "computer science/0")
     text = prompt(first, questions.dev[:1])
     assert text.count("J. choice 9") == 2 and "Answer: J\n\n" in text and text.endswith("Answer:")
-    config = load([ROOT / "config.yaml"], {"mmlu": {"questions": None, "shots": 1}})
-    base = {"task": "sports", "objective": "none", "localization": "base", "seed": "0"}
-    rows = tiny_base.run("mmlu", config, tmp_path, {"mmlu": tmp_path / "pro"}, base)["mmlu"]
-    letters = [c for c in rows.columns if c.startswith("logit_")]
-    assert letters == [f"logit_{x}" for x in "ABCDEFGHIJ"] and rows["answer_index"].max() == 9
-    offered = np.isfinite(rows[letters].to_numpy()).sum(1)
+    model, own = loading.load(written("llama", tmp_path), "float32", "cpu")
+    found = knowledge.ask_questions(model, own, questions, Mmlu(questions=None, shots=1), 4096)
+    letters = [c for c in found.columns if c.startswith("logit_")]
+    assert letters == [f"logit_{x}" for x in "ABCDEFGHIJ"] and found["answer_index"].max() == 9
+    offered = np.isfinite(found[letters].to_numpy()).sum(1)
     assert sorted(offered) == [3, 4, 7, 10, 10]
-    assert chance(rows) == pytest.approx(
+    assert chance(found) == pytest.approx(
         max(1 / 5, (1 / 10 + 1 / 3 + 1 / 4 + 1 / 7 + 1 / 10) / 5)
     )  # five letters occur
 

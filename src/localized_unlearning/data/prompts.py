@@ -194,7 +194,7 @@ def _prompt(name: str, entry: Any, answers: Sequence[str], path: Path) -> Prompt
         raise UserError(f"{where} has no text: see workflow/resources/prompts.yaml for the layout")
     if unknown := sorted(set(entry) - set(KEYS)):
         raise UserError(f"{where} has the key '{unknown[0]}': a prompt takes {', '.join(KEYS)}")
-    options = entry.get("options") or ()
+    options: Any = entry.get("options") or ()
     counted = isinstance(options, int)
     if counted and not FEWEST <= options <= min(len(LETTERS), len(answers)):
         raise UserError(
