@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from localized_unlearning.data.mmlu import HEADER, Question, Questions
+from localized_unlearning.data.mmlu import Question, Questions
 
 TEMPLATE = {
     "output_type": "multiple_choice",
@@ -57,7 +57,7 @@ def write(path: Path, rows: list[Question]) -> None:
     """A CSV file with our header; every choice stays text."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         out = csv.writer(stream, quoting=csv.QUOTE_ALL)
-        out.writerow(HEADER)
+        out.writerow(["question", "choice0", "choice1", "choice2", "choice3", "answer"])
         out.writerows([q.question, *q.choices, q.answer] for q in rows)
 
 
