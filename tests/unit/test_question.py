@@ -63,6 +63,14 @@ def test_a_planted_effect_is_found_and_no_other() -> None:
     assert nothing.low < 0 < nothing.high
 
 
+def test_what_places_disagree_about_is_not_known() -> None:
+    """Catches an interval that counts every base model of a place as news: five say one thing, five the other way."""
+    one, other = rows(-0.5, 0.0, groups=15), rows(0.3, 0.0, groups=15, seed=1)
+    tables = [one[one["place"] != "p2"], other[other["place"] == "p2"]]
+    found = question.correlation(question.with_outcomes(pd.concat(tables)), "auroc", "recovered", 500, 0)
+    assert found.mean < -0.1 and found.groups == 15 and found.low < 0 < found.high
+
+
 def test_the_truth_is_ranked_among_its_draws() -> None:
     """Catches a test that always finds the truth special, and a p below what so many draws can give."""
     best = question.truth_among_draws(question.with_outcomes(rows(0.0, -2.0)), "recovered", 0)

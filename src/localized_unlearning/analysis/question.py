@@ -27,7 +27,10 @@ OUTCOMES = {
 
 
 class Correlation(NamedTuple):
-    """Mean over groups of Spearman's rank correlation, with a bootstrap interval over places and base models."""
+    """Mean over groups of Spearman's rank correlation, with an interval of two stages: places, and base models in each.
+
+    A direction that one place has and another has not is not known, however many base models say it.
+    """
 
     mean: float
     low: float
@@ -81,17 +84,25 @@ def with_outcomes(rows: pd.DataFrame, form: str = "multiple_choice") -> pd.DataF
 
 def correlation(rows: pd.DataFrame, predictor: str, outcome: str, samples: int, seed: int) -> Correlation:
     """Rank correlation within each group, averaged; groups where either does not vary say nothing and are left out."""
-    found: list[float] = []
-    for _, group in rows.groupby(GROUP, sort=False):
-        pair = group[[predictor, outcome]].dropna()
-        if len(pair) > 2 and (pair.nunique() > 1).all():
-            found.append(float(spearmanr(pair[predictor], pair[outcome]).statistic))
+    found: dict[Any, list[float]] = {}
+    for place, groups in rows.groupby("place", sort=False):
+        for _, group in groups.groupby("base_seed", sort=False):
+            pair = group[[predictor, outcome]].dropna()
+            if len(pair) > 2 and (pair.nunique() > 1).all():
+                value = float(spearmanr(pair[predictor], pair[outcome]).statistic)
+                found.setdefault(place, []).append(value)
     if not found:
         return Correlation(float("nan"), float("nan"), float("nan"), 0)
-    values, rng = np.array(found), np.random.default_rng(seed)
-    means = values[rng.integers(len(values), size=(samples, len(values)))].mean(1)
+    values, rng = [np.array(each) for each in found.values()], np.random.default_rng(seed)
+    means = [
+        np.concatenate(
+            [rng.choice(values[i], len(values[i])) for i in rng.integers(len(values), size=len(values))]
+        ).mean()
+        for _ in range(samples)
+    ]
     low, high = np.quantile(means, [0.025, 0.975])
-    return Correlation(float(values.mean()), float(low), float(high), len(values))
+    every = np.concatenate(values)
+    return Correlation(float(every.mean()), float(low), float(high), len(every))
 
 
 def truth_among_draws(
@@ -157,6 +168,6 @@ def claims(rows: pd.DataFrame, samples: int, seed: int, level: float = 0.95) -> 
         why = f"Spearman {c.mean:.2f} [{c.low:.2f}, {c.high:.2f}] over {c.groups} groups"
         found.append(Verdict(claim, "not testable" if few else said, few or why))
     said = "supported" if rank.p <= 1 - level else "contradicted" if 1 - rank.p <= 1 - level else "undecided"
-    why = f"mean rank {rank.mean_rank:.2f} among {rank.draws} matched draws, p = {rank.p:.3f}"
+    why = f"mean rank {rank.mean_rank:.2f} among {rank.draws} matched draws, p {'< .001' if rank.p < 0.001 else f'= {rank.p:.3f}'}"
     claim = "The truth unlearns more robustly than random selections of its kind and size"
     return [*found, Verdict(claim, "not testable" if few else said, few or why)]

@@ -39,9 +39,8 @@ def verdict(found: question.Correlation, lower_is_robust: bool = True) -> str:
     return "no direction is shown"
 
 
-def places(rows: pd.DataFrame) -> markup.Panel:
-    """How each place took the facts, and what half and half brings back by kind of selection."""
-    outcomes = question.with_outcomes(rows)
+def places(rows: pd.DataFrame, outcomes: pd.DataFrame, seed: int) -> markup.Panel:
+    """How each place took the facts, and of the groups that are compared what the attack brings back."""
     lines = []
     for place, group in rows.groupby("place", sort=False):
         reference = (
@@ -54,6 +53,8 @@ def places(rows: pd.DataFrame) -> markup.Panel:
             else markup.number(kind[question.RECOVERED].median())
             for name in ("truth", "draw", "disjoint")
         ]
+        rank = question.truth_among_draws(own, question.RECOVERED, seed)
+        along = question.correlation(own, "auroc", question.RECOVERED, 1, seed)
         lines.append(
             [
                 str(place),
@@ -61,20 +62,29 @@ def places(rows: pd.DataFrame) -> markup.Panel:
                 markup.number(reference["base"]["forget_training"]),
                 markup.number(reference["base"]["forget_multiple_choice"]),
                 markup.number(reference["gold"]["forget_multiple_choice"]),
+                str(own["base_seed"].nunique()),
                 *cells,
+                *(
+                    f"{value:.2f}" if found else ""
+                    for value, found in ((rank.mean_rank, rank.groups), (along.mean, along.groups))
+                ),
             ]
         )
     return markup.Panel(
-        "Places: accuracy on the forget set before unlearning, and recovered share after half and half (multiple choice).",
+        "Places: accuracy on the forget set before unlearning, and of the base models that are compared the recovered share "
+        "after half and half (multiple choice), the truth's mean rank among matched draws in it, and its Spearman with AUROC.",
         [
             "Place",
             "Base models",
             "Injected, training",
             "Injected, MCQ",
             "Gold, MCQ",
+            "Compared",
             "Truth",
             "Draws, median",
             "Disjoint, median",
+            "Truth's rank",
+            "Spearman",
         ],
         lines,
     )
@@ -109,10 +119,15 @@ def correlations(outcomes: pd.DataFrame, samples: int, seed: int) -> markup.Pane
                 ]
             )
     return markup.Panel(
-        "Rank correlations within a place and base model, averaged (95 % bootstrap over places and base models).",
+        "Rank correlations within a place and base model, averaged (95 % bootstrap over places, and base models in each).",
         ["Predictor", "Outcome", "Spearman", "Groups", "Read as"],
         lines,
     )
+
+
+def chance(p: float) -> str:
+    """A p value, which is never shown as 0."""
+    return f"{p:.4f}" if p >= 1e-4 else "< .0001"
 
 
 def truth_ranks(outcomes: pd.DataFrame, seed: int) -> markup.Panel:
@@ -126,8 +141,8 @@ def truth_ranks(outcomes: pd.DataFrame, seed: int) -> markup.Panel:
                     name,
                     what,
                     f"{rank.mean_rank:.2f}",
-                    f"{rank.p:.4f}",
-                    f"{rank.floor:.4f}",
+                    chance(rank.p),
+                    chance(rank.floor),
                     str(rank.groups),
                     str(rank.draws),
                 ]
@@ -180,10 +195,10 @@ def run(job: Job) -> None:
         f"{groups} groups of a place and a base model, {len(outcomes)} selections. Groups whose place did not take the facts "
         f"(below {TOOK} on the training prompt), or whose base model hardly knows more than gold in multiple choice, are left "
         "out: what is stored that late reaches no other format.",
-        "Selections of one group share facts, items and attacker; the intervals are over groups. The organism is small and "
+        "Selections of one group share facts, items and attacker; the intervals are over places and base models. The organism is small and "
         "its place is made by training: what is shown holds for it, and is a hypothesis for pretrained models.",
     ]
-    panels = [places(rows)]
+    panels = [places(rows, outcomes, statistics.seed)]
     if len(outcomes):
         panels += [
             by_selection(outcomes),
