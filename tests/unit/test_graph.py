@@ -159,3 +159,14 @@ def test_stages_read_and_write_what_the_table_says() -> None:
                     module,
                     ast.unparse(node),
                 )
+
+
+def test_a_job_of_one_name_reads_that_names_settings_alone() -> None:
+    """Catches a section named whole by a stage that has one job per entry: a new entry would rerun all the others."""
+    sections = {"task": "tasks", "objective": "objectives", "localization": "localizations", "place": "question.places",
+                "scores": "scores", "attack": "attacks"}  # fmt: skip
+    for stage in STAGES.values():
+        for wildcard, section in sections.items():
+            if wildcard in stage.wildcards:
+                whole = {section, section.rsplit(".", 1)[0] if "." in section else section, f"{section}.*"}
+                assert not whole & set(stage.settings), (stage.name, wildcard)
