@@ -9,6 +9,11 @@ TESTS ?=
 # Two workers of one thread each; a finished workflow is shared by the tests of its file (tests/conftest.py).
 PARALLEL ?= -n 2 --dist loadgroup
 
+# A setting that there is not would be ignored, and the default run started.
+SETTINGS := PYTHON LOCK PIP_ARGS ARGS PRESET TESTS PARALLEL BENCH_ARGS
+UNKNOWN := $(strip $(foreach v,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $v))),$(filter-out $(SETTINGS),$v))))
+$(if $(UNKNOWN),$(error make knows no setting $(UNKNOWN): it has $(SETTINGS); a config of your own is ARGS="--configfile your.yaml"))
+
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help

@@ -191,3 +191,11 @@ def test_every_rule_says_what_it_does() -> None:
             r'^rule (\w+):\n    (?:"""(.*)""")?', path.read_text(encoding="utf-8"), re.M
         ):
             assert text, f"{path.name}: rule {name}"
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+def test_make_refuses_a_setting_that_it_does_not_have() -> None:
+    """Catches `make all CONFIG=mine.yaml`, which would run the default."""
+    words = ["make", "-n", "help", "CONFIG=mine.yaml"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode != 0 and "no setting CONFIG: it has PYTHON" in done.stderr
