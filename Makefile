@@ -7,7 +7,7 @@ ARGS ?=
 PRESET ?=
 TESTS ?=
 # Two workers of one thread each; a finished workflow is shared by the tests of its file (tests/conftest.py).
-PARALLEL ?= -n 2 --dist loadgroup
+PARALLEL ?= -n 2 --dist loadfile --no-loadscope-reorder
 
 # A setting that there is not would be ignored, and the default run started.
 SETTINGS := PYTHON LOCK PIP_ARGS ARGS PRESET TESTS PARALLEL BENCH_ARGS

@@ -27,11 +27,14 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups, and -m the markers
+@pytest.hookimpl(tryfirst=True)  # before -m reads the markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs Snakemake, keep the tests of one finished run on one worker, and start with the longest."""
+    """Mark what runs Snakemake, and start with the longest: the files of it, then those with a slow test.
+
+    A file's tests run on one worker (`--dist loadfile`), so that they share its finished run.
+    """
     for item in items:
         if WORKFLOW in item.path.parents:
             item.add_marker(pytest.mark.workflow)
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: not (item.get_closest_marker("workflow") or item.get_closest_marker("slow")))
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (not item.get_closest_marker("workflow"), item.path not in slow))
