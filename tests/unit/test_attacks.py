@@ -34,6 +34,8 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.models import components, curriculum, organism
 from sports import SPORTS
 
+pytestmark = pytest.mark.slow  # all of its tests together
+
 GATED = Components(include_gate=True)
 PEOPLE = [(f"Person{i:02}", SPORTS[i % 3]) for i in range(48)]
 FORGET = [who for who, sport in PEOPLE if sport == "basketball"]

@@ -22,6 +22,8 @@ from localized_unlearning.reporting.figures import drawing, style, vector
 from localized_unlearning.reporting.figures.rows import Asked, asked
 from tiny_run import ROOT
 
+pytestmark = pytest.mark.slow  # all of its tests together
+
 LABELS = {
     "base": "Base model", "attribution_patching": "Attrib. Patching", "causal_tracing": "Causal Tracing",
     "manual": "Manual", "random": "Random", "all_mlps": "All MLPs", "nonlocalized": "Nonlocalized",
@@ -397,7 +399,6 @@ def test_no_model_is_needed_to_draw() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.slow
 def test_what_a_person_has_at_home_reaches_no_figure(tmp_path: Path) -> None:
     """The figure stage under a hostile home, locale and environment: the same bytes."""
     home = tmp_path / "home"

@@ -37,6 +37,8 @@ from sports import CHOICES
 from tiny_base import TinyBase
 from tiny_models import ARCHITECTURES, VOCABULARY
 
+pytestmark = pytest.mark.slow  # all of its tests together
+
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT.parent / "shared" / "published"
 
@@ -135,7 +137,6 @@ def patched(
         return float(logit_difference(model, pairs.clean[index], pairs.answer[index], pairs.choices))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("granularity", ["matrix", "head"])
 def test_attribution_is_the_derivative_of_patching(

@@ -462,7 +462,7 @@ ATTACKS += (
             "finetune",
             "mmlu",
             *WINDOWS,
-        ),
+        ),  # fmt: skip
         inputs=(Input("pretrained"), Input("athletes"), PROMPTS, Input("general_knowledge"), TEXT),
         outputs=("rows",),
         wildcards=("base_seed", "place"),
