@@ -427,17 +427,15 @@ ATTACKS += (
     ),
 )
 
+PLACED = (*PRETRAINING, "organism.facts_in", "question.places.{place}", "question.forget", "mmlu")
+
 ATTACKS += (
     Stage(
         name="place",
         help="inject facts at one place, hold it to its requirements and grade the localizers by it",
         module="localized_unlearning.evaluation.places",
         settings=(
-            *PRETRAINING,
-            "organism.facts_in",
-            "question.places.{place}",
-            "question.forget",
-            "mmlu",
+            *PLACED,
             "evaluation.shuffled_seed",
             "statistics",
         ),
@@ -450,19 +448,11 @@ ATTACKS += (
         help="inject facts at one place, unlearn them by many selections and attack each",
         module="localized_unlearning.attacks.question",
         settings=(
-            *PRETRAINING,
-            "organism.facts_in",
-            "question.places.{place}",
-            "question.draws",
-            "question.disjoint",
-            "question.forget",
-            "question.budget",
-            "question.learning_rates",
-            "question.attacks",
+            *PLACED,
+            *(f"question.{name}" for name in ("draws", "disjoint", "budget", "learning_rates", "attacks")),
             "finetune",
-            "mmlu",
             *WINDOWS,
-        ),  # fmt: skip
+        ),
         inputs=(Input("pretrained"), Input("athletes"), PROMPTS, Input("general_knowledge"), TEXT),
         outputs=("rows",),
         wildcards=("base_seed", "place"),
