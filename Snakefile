@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+from snakemake.scheduling.job_scheduler import JobScheduler
 from snakemake.utils import min_version
 
 from localized_unlearning.cli import starting, warm
@@ -21,7 +22,7 @@ min_version("9.27")
 
 if said := unsupported(workflow):
     ending.refuse(said)
-calm(workflow)
+calm(workflow, JobScheduler)
 
 
 configfile: "config.yaml"

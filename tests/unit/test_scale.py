@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from snakemake.scheduling.job_scheduler import JobScheduler
 
 from localized_unlearning.config.reading import load
+from localized_unlearning.workflow import snakefile
 from localized_unlearning.workflow.graph import Graph
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,3 +49,34 @@ def test_a_graph_of_four_times_the_seeds_takes_four_times_the_work() -> None:
     (few, few_jobs), (many, many_jobs) = graph(5), graph(20)
     assert many_jobs > 3.5 * few_jobs
     assert many / many_jobs < 1.2 * few / few_jobs
+
+
+def test_the_sizes_of_a_ready_jobs_files_are_looked_up_once() -> None:
+    """Catches a scheduler that looks through the files of all ready jobs at each job's end, and sizes that are lost."""
+
+    class Reading:
+        def __init__(self, *paths: str) -> None:
+            self.input = paths
+
+    class Scheduler:
+        def __init__(self) -> None:
+            self._input_sizes: dict[str, int] = {}
+            self.asked: list[list[Any]] = []
+
+        async def update_input_sizes(self, jobs: Iterable[Any]) -> None:
+            self.asked.append(list(jobs))
+            self._input_sizes.update({path: 1 for job in self.asked[-1] for path in job.input})
+
+    workflow = SimpleNamespace(scheduling_settings=SimpleNamespace(max_jobs_per_timespan="100/1s"))
+    for _ in range(2):  # read twice, wrapped once
+        snakefile.calm(workflow, Scheduler)
+    assert workflow.scheduling_settings.max_jobs_per_timespan is None
+    first, second, many = Reading("a"), Reading("b"), Reading(*map(str, range(snakefile.SIZES)))
+    scheduler = Scheduler()
+    for jobs in ([first], [first, second], [first, second], [second, many], [second, many]):
+        asyncio.run(scheduler.update_input_sizes(jobs))
+        assert {path for job in jobs for path in job.input} <= scheduler._input_sizes.keys()
+    assert scheduler.asked[:3] == [[first], [second], []]
+    assert scheduler.asked[3] == [second, many]  # so many that Snakemake forgets others: all are looked up
+    assert inspect.iscoroutinefunction(JobScheduler.update_input_sizes)
+    assert "_input_sizes" in inspect.getsource(JobScheduler.update_input_sizes)

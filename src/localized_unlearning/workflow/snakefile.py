@@ -81,18 +81,38 @@ def unsupported(workflow: Any) -> str | None:
     return None
 
 
-def calm(workflow: Any) -> None:
-    """Take Snakemake's limit of 100 jobs per second away, which no run here comes near and every run pays for.
+SIZES = 10_000  # files beyond which Snakemake forgets the sizes that no ready job asks for
 
-    With a limit, each pass of its scheduler sets a timer that wakes the scheduler again, and each job's end adds one
-    pass: after 500 jobs it looks through all ready jobs 500 times per second (Snakemake 9.27, job_scheduler.py).
-    No option turns the limit off.
+
+def calm(workflow: Any, scheduler: Any) -> None:
+    """Two habits of Snakemake's scheduler (9.27, job_scheduler.py) that no option turns off and every long run pays for.
+
+    - Its limit of 100 jobs per second, which no run here comes near. With a limit, each pass of the scheduler sets a timer
+      that wakes the scheduler again, and each job's end adds one pass: after 500 jobs it looks through all ready jobs
+      500 times per second.
+    - At each job's end it looks up the sizes of all files that any ready job reads, one coroutine per file: 123 of the 930
+      seconds of the default run. What a ready job reads is finished, so that a size looked up once is known.
 
     Args:
         workflow: Snakemake's own object.
+        scheduler: its class ``JobScheduler``.
     """
     if settings := workflow.scheduling_settings:
         settings.max_jobs_per_timespan = None
+    look_up = scheduler.update_input_sizes
+    if getattr(look_up, "only_new", False):  # the Snakefile is read again for each job that Slurm runs
+        return
+
+    async def update_input_sizes(self: Any, jobs: Iterable[Any]) -> None:
+        jobs = list(jobs)
+        sized = self.__dict__.setdefault("_sized_jobs", set())
+        new = [job for job in jobs if job not in sized]
+        forgets = len(self._input_sizes) + sum(len(job.input) for job in new) > SIZES
+        await look_up(self, jobs if forgets else new)
+        sized.clear() if forgets else sized.update(new)
+
+    update_input_sizes.only_new = True  # type: ignore[attr-defined]
+    scheduler.update_input_sizes = update_input_sizes
 
 
 class Rules:
