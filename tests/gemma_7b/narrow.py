@@ -122,6 +122,7 @@ def overlay(folder: Path, architecture: str = "gemma-7b") -> dict[str, Any]:
         "finetune": {"steps": 2, "batch_size": 8},
         "masking": {"steps": 2, "batch_size": 8, "text_batch": 4, "edit_sizes": [0, 100, 1000]},
         "relearning": {"iterations": 2, "rank": 4},
+        "attacks": {"quantization": {"group": 16}},
         "interpretability": {"mean_windows": 4},
         "statistics": {"bootstrap": 50},
     }

@@ -23,8 +23,6 @@ REAL = {"model": {"kind": "huggingface", "name": "google/gemma-7b"}, "localizati
         ({"organism": {"facts_in": {"layers": [7]}}}, "facts_in names layer 7, but the organism has layers 0 to 4"),
         ({"organism": {"facts_in": {"kinds": ["conv"]}}}, "kinds"),
         ({**REAL, "attacks": {"run": ["soft_prompt"]}}, "no gold .* leave it out"),
-        ({"attacks": {"run": ["logit_lens"], "logit_lens": {"layers": [5]}}}, "names layer 5, but the organism has layers 0 to 4"),
-        ({"attacks": {"quantization": {"group": 48}}}, "does not divide the 64 columns .* choose a divisor"),
         ({"attacks": {"search": {"learning_rates": []}}}, "at least 1 item"),
         ({"attacks": {"search": {"steps": []}}}, "at least 1 item"),
         ({"attacks": {"search": {"ranks": []}}}, "at least 1 item"),

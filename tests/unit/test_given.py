@@ -30,6 +30,8 @@ BAD = {
     "localizations: {all_mlps: {disjoint: true}}": "all_mlps.disjoint is for kind matched_draw",
     "localizations: {manual: {layers: [1], rise: [0.1, 0.5]}}": "manual.rise is for layers auto",
     "interpretability: {lookup_end: 5}": "interpretability.lookup_end is 5, and the model has layers 0 to 4",
+    "attacks: {quantization: {group: 48}}": "group is 48, which does not divide the 64 columns .*: choose a divisor",
+    "attacks: {run: [logit_lens], logit_lens: {layers: [5]}}": "logit_lens.layers names layer 5, and the model has layers 0",
     "scores: {attribution_patching: {noise: 2.0}}": "noise is for causal_tracing, not attribution_patching",
     "scores: {attribution_patching: {sites: blocks}}": "sites is for causal_tracing",
     "scores: {causal_tracing: {replace_guessed: false}}": "replace_guessed is for all methods but causal_tracing",

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from localized_unlearning.config.base import Count, Fraction, Positive, Section, Weight
-from localized_unlearning.config.model import Organism
 
 
 class Retraining(Section):
@@ -136,28 +135,15 @@ class Attacks(Section):
     noise: Noise = Noise()
     pruning: Pruning = Pruning()
 
-    def impossible(self, gold: bool, organism: Organism | None) -> str | None:
-        """Why an attack that is to run cannot run on these models, with the remedy; None when all can.
+    def impossible(self, gold: bool) -> str | None:
+        """Why an attack that is to run cannot run, with the remedy; None when all can.
 
         Args:
             gold: whether there are models that never learned the forget set.
-            organism: the organism that is attacked; None for a model whose size the config does not say.
         """
         if "soft_prompt" in self.run and not gold:
             return (
                 "attacks.run has soft_prompt, which extracts anything from any model and is read against gold alone, but "
                 "this run has no gold (a model that never learned the forget set): leave it out"
-            )
-        if organism is None:
-            return None
-        late = [layer for layer in self.logit_lens.layers or () if layer >= organism.layers]
-        if "logit_lens" in self.run and late:
-            return f"attacks.logit_lens.layers names layer {late[0]}, but the organism has layers 0 to {organism.layers - 1}"
-        group = self.quantization.group
-        wide = [width for width in (organism.hidden, organism.mlp) if width % group]
-        if "quantization" in self.run and wide:
-            return (
-                f"attacks.quantization.group is {group}, which does not divide the {wide[0]} columns of the organism's "
-                "matrices: choose a divisor"
             )
         return None

@@ -277,8 +277,7 @@ class Config(Section):
     @model_validator(mode="after")
     def _draws(self) -> Config:
         """Attacks have what they attack; every draw of the null distribution is a localization, like any other."""
-        organism = self.organism if self.model.kind == "organism" else None
-        if why := self.attacks.impossible(self.has_injection, organism):
+        if why := self.attacks.impossible(self.has_injection):
             raise ValueError(why)
         if self.null_distribution.draws and "manual" not in self.localizations:
             raise ValueError("null_distribution ranks 'manual' among random draws, but it is absent")

@@ -36,6 +36,7 @@ def faults(config: Config, places: sizes.Places) -> Iterator[str]:
     shape, origin = sizes.find_shape(config, places)
     if not origin.startswith("assumed"):
         yield from _layers(config, shape.layers)
+        yield from _attacks(config, shape)
     source = config.athletes.source
     path = sizes.local_path(source, places.source("athletes.source"))
     rows = pairs_in(path, config.athletes.relation) if path is not None and not own else None
@@ -86,6 +87,21 @@ def _layers(config: Config, layers: int) -> Iterator[str]:
         yield (
             f"interpretability.lookup_end is {end}, and the model has layers 0 to {layers - 1}: name the first layer past "
             "fact lookup"
+        )
+
+
+def _attacks(config: Config, shape: sizes.Shape) -> Iterator[str]:
+    """What an attack that is to run asks of the model's size."""
+    attacks = config.attacks
+    late = [layer for layer in attacks.logit_lens.layers or () if layer >= shape.layers]
+    if "logit_lens" in attacks.run and late:
+        yield f"attacks.logit_lens.layers names layer {late[0]}, and the model has layers 0 to {shape.layers - 1}: correct it"
+    group = attacks.quantization.group
+    wide = [width for width in (shape.hidden, shape.mlp, shape.heads * shape.head_dim) if width % group]
+    if "quantization" in attacks.run and wide:
+        yield (
+            f"attacks.quantization.group is {group}, which does not divide the {wide[0]} columns of a matrix of this model: "
+            "choose a divisor"
         )
 
 
