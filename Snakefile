@@ -22,7 +22,7 @@ min_version("9.27")
 
 if said := unsupported(workflow):
     ending.refuse(said)
-calm(workflow, JobScheduler)
+calm(JobScheduler)
 
 
 configfile: "config.yaml"

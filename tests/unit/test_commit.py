@@ -57,9 +57,14 @@ def committed(folder: Path) -> str:
     return git(folder, "rev-parse", "HEAD")
 
 
-def asked(copy: Path, folder: Path, **variables: str) -> tuple[Mapping[str, object], str]:
+def asked(
+    copy: Path, folder: Path, refresh: bool = False, **variables: str
+) -> tuple[Mapping[str, object], str]:
     """What the copy says in a process of its own, started in ``folder``."""
-    code = "import json; from localized_unlearning.provenance import environment as e; print(json.dumps(e.commit_or_reason()))"
+    code = (
+        "import json; from localized_unlearning.provenance import environment as e; "
+        f"print(json.dumps(e.commit_or_reason(refresh={refresh})))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True,
         env=os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"} | variables,
@@ -125,3 +130,15 @@ def test_without_a_commit_of_its_own_it_says_why(copy: Path, tmp_path: Path) -> 
     commit, why = asked(copy, tmp_path)
     assert commit == {} and why
     assert asked(copy, tmp_path, PATH=str(tmp_path)) == ({}, "git is not installed here")
+
+
+def test_git_writes_down_what_it_saw_only_when_it_may(copy: Path, tmp_path: Path) -> None:
+    """Catches jobs that read a fresh clone's files each time, and jobs that take the lock of a person's git command."""
+    mine = committed(copy)
+    index, touched = copy / ".git/index", copy / "src/localized_unlearning/files.py"
+    os.utime(touched, (1e9, 1e9))
+    before = index.read_bytes()
+    assert asked(copy, tmp_path) == ({"commit": mine, "dirty": False}, "")
+    assert index.read_bytes() == before
+    assert asked(copy, tmp_path, refresh=True) == ({"commit": mine, "dirty": False}, "")
+    assert index.read_bytes() != before

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -67,10 +68,8 @@ def test_the_sizes_of_a_ready_jobs_files_are_looked_up_once() -> None:
             self.asked.append(list(jobs))
             self._input_sizes.update({path: 1 for job in self.asked[-1] for path in job.input})
 
-    workflow = SimpleNamespace(scheduling_settings=SimpleNamespace(max_jobs_per_timespan="100/1s"))
     for _ in range(2):  # read twice, wrapped once
-        snakefile.calm(workflow, Scheduler)
-    assert workflow.scheduling_settings.max_jobs_per_timespan is None
+        snakefile.calm(Scheduler)
     first, second, many = Reading("a"), Reading("b"), Reading(*map(str, range(snakefile.SIZES)))
     scheduler = Scheduler()
     for jobs in ([first], [first, second], [first, second], [second, many], [second, many]):
@@ -80,3 +79,20 @@ def test_the_sizes_of_a_ready_jobs_files_are_looked_up_once() -> None:
     assert scheduler.asked[3] == [second, many]  # so many that Snakemake forgets others: all are looked up
     assert inspect.iscoroutinefunction(JobScheduler.update_input_sizes)
     assert "_input_sizes" in inspect.getsource(JobScheduler.update_input_sizes)
+
+
+@pytest.mark.slow
+def test_no_timer_wakes_the_scheduler(tmp_path: Path) -> None:
+    """Catches Snakemake's rate limit coming back: the settings that the Snakefile sees are not the scheduler's."""
+    (tmp_path / "Snakefile").write_text(
+        "from snakemake.scheduling.job_scheduler import JobScheduler as S\n"
+        "from localized_unlearning.workflow.snakefile import calm\n"
+        "calm(S)\n"
+        "S._schedule_reevalutation = lambda self, delay: open('woken', 'a').close()\n"
+        "rule:\n  output: 'done'\n  shell: 'touch {output}'\n"
+    )
+    command = [sys.executable, "-m", "snakemake", "--cores", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert (tmp_path / "done").exists(), done.stderr
+    assert not (tmp_path / "woken").exists()

@@ -188,7 +188,7 @@ def shared(given: Sequence[str]) -> list[str] | None:
 
 
 def preload() -> None:
-    """Import every stage, and look once at what each job looks at: code, versions, transformers' tables."""
+    """Import every stage, and look once at what each job looks at: code, versions, the commit, transformers' tables."""
     for module in sorted({stage.module for stage in STAGES.values()}):
         try:
             import_module(module)
@@ -196,6 +196,7 @@ def preload() -> None:
         except (ImportError, SyntaxError):
             continue  # the job that needs it says so
     environment.versions()
+    environment.commit_or_reason(refresh=True)
     try:
         from transformers import conversion_mapping  # with it, torch
     except ImportError:

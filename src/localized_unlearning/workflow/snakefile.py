@@ -84,7 +84,7 @@ def unsupported(workflow: Any) -> str | None:
 SIZES = 10_000  # files beyond which Snakemake forgets the sizes that no ready job asks for
 
 
-def calm(workflow: Any, scheduler: Any) -> None:
+def calm(scheduler: Any) -> None:
     """Two habits of Snakemake's scheduler (9.27, job_scheduler.py) that no option turns off and every long run pays for.
 
     - Its limit of 100 jobs per second, which no run here comes near. With a limit, each pass of the scheduler sets a timer
@@ -94,14 +94,17 @@ def calm(workflow: Any, scheduler: Any) -> None:
       seconds of the default run. What a ready job reads is finished, so that a size looked up once is known.
 
     Args:
-        workflow: Snakemake's own object.
-        scheduler: its class ``JobScheduler``.
+        scheduler: Snakemake's class ``JobScheduler``; there is no scheduler yet while the Snakefile is read.
     """
-    if settings := workflow.scheduling_settings:
-        settings.max_jobs_per_timespan = None
     look_up = scheduler.update_input_sizes
     if getattr(look_up, "only_new", False):  # the Snakefile is read again for each job that Slurm runs
         return
+
+    begin = scheduler.__init__
+
+    def __init__(self: Any, *given: Any, **named: Any) -> None:
+        begin(self, *given, **named)
+        self.job_rate_limiter = None
 
     async def update_input_sizes(self: Any, jobs: Iterable[Any]) -> None:
         jobs = list(jobs)
@@ -113,6 +116,7 @@ def calm(workflow: Any, scheduler: Any) -> None:
 
     update_input_sizes.only_new = True  # type: ignore[attr-defined]
     scheduler.update_input_sizes = update_input_sizes
+    scheduler.__init__ = __init__
 
 
 class Rules:
