@@ -10,7 +10,8 @@ import pytest
 import torch
 from peft.tuners.lora import LoraLayer
 
-from localized_unlearning.attacks import relearning
+import architectures
+from localized_unlearning.attacks import adapters, relearning
 from localized_unlearning.config.evaluation import Relearning
 from localized_unlearning.unlearning.steps import Data
 from tiny_models import VOCABULARY
@@ -100,3 +101,25 @@ def test_the_relearned_model_is_what_peft_merges(
         if isinstance(module, LoraLayer):
             module.merge()
     assert torch.allclose(logits(model), apart, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gpt_neox", "gpt2"])
+def test_folded_adapters_answer_as_adapters_do_and_leave_every_bit(
+    data: Data, float64: None, name: str
+) -> None:
+    model = architectures.build(name)
+    relearned(model, data)
+    apart, before = logits(model), copy.deepcopy(model.state_dict())
+    with adapters.folded(model):
+        assert not torch.equal(logits(model), apart)  # another way to compute it
+        assert torch.allclose(logits(model), apart, atol=1e-9)
+    assert torch.equal(logits(model), apart)
+    assert all(torch.equal(p, before[key]) for key, p in model.state_dict().items())
+
+
+def test_adapters_of_a_rounded_model_are_not_folded(tiny: Callable[[str], Any], data: Data) -> None:
+    model = tiny("gemma").bfloat16()
+    relearned(model, data)
+    apart = logits(model)
+    with adapters.folded(model):
+        assert torch.equal(logits(model), apart)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from localized_unlearning.attacks.adapters import folded, linear_modules
 from localized_unlearning.config.evaluation import Relearning
 from localized_unlearning.data.splits import read_split
 from localized_unlearning.evaluation.exam import sheet, short_exam, take
@@ -26,18 +27,6 @@ from localized_unlearning.unlearning.steps import Data, Lambdas, Sizes, gradient
 
 if TYPE_CHECKING:
     from localized_unlearning.jobs.job import Job
-
-
-def linear_modules(model: Any) -> list[str]:
-    """Paths of the linear modules but the output layer; of a mixture the attention's alone (experts are no modules)."""
-    import torch
-    from transformers.pytorch_utils import Conv1D
-
-    output = model.get_output_embeddings()
-    kinds = (torch.nn.Linear, Conv1D)
-    return [
-        name for name, module in model.named_modules() if isinstance(module, kinds) and module is not output
-    ]
 
 
 def add_lora(model: Any, settings: Relearning, seed: int) -> list[Any]:
@@ -128,7 +117,8 @@ def run(job: Job) -> None:
     progress = Progress("relearning", "iteration")
     for _ in progress.over(range(config.relearning.iterations)):
         losses = next(steps)
-        answers.append(take(exam, model))
+        with folded(model):
+            answers.append(take(exam, model))
         progress.note(", ".join(f"{name} {value:.3f}" for name, value in losses.items()))
     job.facts.update(
         seeds={"relearning": seed, "athletes": config.series.seed, "mmlu": config.mmlu.seed},

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from localized_unlearning.attacks.relearning import linear_modules
+from localized_unlearning.attacks.adapters import linear_modules
 from localized_unlearning.attacks.subject import Subject, ask
 from localized_unlearning.config.attacks import Retraining, Search
 from localized_unlearning.config.localization import Components
