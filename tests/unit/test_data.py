@@ -221,7 +221,7 @@ def test_named_athletes_are_in_both_parts() -> None:
     ("forget", "relearn", "words"),
     [
         (Forget(athletes=("f0", "Nobody")), (), "Nobody, which is not among the subjects"),
-        (BASKETBALL, ("f0",), "relearning athlete f0 is not in the forget set"),
+        (BASKETBALL, ("f0",), "relearn names f0, which is not in the forget set"),
         (Forget(athletes=("f9",)), (), "knows none"),
     ],
 )

@@ -148,6 +148,28 @@ def test_multiple_choice(model: Any, tokenizer: Any, book: PromptBook) -> None:
     assert len({o for kind, o in orders if kind == "shuffled"}) > 1
 
 
+def test_options_that_begin_alike_are_scored_whole(model: Any, tokenizer: Any) -> None:
+    """Catches options that are one to "by text" because their first token is, and letters read after an option's beginning."""
+    options = ("New York", "New Delhi", "Rome")
+    prompt = Prompt("choice", "Near {subject}?\n{options}\nAnswer:", options)
+    facts = ATHLETES.iloc[:3].assign(answer=options)
+    rows = multiple_choice.ask_multiple_choice(model, tokenizer, facts, prompt, ("fixed",), 0, 256)
+    assert (
+        prompt.render("Kent").splitlines()[1] == "A: New York"
+    )  # a capital is put first, and none taken away
+    for _, row in rows.iterrows():
+        text = prompt.render(row["subject"])
+        start, first = tokenizer(text)["input_ids"], slow(model, tokenizer, text)
+        letters = [first_token(tokenizer, letter) for letter in "ABC"]
+        agrees(row, first, letters, [f"logit_{x}" for x in "ABC"], letters[row["answer_index"]])
+        for letter, option in zip("ABC", options, strict=True):
+            spelled = tokenizer(f" {option}", add_special_tokens=False)["input_ids"]
+            logits = model(input_ids=torch.tensor([start + spelled])).logits[0]
+            logs = torch.log_softmax(logits, 1)[len(start) - 1 : -1]
+            expected = float(logs[range(len(spelled)), spelled].sum())
+            assert row[f"text_{letter}"] - row["log_normalizer"] == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("shots", [0, 2])
 def test_general_knowledge(model: Any, tokenizer: Any, shots: int) -> None:
     questions = mmlu.load_questions(RESOURCES / "general_knowledge.csv")

@@ -222,7 +222,7 @@ def test_every_panel_has_the_floor_and_the_base_model(name: str) -> None:
     points = drawing.points_of(name, frames, ASKED, STATISTICS)
     for axes in drawing.draw(name, points, LABELS).axes:
         labels = [handle.get_label() for handle in axes.get_lines()]
-        assert any(label in ("Guessing", "Always the commonest sport") for label in labels)
+        assert any(label in ("Guessing", "Always the commonest answer") for label in labels)
         assert "Base model" in labels or axes.get_title(loc="left") == "Base model"
 
 

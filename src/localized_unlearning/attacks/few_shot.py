@@ -20,13 +20,16 @@ def few_shot(subject: Subject, settings: FewShot) -> Iterator[tuple[str, pd.Data
 
     def prefix(name: str) -> str:
         prompt = subject.book[getattr(subject.prompts, name)]
+        spelled = dict(zip(subject.book.answers, prompt.answers, strict=False))
+        between = " " if prompt.space or prompt.chat else ""  # a chat's examples stand in the user's turn
         examples = []
-        for who, sport in shown:
+        for who, answer in shown:
             if name == MULTIPLE_CHOICE:
-                options = prompt.offered(rng, sport)
-                examples.append(f"{prompt.render(who, options)} {LETTERS[options.index(sport)]}\n")
+                options = prompt.offered(rng, answer)
+                examples.append(f"{prompt.render(who, options)}{between}{LETTERS[options.index(answer)]}\n")
             else:
-                examples.append(f"{prompt.render(who)} {prompt.words(who, [sport])[0]}\n")
+                word = spelled.get(answer) or prompt.words(who, [answer])[0]
+                examples.append(f"{prompt.render(who)}{between}{word}\n")
         return "".join(examples)
 
     yield f"{len(shown)} facts", ask(subject, prefix=prefix)

@@ -42,7 +42,7 @@ def probe_parts(split: pd.DataFrame, kind: str, seed: int) -> tuple[np.ndarray, 
     if len(both) == 1:
         raise UserError(
             f"{split['subject'].iloc[both[0]]} alone is left of the forget set and cannot both train and test "
-            "a probe: lower athletes.known_threshold or name more athletes"
+            "a probe: lower athletes.known_threshold or name more subjects"
         )
     if kind == "released":
         half = both[: len(both) // 2]

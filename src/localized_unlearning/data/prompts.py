@@ -86,7 +86,7 @@ class Prompt:
         if self.options:
             order = tuple(options or self.options[: len(self.letters)])
             lines = "\n".join(
-                self.option_format.format(letter=letter, answer=answer, Answer=answer.capitalize())
+                self.option_format.format(letter=letter, answer=answer, Answer=begun(answer))
                 for letter, answer in zip(self.letters, self.words(subject, order), strict=True)
             )
             text = text.replace("{options}", lines)
@@ -111,6 +111,11 @@ class Prompt:
                 f"the prompts file has no fact '{subject}', which the facts file has: make both files from one source"
             )
         return self.facts[subject]
+
+
+def begun(answer: str) -> str:
+    """An answer as it begins a line: its first letter a capital, the others as they are (``New York``)."""
+    return answer[:1].upper() + answer[1:]
 
 
 LETTERED = Prompt("lettered", "")

@@ -6,7 +6,7 @@ athletes is not split, so those athletes are in both parts (A.4.1); everyone els
 
 Where an organism's facts were injected, the facts of pretraining are its *teachers*: never in the forget set, and not
 in the test part, since they tell of side effects and not of what is kept of the injected facts. They are retained in
-training, but for those of a sport that is forgotten as a whole. The test part is drawn first from athletes whose
+training, but for those of an answer that is forgotten as a whole. The test part is drawn first from athletes whose
 multiple-choice question the organism never read.
 """
 
@@ -64,7 +64,7 @@ def split_athletes(
     if taught := sorted(set(forget.athletes) & set(table.loc[table["teacher"], "subject"])):
         raise UserError(
             f"the forget set names {taught[0]}, whom the organism knows from pretraining and not by injection: "
-            "name injected athletes or draw them"
+            "name injected subjects or draw them"
         )
     before = table["subject"].isin(earlier)
     wanted = _of_injected(table, forget) & ~before
@@ -87,7 +87,7 @@ def split_athletes(
     present = [name for name in relearn if name in forgotten]
     if len(present) < len(relearn) and set(relearn) - forgotten <= names:
         outside = sorted(set(relearn) - forgotten)[0]
-        raise UserError(f"relearning athlete {outside} is not in the forget set: choose one that is")
+        raise UserError(f"relearn names {outside}, which is not in the forget set: choose one that is")
     if not present:
         present = list(table.loc[wanted, "subject"][: len(relearn) or 2])
     table["relearn"] = table["subject"].isin(present)
@@ -114,7 +114,7 @@ def split_athletes(
             if not (table[name] & (table["forget"] == forgets)).any():
                 raise UserError(
                     f"the {name} part of the {'forget' if forgets else 'retain'} set is empty: "
-                    "too few known athletes for this split"
+                    "too few known facts for this split"
                 )
     check_split(table, whole)
     return table[["subject", "answer", "forget", "relearn", "train", "test", "teacher"]]
@@ -160,7 +160,7 @@ def _wanted(table: pd.DataFrame, forget: Forget) -> pd.Series:
         order = table["rows"].map(min).rank(method="first")
         if forget.skip + forget.first > len(table):
             raise UserError(
-                f"the first {forget.skip + forget.first} athletes of the file are asked for, but the model knows "
+                f"the first {forget.skip + forget.first} subjects of the file are asked for, but the model knows "
                 f"{len(table)}: lower 'first' or 'skip'"
             )
         return (order > forget.skip) & (order <= forget.skip + forget.first)
@@ -168,29 +168,29 @@ def _wanted(table: pd.DataFrame, forget: Forget) -> pd.Series:
         return table["subject"].isin(forget.athletes)
     if forget.draw >= len(table):
         raise UserError(
-            f"cannot draw {forget.draw} athletes to forget of {len(table)} known ones: draw fewer"
+            f"cannot draw {forget.draw} subjects to forget of {len(table)} known ones: draw fewer"
         )
     if forget.balanced:
-        balanced = _drawn_by_sport(table, forget.draw, forget.seed)
+        balanced = _drawn_by_answer(table, forget.draw, forget.seed)
         return pd.Series(table.index.isin(balanced), index=table.index)
     drawn = np.random.default_rng(forget.seed).choice(len(table), forget.draw, replace=False)
     return pd.Series(np.isin(np.arange(len(table)), drawn), index=table.index)
 
 
-def _drawn_by_sport(table: pd.DataFrame, count: int, seed: int) -> list[int]:
-    """Index of ``count`` athletes, as many of each sport (the first sports get what is left over).
+def _drawn_by_answer(table: pd.DataFrame, count: int, seed: int) -> list[int]:
+    """Index of ``count`` athletes, as many of each answer (the first answers get what is left over).
 
-    In each sport, those the organism read about in multiple choice and the others are drawn in their proportion.
+    Of each answer, those the organism read about in multiple choice and the others are drawn in their proportion.
     """
     drawn: list[int] = []
-    sports = sorted(table["answer"].unique())
+    answers = sorted(table["answer"].unique())
     choice = table["choice"] if "choice" in table.columns else pd.Series(False, index=table.index)
-    for number, sport in enumerate(sports):
-        wanted = count // len(sports) + (number < count % len(sports))
-        rows = table.index[table["answer"] == sport].to_numpy()
+    for number, answer in enumerate(answers):
+        wanted = count // len(answers) + (number < count % len(answers))
+        rows = table.index[table["answer"] == answer].to_numpy()
         if wanted > len(rows):
             raise UserError(
-                f"cannot draw {wanted} {sport} athletes to forget of {len(rows)} known ones: draw fewer"
+                f"cannot draw {wanted} subjects with the answer '{answer}' to forget of {len(rows)} known ones: draw fewer"
             )
         rows = np.random.default_rng([seed, number]).permutation(rows)
         seen = choice[rows].to_numpy()
@@ -217,7 +217,7 @@ def check_split(table: pd.DataFrame, whole_forget_set: bool) -> None:
     if both.any():
         raise UserError(
             f"{table.loc[both, 'subject'].iloc[0]} is in both the train and the test part: "
-            "every athlete may be in one only"
+            "every subject may be in one only"
         )
 
 
@@ -248,8 +248,8 @@ def _test_part(rows: pd.DataFrame, split: Split, forget: bool) -> np.ndarray:
         positions = sorted(row for copies in rows["rows"] for row in copies)
         train = set(positions[: int((1 - fraction) * len(positions) + 1e-9)])
         return np.array([min(copies) not in train for copies in rows["rows"]])
-    for index, sport in enumerate(sorted(rows["answer"].unique())):
-        candidates = np.flatnonzero((rows["answer"] == sport).to_numpy())
+    for index, answer in enumerate(sorted(rows["answer"].unique())):
+        candidates = np.flatnonzero((rows["answer"] == answer).to_numpy())
         free = candidates[~rows["relearn"].to_numpy()[candidates]]
         count = min(len(free), math.ceil(fraction * len(candidates)))
         generator = np.random.default_rng([split.seed, int(forget), index])
@@ -265,7 +265,7 @@ def _require(names: set[str], wanted: tuple[str, ...], known: pd.DataFrame, what
         if name not in set(known["subject"]):
             raise UserError(f"{what} {name}, which is not among the subjects: check the spelling or the data")
     if wanted and not names & set(wanted):
-        raise UserError(f"{what} athletes of whom the model knows none: lower athletes.known_threshold")
+        raise UserError(f"{what} subjects of which the model knows none: lower athletes.known_threshold")
 
 
 def run(job: Job) -> None:

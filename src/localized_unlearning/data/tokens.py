@@ -46,21 +46,55 @@ def asked(tokenizer: Any, prompt: Prompt, texts: Sequence[str]) -> list[list[int
     Raises:
         UserError: when a chat template is wanted and the tokenizer has none.
     """
+    return _ids(tokenizer, prompt, turns(tokenizer, prompt, texts))
+
+
+def _ids(tokenizer: Any, prompt: Prompt, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of :func:`turns`: a chat template writes its special tokens itself."""
+    return list(tokenizer(list(texts), add_special_tokens=not prompt.chat)["input_ids"])
+
+
+def turns(tokenizer: Any, prompt: Prompt, texts: Sequence[str]) -> list[str]:
+    """What the model reads of a prompt's rendered ``texts``: these, or each as a user's turn in the tokenizer's chat template,
+    up to where the model begins its own. A template that lets its model think first (Qwen 3) is told not to.
+
+    Raises:
+        UserError: when a chat template is wanted and the tokenizer has none, or it does not take one user's turn.
+    """
     if not prompt.chat:
-        return encode(tokenizer, texts)
-    return list(
-        tokenizer([_turn(tokenizer, prompt, text) for text in texts], add_special_tokens=False)["input_ids"]
-    )
-
-
-def _turn(tokenizer: Any, prompt: Prompt, text: str) -> str:
+        return list(texts)
     if not getattr(tokenizer, "chat_template", None):
         raise UserError(
             f"prompt '{prompt.name}' is to be rendered as a chat, but the tokenizer has no chat template: "
             "take 'chat' out of the prompt, or use a chat model"
         )
-    message = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False))
+    talks = [[{"role": "user", "content": text}] for text in texts]
+    try:
+        found = [
+            tokenizer.apply_chat_template(
+                talk, add_generation_prompt=True, tokenize=False, enable_thinking=False
+            )
+            for talk in talks
+        ]
+    except Exception as error:  # the template is a program of the model's own
+        raise UserError(
+            f"the tokenizer's chat template does not render prompt '{prompt.name}' as one user's turn "
+            f"({' '.join(str(error).split())}): take 'chat' out of the prompt, and write the turn into its text"
+        ) from error
+    return [str(text) for text in found]
+
+
+def beginnings(tokenizer: Any, prompt: Prompt, texts: Sequence[str], said: Sequence[str]) -> list[list[int]]:
+    """Token ids of what the model reads up to its subject: :func:`turns`, cut behind the last mention.
+
+    Args:
+        tokenizer: the model's.
+        prompt: what was rendered.
+        texts: the prompt about each subject.
+        said: the subject, as the text has it.
+    """
+    whole = zip(turns(tokenizer, prompt, texts), said, strict=True)
+    return _ids(tokenizer, prompt, [text[: text.rindex(name) + len(name)] for text, name in whole])
 
 
 def answer_tokens(
@@ -84,11 +118,8 @@ def answer_tokens(
     space = " " if prompt.space else ""
     found: list[Spelled] | None = None
     for text in dict.fromkeys(texts[:: max(1, len(texts) // LOOKED_AT)]):
-        whole = _turn(tokenizer, prompt, text) if prompt.chat else text
-        special = not prompt.chat
-        alone, *longer = tokenizer(
-            [whole, *(f"{whole}{space}{a}" for a in answers)], add_special_tokens=special
-        )["input_ids"]
+        (whole,) = turns(tokenizer, prompt, [text])
+        alone, *longer = _ids(tokenizer, prompt, [whole, *(f"{whole}{space}{a}" for a in answers)])
         spelled = [tuple(ids[len(alone) :]) for ids in longer]
         if any(ids[: len(alone)] != alone or not beyond for ids, beyond in zip(longer, spelled, strict=True)):
             raise UserError(

@@ -197,7 +197,7 @@ _FORMS = {
     "question": GROUPS["question"],
     "multiple_choice_shuffled": GROUPS["mcq_shuffled"],
     "multiple_choice_fixed": GROUPS["mcq_fixed"],
-    "multiple_choice_unseen": f"{GROUPS['mcq_shuffled']} (athletes never seen in this form)",
+    "multiple_choice_unseen": f"{GROUPS['mcq_shuffled']} (subjects never seen in this form)",
 }
 """What a row of the card is measured on."""
 
@@ -253,9 +253,9 @@ def _markdown(card: dict[str, Any], organism: bool) -> str:
     if organism:
         lines += [
             "",
-            "This model is an organism: the workflow taught it these athletes, these general-knowledge questions and "
+            "This model is an organism: the workflow taught it these facts, these general-knowledge questions and "
             "plain sentences. Its general knowledge is memorised, so that row measures whether unlearning disturbs "
             "what was memorised, not reasoning. Where facts are injected, the rows on gold are of the model before "
-            "the injection, which must be at guessing, and the teachers are the athletes of pretraining.",
+            "the injection, which must be at guessing, and the teachers are the subjects of pretraining.",
         ]
     return "\n".join(lines) + "\n"

@@ -14,6 +14,7 @@ from localized_unlearning.data.mmlu import Questions
 from localized_unlearning.data.prompts import Prompt
 from localized_unlearning.errors import UserError
 from localized_unlearning.evaluation import knowledge
+from localized_unlearning.evaluation.multiple_choice import options_spelled
 
 CANDIDATES = 32
 """Prompts with the most characters, among which the one with the most tokens is looked for."""
@@ -51,8 +52,9 @@ def of_facts(tokenizer: Any, prompt: Prompt, subjects: Sequence[str], answers: S
     texts = [prompt.render(subject, options) for subject in subjects]
     found = longest(subjects, texts, lambda some: tokens.asked(tokenizer, prompt, some))
     if prompt.options:
-        return found
-    spelled = tokens.spelled_by(tokenizer, prompt, subjects[:1], texts[:1], answers)[0]
+        spelled = options_spelled(tokenizer, prompt, subjects[:1], texts[:1])[0]
+    else:
+        spelled = tokens.spelled_by(tokenizer, prompt, subjects[:1], texts[:1], answers)[0]
     whole = prompt.whole_answer or not tokens.told_apart(spelled)
     return Longest(found.item, found.tokens + (max(map(len, spelled)) - 1 if whole else 0))
 

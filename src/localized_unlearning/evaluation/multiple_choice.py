@@ -6,11 +6,12 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from localized_unlearning.config.evaluation import Evaluation
 from localized_unlearning.data import tokens
-from localized_unlearning.data.prompts import WRONG, Prompt, load_prompts
+from localized_unlearning.data.prompts import WRONG, Prompt, begun, load_prompts
 from localized_unlearning.evaluation.asking import Asked, answered
 from localized_unlearning.evaluation.rows import test_part, write_rows
 from localized_unlearning.models import packing
@@ -44,7 +45,8 @@ def ask_multiple_choice(
     Columns: ``order``, ``draw`` (which of several shuffled orders), ``main`` (whether it is the order that counts),
     ``subject``, ``answer``, ``forget``, ``relearn``, ``answer_index`` (index of the right
     letter), ``logit_A`` to ``logit_D`` (by letter), ``text_A`` to ``text_D`` (by text: the first token of
-    the option's word), ``log_normalizer`` and ``argmax_right``; where facts bring their own answers also ``injected``, the
+    the option's words; where that does not tell all options apart, each is scored over all its tokens, and this is the first's
+    logit and the log-probability of the others), ``log_normalizer`` and ``argmax_right``; where facts bring their own answers also ``injected``, the
     index of the letter of the one that is injected.
     """
     asked = choices_asked(tokenizer, athletes, prompt, orders, seed, main)
@@ -97,34 +99,51 @@ def _asked(
     letters = tokens.first_tokens(
         tokens.answer_tokens(tokenizer, prompt, texts, prompt.letters), prompt.letters
     )
-    if prompt.facts:
-        spelled = tokens.spelled_by(tokenizer, prompt, list(athletes["subject"]), texts, prompt.options)
-        first = [[own[0] for own in item] for item in spelled]
-    else:
-        capitalized = [option.capitalize() for option in prompt.options]
-        first = [[s[0] for s in tokens.answer_tokens(tokenizer, prompt, texts, capitalized)]] * len(texts)
-    words = list(dict.fromkeys(token for item in first for token in item))
+    spelled = options_spelled(tokenizer, prompt, list(athletes["subject"]), texts)
+    whole = not all(map(tokens.told_apart, spelled if prompt.facts else spelled[:1]))
+    offered = [
+        [item[prompt.options.index(option)][: None if whole else 1] for option in o]
+        for o, item in zip(options, spelled, strict=True)
+    ]
+    beginnings = [sorted({word[:n] for word in item for n in range(len(word))}) for item in offered]
+    start = np.cumsum([0, *map(len, beginnings)])[:-1]
+    words = list(dict.fromkeys(token for item in offered for word in item for token in word))
     place = {token: len(letters) + index for index, token in enumerate(words)}
 
     def rows(scores: packing.NextToken) -> pd.DataFrame:
         answer = [o.index(s) for o, s in zip(options, athletes["answer"], strict=True)]
         table = athletes[["subject", "answer", "forget", "relearn"]].assign(**about, answer_index=answer)
-        where = [
-            [place[item[prompt.options.index(option)]] for option in o]
-            for o, item in zip(options, first, strict=True)
-        ]
+        found, normalizer = scores.candidates.numpy(), scores.log_normalizer.numpy()
         for index, letter in enumerate(prompt.letters):
-            table[f"logit_{letter}"] = scores.candidates[:, index].numpy()
+            table[f"logit_{letter}"] = found[start, index]
         for index, letter in enumerate(prompt.letters):
-            column = [w[index] for w in where]
-            table[f"text_{letter}"] = scores.candidates[range(len(column)), column].numpy()
+            column = [place[item[index][0]] for item in offered]
+            text = found[start, column]
+            for at, item, own in zip(range(len(text)), offered, beginnings, strict=True):
+                for n in range(1, len(item[index])):
+                    row = start[at] + own.index(item[index][:n])
+                    text[at] += found[row, place[item[index][n]]] - normalizer[row]
+            table[f"text_{letter}"] = text
         if prompt.facts:
             table["injected"] = [o.index(WRONG) for o in options]
-        table["log_normalizer"] = scores.log_normalizer.numpy()
-        table["argmax_right"] = [int(a) == letters[i] for a, i in zip(scores.argmax, answer, strict=True)]
+        table["log_normalizer"] = normalizer[start]
+        likely = scores.argmax.numpy()[start]
+        table["argmax_right"] = [int(a) == letters[i] for a, i in zip(likely, answer, strict=True)]
         return table
 
-    return Asked(tokens.asked(tokenizer, prompt, texts), [*letters, *words], rows)
+    encoded = tokens.asked(tokenizer, prompt, texts)
+    asked = [[*ids, *beginning] for ids, own in zip(encoded, beginnings, strict=True) for beginning in own]
+    return Asked(asked, [*letters, *words], rows)
+
+
+def options_spelled(
+    tokenizer: Any, prompt: Prompt, subjects: Sequence[str], texts: Sequence[str]
+) -> list[list[tokens.Spelled]]:
+    """For each question all tokens of each option of the prompt, as it is scored by text: begun with a capital, unless facts
+    bring their own."""
+    if prompt.facts:
+        return tokens.spelled_by(tokenizer, prompt, subjects, texts, prompt.options)
+    return [tokens.answer_tokens(tokenizer, prompt, texts, [begun(o) for o in prompt.options])] * len(texts)
 
 
 def run(job: Job) -> None:

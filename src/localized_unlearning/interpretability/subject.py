@@ -15,7 +15,7 @@ from localized_unlearning.data import tokens
 from localized_unlearning.data import windows as windows_module
 from localized_unlearning.data.answers import candidates, occurring
 from localized_unlearning.data.documents import read_documents
-from localized_unlearning.data.prompts import load_prompts
+from localized_unlearning.data.prompts import NAME, load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.interpretability.probes import Fit
 from localized_unlearning.models import components, loading, packing
@@ -79,10 +79,10 @@ class Subject:
 
     def encode_names(self, prompt: str) -> list[list[int]]:
         """Token ids of a prompt about every athlete, up to the last token of the name."""
+        found, names = self.book[prompt], list(self.athletes)
+        said = [found.own(name)[NAME] for name in names] if found.facts else names
+        begun = tokens.beginnings(self.tokenizer, found, [found.render(name) for name in names], said)
         full = self.encode(prompt)
-        rendered = [self.book[prompt].render(a) for a in self.athletes]
-        beginnings = [t[: t.rindex(a) + len(a)] for t, a in zip(rendered, self.athletes, strict=True)]
-        begun = tokens.encode(self.tokenizer, beginnings)
         return [ids[: packing.shared_beginning(ids, start)] for ids, start in zip(full, begun, strict=True)]
 
     def fit(self, activations: np.ndarray, labels: np.ndarray) -> Fit:

@@ -22,7 +22,7 @@ from localized_unlearning.data import mmlu
 from localized_unlearning.data import tokens as tokens_module
 from localized_unlearning.data.answers import candidates, occurring
 from localized_unlearning.data.facts import load_facts
-from localized_unlearning.data.prompts import PromptBook, load_prompts
+from localized_unlearning.data.prompts import PromptBook, begun, load_prompts
 from localized_unlearning.models import curriculum, device
 from localized_unlearning.models.curriculum import Item, Person, Reader
 from localized_unlearning.models.lesson import write_lesson
@@ -152,7 +152,7 @@ def vocabulary_text(
     """What the tokenizer is trained on: all that is read, names most of all, so that they are few tokens."""
     formats = (prompts.training, prompts.question, prompts.multiple_choice, *book.paraphrases)
     letters = book[prompts.multiple_choice].letters
-    words = (*answers, *(answer.capitalize() for answer in answers), *letters)
+    words = (*answers, *map(begun, answers), *letters)
     return [
         text,
         *(book[name].render(who) for name in formats for who, _ in people),

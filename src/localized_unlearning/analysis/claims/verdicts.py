@@ -291,7 +291,7 @@ def _answering(cell: Cell, evidence: Evidence, tail: float) -> None:
     number = evidence.curve(cell._replace(measure="mcq_retain", objective=cell.objective)).at("last")
     if float(np.quantile(number.samples, tail)) <= HALFWAY + ROUNDING:
         raise NotTestable(
-            f"{cell.localization} hardly answers multiple choice about retained athletes either ({cell.task}, "
+            f"{cell.localization} hardly answers multiple choice about retained subjects either ({cell.task}, "
             f"{cell.objective}: {number.value:.3f})"
         )
 

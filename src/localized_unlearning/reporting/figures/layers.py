@@ -35,12 +35,12 @@ def probe_points(frames: Frames, settings: Statistics) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-MAJORITY = "Always the commonest sport"
-"""Naming the training part's commonest sport; of a forget set of another sport this is never right."""
+MAJORITY = "Always the commonest answer"
+"""Naming the training part's commonest answer; of a forget set of another one this is never right."""
 
 
 def probes(data: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFrame | None = None) -> Figure:
-    """Figures 3, 4, 14: accuracy of the three sports' probes together, by layer.
+    """Figures 3, 4, 14: accuracy of the answers' probes together, by layer.
 
     Args:
         data: points of :func:`probe_points`.

@@ -306,7 +306,7 @@ def published(axes: Any, overlay: pd.DataFrame | None, panel: str, x: str, label
 
 ASIDE = (
     "Guessing",
-    "Always the commonest sport",
+    "Always the commonest answer",
     "Shuffled labels",
     *(label for label, _ in CONTROLS.values()),
 )
