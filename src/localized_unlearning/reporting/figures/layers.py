@@ -61,8 +61,8 @@ def probes(data: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFrame 
             style.guess_line(ax, majority, MAJORITY)
             integer_axis(ax, "Layer")
             style.accuracy_axis(ax)
-            style.count_note(ax, part[part["series"] == "probe"])
             ax.set_title(f"{panel.capitalize()} set")
+            style.count_note(ax, part[part["series"] == "probe"])
         axes[0][0].set_ylabel(style.accuracy_label(probed, "Probe accuracy"))
         style.one_legend(figure, axes, overlay, columns=5 if deep else 3)
     return figure
@@ -204,10 +204,10 @@ def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Fig
         if len(control):
             ax.plot(control.index, control, label="Shuffled labels", **style.CONTROL)
         style.guess_line(ax, float(data["majority"].iloc[0]), MAJORITY)
+        ax.set_title("Base model")
         style.count_note(ax, data)
         style.accuracy_axis(ax)
         ax.set_ylabel(style.accuracy_label(data, "Probe accuracy"))
-        ax.set_title("Base model")
         integer_axis(ax, "Layer")
         ax.xaxis.set_major_formatter(lambda x, _position: "emb." if x == EMBEDDINGS else f"{x:.0f}")
         style.one_legend(figure, axes, overlay)

@@ -32,9 +32,9 @@ def _panel(
     style.curves(axes, shown, x, labels, bars=_bars(data))
     style.published(axes, overlay, panel, x, labels)
     style.guess_line(axes, float(shown["chance"].max()), GUESSING)
+    axes.set_title(measure.heading)
     style.count_note(axes, shown[shown[x].notna()])
     style.accuracy_axis(axes)
-    axes.set_title(measure.heading)
 
 
 def _bars(data: pd.DataFrame) -> bool:

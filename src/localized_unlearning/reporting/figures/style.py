@@ -27,6 +27,9 @@ PUBLISHED: Any = (0, (4, 2))
 FEW = 40
 """Up to so many items intervals are bars beside one another; beyond, narrow bands."""
 
+HEADING = 25
+"""Characters of a title and a note that fit above half a column's panel."""
+
 
 class Style(NamedTuple):
     """How a series looks."""
@@ -134,12 +137,17 @@ def guess_line(axes: Any, value: float, label: str, vertical: bool = False) -> N
 
 
 def count_note(axes: Any, table: pd.DataFrame, more: str = "") -> None:
-    """What stands behind each point, above the axes: items, and seeds and forget sets where there are several."""
+    """What stands behind each point, above the axes: items, and seeds and forget sets where there are several.
+
+    Set the title first: a note that does not fit beside it takes a second line.
+    """
     if len(table):
-        note = f"n = {table['n'].max()}"
-        for name in ("bases", "sets") if table.get("bases", pd.Series([1])).max() > 1 else ("seeds", "sets"):
-            if name in table.columns and table[name].max() > 1:
-                note += f", {table[name].max()} {name}"
+        several = ("bases", "sets") if table.get("bases", pd.Series([1])).max() > 1 else ("seeds", "sets")
+        counts = [(table[name].max(), name) for name in several if name in table.columns]
+        parts = [f"n = {table['n'].max()}", *(f"{number} {name}" for number, name in counts if number > 1)]
+        note = ", ".join(parts)
+        if len(parts) > 1 and len(axes.get_title("left")) + len(note) > HEADING:
+            note = f"{parts[0]}\n{', '.join(parts[1:])}"
         axes.annotate(
             note + more, (1, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points",
             ha="right", va="bottom", fontsize=SMALL, color="0.3",
