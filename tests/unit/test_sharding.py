@@ -332,10 +332,10 @@ def test_batches_from_free_memory(tiny: Callable[[str], Any], monkeypatch: pytes
     model = tiny("gemma")
     assert device_module.batch_tokens(Compute(batch_tokens=77), model) == 77
     with computing.noting():  # what a setting came to is what a record says
-        assert device_module.batch_tokens(Compute(batch_tokens="auto"), model) == 4096
+        assert device_module.batch_tokens(Compute(batch_tokens="auto"), model) == 1024
         assert device_module.micro_batch_tokens(512, model, 0) == 512
         found = computing.compute(Compute().model_dump())
-    assert (found["batch_tokens"], found["micro_batch_tokens"]) == (4096, 512)
+    assert (found["batch_tokens"], found["micro_batch_tokens"]) == (1024, 512)
     assert "batch_tokens" not in computing.compute(Compute().model_dump())
 
     gpu = torch.device("cuda:0")

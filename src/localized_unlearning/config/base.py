@@ -74,8 +74,9 @@ class Compute(Section):
     )
     threads: Count = Field(1, description="CPU threads of one job; the rules reserve as many cores.")
     batch_tokens: Count | Literal["auto"] = Field(
-        4096,
-        description="Tokens of one forward pass while evaluating; auto: what half of a GPU's free memory holds.",
+        1024,
+        description="Tokens of one forward pass while evaluating; auto: what half of a GPU's free memory holds (1024 on a "
+        "CPU, whose caches then hold a small model's activations).",
     )
     precision: Literal["exact", "fast"] = Field(
         "exact",

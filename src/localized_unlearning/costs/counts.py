@@ -109,7 +109,7 @@ class Counts:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of one forward pass; ``auto`` fits itself to the device and counts as the default's."""
+        """Tokens of one forward pass; ``auto`` fits itself to the device and counts as on an A100."""
         given = self.config.compute.batch_tokens
         return 4096 if given == "auto" else given
 
