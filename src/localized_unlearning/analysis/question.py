@@ -26,6 +26,10 @@ OUTCOMES = {
 }
 
 
+TOOK = 0.9
+"""Accuracy of the injected facts on the training prompt from which on a place counts as having taken them."""
+
+
 class Correlation(NamedTuple):
     """Mean over groups of Spearman's rank correlation, with an interval of two stages: places, and base models in each.
 
@@ -80,6 +84,12 @@ def with_outcomes(rows: pd.DataFrame, form: str = "multiple_choice") -> pd.DataF
         if tables
         else rows.iloc[:0].assign(**dict.fromkeys(OUTCOMES, 0.0))
     )
+
+
+def compared(rows: pd.DataFrame) -> pd.DataFrame:
+    """:func:`with_outcomes` of the groups whose place took the facts."""
+    took = rows.groupby(GROUP)["injected_training"].transform("first") >= TOOK
+    return with_outcomes(rows[took])
 
 
 def correlation(rows: pd.DataFrame, predictor: str, outcome: str, samples: int, seed: int) -> Correlation:

@@ -10,6 +10,7 @@ from localized_unlearning.reporting.captions import title
 from localized_unlearning.reporting.markup import escaped, row
 
 if TYPE_CHECKING:  # the report imports this, and every command imports the report: without pandas
+    from localized_unlearning.analysis import question
     from localized_unlearning.analysis.claims.verdicts import Comparison, Judgement
 
 VERDICTS = ("supported", "contradicted", "undecided", "not testable")
@@ -209,7 +210,7 @@ def run_page(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def ledger(tables: Sequence[Judgement], curves: Sequence[Judgement]) -> str:
+def ledger(tables: Sequence[Judgement], own: Sequence[question.Verdict], curves: Sequence[Judgement]) -> str:
     """``docs/claims-in-the-paper.md``: the claims judged on the paper's own numbers."""
     lines = [
         "# The paper's claims against the paper's own numbers",
@@ -232,6 +233,18 @@ def ledger(tables: Sequence[Judgement], curves: Sequence[Judgement]) -> str:
         "",
         *details(tables, "question"),
     ]  # fmt: skip
+    if own:
+        lines += [
+            "## Beside the paper: does localization inform unlearning?",
+            "",
+            "The claims of this project's own question, written down before it was run, on the rows of its",
+            "[page](results/localization-question/README.md), which says how they were made and what they do not show.",
+            "",
+            "| Claim | Verdict | Why |",
+            "|---|---|---|",
+            *(row([escaped(word) for word in found]) for found in own),
+            "",
+        ]  # fmt: skip
     if curves:
         lines += [
             f"## From the released curves: {counts(curves)}",

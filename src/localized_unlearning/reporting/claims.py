@@ -12,7 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
+
 from localized_unlearning import files
+from localized_unlearning.analysis import question
 from localized_unlearning.analysis.claims import evidence, published, verdicts
 from localized_unlearning.analysis.claims.frames import frames_of
 from localized_unlearning.analysis.claims.schema import Claim, read
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 
 LEDGER = Path("docs/claims-in-the-paper.md")
+
+ASKED = Path("docs/results/localization-question/question.csv")
+"""The rows on which the ledger judges this project's own question."""
 
 
 def run(job: Job) -> None:
@@ -65,10 +71,12 @@ def selections(paths: Iterable[Path]) -> dict[tuple[str, str], list[list[str]]]:
     return found
 
 
-def ledger(claims: tuple[Claim, ...], folder: Path | None) -> str:
-    """The ledger: claims that Tables 1-4 decide, then those that need the curves in ``folder``."""
-
+def ledger(claims: tuple[Claim, ...], folder: Path | None, asked: Path | None) -> str:
+    """The ledger: claims that Tables 1-4 decide, this project's own on the rows in ``asked``, then those that need the
+    curves in ``folder``."""
     settings = Statistics()
+    outcomes = None if asked is None else question.compared(pd.read_csv(asked))
+    own = [] if outcomes is None else question.claims(outcomes, settings.bootstrap, settings.seed)
     tables = published.Published(settings)
     found = [verdicts.judge(claim, tables, settings.confidence) for claim in claims]
     curves: list[Judgement] = []
@@ -76,7 +84,9 @@ def ledger(claims: tuple[Claim, ...], folder: Path | None) -> str:
         curves_too = published.Published(settings, folder)
         rest = [finding.claim for finding in found if any(c.margin is None for c in finding.comparisons)]
         curves = [verdicts.judge(claim, curves_too, settings.confidence) for claim in rest]
-    return claim_pages.ledger([finding for finding in found if finding.verdict != "not testable"], curves)
+    return claim_pages.ledger(
+        [finding for finding in found if finding.verdict != "not testable"], own, curves
+    )
 
 
 def write_ledger(arguments: argparse.Namespace) -> int:
@@ -84,7 +94,7 @@ def write_ledger(arguments: argparse.Namespace) -> int:
     folder: Path | None = arguments.published
     if folder is not None and not folder.is_dir():
         raise UserError(f"{folder} does not exist: name the folder of the published numbers or leave it out")
-    text = ledger(read(arguments.claims), folder)
+    text = ledger(read(arguments.claims), folder, ASKED if ASKED.is_file() else None)
     files.write_text(arguments.out, text)
     print(arguments.out)
     return 0

@@ -23,9 +23,6 @@ KINDS = {
 }
 """Selections by kind: name, colour and marker."""
 
-TOOK = 0.9
-"""Accuracy of the injected facts on the training prompt from which on a place counts as having taken them."""
-
 
 def verdict(found: question.Correlation, lower_is_robust: bool = True) -> str:
     """What a correlation says, in words that do not go beyond its interval."""
@@ -184,16 +181,15 @@ def draw(outcomes: pd.DataFrame) -> Figure:
 def run(job: Job) -> None:
     """Stage: the page with its table of rows and its figure."""
     rows = pd.concat([pd.read_parquet(path) for path in job.inputs["rows"]], ignore_index=True)
-    took = rows.groupby(question.GROUP)["injected_training"].transform("first") >= TOOK
     statistics = job.config.statistics
-    outcomes = question.with_outcomes(rows[took])
+    outcomes = question.compared(rows)
     groups = outcomes.groupby(question.GROUP).ngroups
     notes = [
         "Recovered share: (attacked - gold attacked alike) / (base model - gold), multiple choice, after retraining on half "
         "of the forget set; left: the same before the attack. Low is robust; 0 is gold. Every selection was unlearned at the "
         "largest learning rate at which retained validation facts lose at most the budget.",
         f"{groups} groups of a place and a base model, {len(outcomes)} selections. Groups whose place did not take the facts "
-        f"(below {TOOK} on the training prompt), or whose base model hardly knows more than gold in multiple choice, are left "
+        f"(below {question.TOOK} on the training prompt), or whose base model hardly knows more than gold in multiple choice, are left "
         "out: what is stored that late reaches no other format.",
         "Selections of one group share facts, items and attacker; the intervals are over places and base models. The organism is small and "
         "its place is made by training: what is shown holds for it, and is a hypothesis for pretrained models.",
