@@ -3,6 +3,7 @@
 run = load_run("results/organism")
 unlearned = run.model("manual")
 likely = unlearned.ask(["Fact: Derek Jeter plays the sport of"])
+about = unlearned.ask(["Derek Jeter"], prompt="question")  # the same by one of the run's prompts
 
 bridge = unlearned.bridge()  # the same model as a TransformerLens TransformerBridge
 unlearned.save("exported")  # or as a standard Hugging Face folder
@@ -19,17 +20,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from localized_unlearning.attacks import relearning
 from localized_unlearning.config import reading
 from localized_unlearning.config.run import Config
-from localized_unlearning.data.prompts import LETTERED, load_prompts
-from localized_unlearning.data.tokens import answer_tokens, encode, first_tokens, load_tokenizer
+from localized_unlearning.data.answers import candidates
+from localized_unlearning.data.facts import load_facts
+from localized_unlearning.data.prompts import Prompt, load_prompts
+from localized_unlearning.data.tokens import load_tokenizer
 from localized_unlearning.errors import UserError
+from localized_unlearning.evaluation.facts import ask_facts
 from localized_unlearning.jobs.job import Job, restrict
 from localized_unlearning.jobs.stages import STAGES
-from localized_unlearning.models import deltas, device, exporting, loading, packing
+from localized_unlearning.models import deltas, device, exporting, loading
 from localized_unlearning.unlearning import masks
 from localized_unlearning.workflow.graph import Graph
 from localized_unlearning.workflow.layout import RESOLVED, JobId
@@ -67,26 +72,42 @@ class RunModel:
             () if self.wildcards["localization"] == "base" else self.run.graph.chain(self.wildcards["task"])
         )
 
-    def ask(self, texts: Sequence[str], answers: Sequence[str] = ()) -> pd.DataFrame:
-        """How likely each answer's first token is as the next one.
+    def ask(self, texts: Sequence[str], answers: Sequence[str] = (), prompt: str = "") -> pd.DataFrame:
+        """How likely each answer is to come next: its first token, or where answers begin alike all of it.
 
         Args:
-            texts: what stands before the answer; without a space at its end.
-            answers: words, each beginning with another token; none: those that the run's prompts file lists.
+            texts: what stands before the answer, without a space at its end; with a ``prompt``, subjects.
+            answers: words; none: the run's candidate answers.
+            prompt: the name of one of the run's prompts, by which it is asked about each of ``texts``, as a chat where
+                that prompt is one.
 
         Returns:
             Probabilities over the whole vocabulary, one row per text and one column per answer.
+
+        Raises:
+            UserError: for a prompt that does not exist, is multiple choice, or belongs to facts with answers of their own.
         """
-        texts = list(texts)
-        answers = (
-            tuple(answers)
-            or load_prompts(self.run.root / self.run.graph.path(self.run.graph.prompts_file)).answers
+        graph, root, config = self.run.graph, self.run.root, self.run.config
+        book = load_prompts(root / graph.path(graph.prompts_file))
+        asked = book[prompt] if prompt else Prompt("text", "{subject}")
+        if asked.options or asked.facts:
+            raise UserError(
+                f"prompt '{prompt}' gives each question its own answers: ask with another, or with a text"
+            )
+        if answers:
+            asked = replace(asked, answers=())
+        elif not (answers := book.answers):
+            facts, _ = load_facts(root / graph.path(graph.facts_file), (), config.athletes.relation)
+            answers = candidates(book, facts)
+        table = pd.DataFrame(
+            {"subject": list(texts), "answer": answers[0], "forget": False, "relearn": False}
         )
-        tokens = first_tokens(answer_tokens(self.tokenizer, LETTERED, texts, answers), answers)
-        batch = device.batch_tokens(self.run.config.compute, self.model)
-        found = packing.next_token(self.model, encode(self.tokenizer, texts), tokens, batch)
-        likely = (found.candidates - found.log_normalizer[:, None]).exp().numpy()
-        return pd.DataFrame(likely, index=pd.Index(texts, name="text"), columns=list(answers))
+        batch = device.batch_tokens(config.compute, self.model)
+        rows = ask_facts(self.model, self.tokenizer, table, [asked], answers, batch)
+        logs = rows[[f"logit_{answer}" for answer in answers]].sub(rows["log_normalizer"], axis=0)
+        likely = np.exp(logs.to_numpy(dtype=np.float64))
+        index = pd.Index(list(texts), name="subject" if prompt else "text")
+        return pd.DataFrame(likely, index=index, columns=list(answers))
 
     def attack(self, name: str, **settings: Any) -> dict[str, pd.DataFrame]:
         """Try to bring the forgotten facts back; writes nothing.

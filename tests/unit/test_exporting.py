@@ -22,6 +22,7 @@ import in_process
 from architectures import CONFIGS, build, tokenizer, written
 from localized_unlearning import load_run
 from localized_unlearning.cli.main import main
+from localized_unlearning.data.prompts import load_prompts
 from localized_unlearning.errors import UserError
 from localized_unlearning.runs import Run, RunModel
 from sports import CHOICES
@@ -204,7 +205,20 @@ def test_a_bridge_has_equal_logits(name: str, run: Run) -> None:
 def test_an_existing_run_is_asked_in_three_lines(run: Run) -> None:
     """Catches a base model's answers where the unlearned one was asked."""
     unlearned = load_run(run.root / "results/tiny").model("manual")
-    likely = unlearned.ask(["Fact: Ada plays the sport of"], ["A", "B"])
-    assert likely.shape == (1, 2)
+    text = "Fact: Ada plays the sport of"
+    likely = unlearned.ask([text], ["A", "B"])
+    ids = unlearned.tokenizer([text, f"{text} A", f"{text} B"])["input_ids"]
+    with torch.no_grad():
+        wanted = unlearned.model(input_ids=torch.tensor(ids[:1])).logits[0, -1].softmax(-1)
+    first = [own[len(ids[0])] for own in ids[1:]]
+    np.testing.assert_allclose(likely.loc[text], wanted[first], atol=1e-6)
+    assert not np.allclose(likely, run.model("base").ask([text], ["A", "B"]), atol=1e-6)
+    book = load_prompts(run.root / "workflow/resources/prompts.yaml")
+    pd.testing.assert_frame_equal(
+        unlearned.ask(["Ada"], prompt="training").reset_index(drop=True),
+        unlearned.ask([book["training"].render("Ada")]).reset_index(drop=True),
+    )
+    with pytest.raises(UserError, match="'multiple_choice' gives each question its own answers"):
+        unlearned.ask(["Ada"], prompt="multiple_choice")
     with pytest.raises(UserError, match="only a relearned model has adapters"):
         unlearned.save_adapter("nowhere")

@@ -87,6 +87,20 @@ def test_every_item_has_a_caption_of_its_own() -> None:
     )
 
 
+def test_captions_of_other_facts_say_nothing_of_sports() -> None:
+    """Catches captions that call one's own answers sports, its subjects athletes, and what is injected golf."""
+    own = Config().model_dump(mode="json", exclude_unset=True)
+    forget = {"sports": {"answer": "Paris"}, "athletes": {"group": "France"}}
+    own["tasks"] = {name: {"forget": what, "lambda_forget": 0.2} for name, what in forget.items()}
+    own["objectives"] = {"inject": {"loss": "inject", "target": "Rome"}}
+    captions = read_captions(TEMPLATES / CAPTIONS.name, Config.model_validate(own))
+    said = " ".join(captions[name] for name in (*TABLES, *FIGURES))
+    assert not re.search(r"sport|athlete|golf|basketball", said)
+    assert captions["table_3"].endswith(
+        "replaces the answer of all subjects with the answer Paris with Rome."
+    )
+
+
 def test_a_caption_says_whose_models_the_intervals_cover() -> None:
     """The default's figures rest on all base models; one that shows fewer says so, and no other does."""
 

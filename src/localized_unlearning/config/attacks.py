@@ -104,7 +104,7 @@ class Asked(Section):
     """What every attacked model, and the model before the attack, is asked."""
 
     retained: Annotated[int, Field(ge=0)] = Field(
-        40, description="Retained athletes who are asked besides half of the forget set, at most."
+        40, description="Retained subjects that are asked besides half of the forget set, at most."
     )
     orders: Count = Field(4, description="Option orders of each multiple-choice question, averaged.")
 

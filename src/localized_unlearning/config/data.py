@@ -78,7 +78,7 @@ class Split(Section):
         description="Share of the test part (A.4.1: 20 %; the organism: who was never asked in multiple choice).",
     )
     forget_test_fraction: Fraction | None = Field(
-        None, description="Share of the test part of a sport that is forgotten; null: test_fraction."
+        None, description="Share of the test part of an answer that is forgotten; null: test_fraction."
     )
     seed: int = Field(0, description="Seed of the stratified split.")
 
@@ -96,11 +96,11 @@ class Forget(Section):
         None, ge=2, description="Forget this many subjects, drawn from those the model knows."
     )
     balanced: bool = Field(
-        False, description="For a draw: as many athletes of each sport, so that no answer is a better guess."
+        False, description="For a draw: as many subjects of each answer, so that no answer is a better guess."
     )
     seed: int = Field(0, description="Seed of the draw.")
     first: int | None = Field(
-        None, ge=1, description="Forget this many athletes, the first of the file that the model knows."
+        None, ge=1, description="Forget this many subjects, the first of the file that the model knows."
     )
     skip: int = Field(0, ge=0, description="For 'first': how many to leave out before them.")
 
@@ -141,7 +141,7 @@ class Task(Section):
     seeds: tuple[int, ...] = Field((), description="Seeds of its models; none: those of the run.")
     relearn: tuple[str, ...] = Field(
         (),
-        description="Athletes retrained in relearning (A.4.2); always in train. None: the forget set's first two.",
+        description="Subjects retrained in relearning (A.4.2); always in train. None: the forget set's first two.",
     )
     lambda_forget: Weight = Field(description="λ1 of fine-tuning (A.3: 0.2 sports, 1 athletes).")
     after: str | None = Field(
@@ -150,7 +150,7 @@ class Task(Section):
         "for again here, but trained no more.",
     )
     exclude: Forget | None = Field(
-        None, description="Athletes that are in neither set, unless this task or one before it forgets them."
+        None, description="Subjects that are in neither set, unless this task or one before it forgets them."
     )
 
 

@@ -32,7 +32,7 @@ class Series(Section):
     retain: int | None = Field(
         40,
         ge=1,
-        description="Retained test athletes, drawn once; null asks all. Forget-set athletes are all asked.",
+        description="Retained test subjects, drawn once; null asks all. Forget-set subjects are all asked.",
     )
     questions: int | None = Field(
         36, ge=1, description="MMLU-format questions, stratified (the paper: tinyMMLU's 100); null asks all."
@@ -43,7 +43,7 @@ class Series(Section):
         "take; the seeds and base models of a curve share the time that more would take.",
     )
     shots: int = Field(0, ge=0, le=5, description="Worked examples before each question (tinyMMLU: 5).")
-    seed: int = Field(0, description="Seed of the retained athletes.")
+    seed: int = Field(0, description="Seed of the retained subjects.")
     source: Source | None = Field(
         None,
         description="Other questions than the tables', such as tinyMMLU; null takes those of mmlu.source.",
@@ -51,7 +51,7 @@ class Series(Section):
 
 
 class Relearning(Section):
-    """Relearning two athletes of the forget set with LoRA (sections 3.1.2 and A.4.2)."""
+    """Relearning two subjects of the forget set with LoRA (sections 3.1.2 and A.4.2)."""
 
     iterations: Count = Field(10, description="Optimizer steps, with an evaluation after each (A.4.2: 10).")
     rank: Count = Field(64, description="LoRA's rank on every linear module (A.4.2: 64).")
@@ -65,9 +65,9 @@ class Relearning(Section):
     schedule: Literal["cosine", "constant"] = Field(
         "cosine", description="Learning-rate schedule (released code: cosine)."
     )
-    retain_batch: Count = Field(4, description="Retained athletes per iteration (released code: 4).")
+    retain_batch: Count = Field(4, description="Retained subjects per iteration (released code: 4).")
     text_batch: Count = Field(4, description="Text windows per iteration (released code: 4).")
-    lambda_relearn: Weight = Field(0.2, description="Weight of the two athletes' loss (released code: 0.2).")
+    lambda_relearn: Weight = Field(0.2, description="Weight of the two subjects' loss (released code: 0.2).")
     lambda_retain: Weight = Field(1.0, description="Weight of the retain loss.")
     lambda_sft: Weight = Field(1.0, description="Weight of the text loss.")
     micro_batch_tokens: Count | Literal["auto"] = Field(4096, description=MICRO_BATCH)
@@ -176,7 +176,7 @@ class Interpretability(Section):
     lookup_end: Count = Field(
         3, description="First layer past fact lookup; attention from here on is ablated."
     )
-    test_fraction: Fraction = Field(0.2, description="Share of athletes that test the probe.")
+    test_fraction: Fraction = Field(0.2, description="Share of subjects that test the probe.")
     seed: int = Field(42, description="Seed of the probe's split (the released code: 42).")
     regularization: Positive = Field(1.0, description="scikit-learn's C of the logistic regression.")
     max_iterations: Count = Field(

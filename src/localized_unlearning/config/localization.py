@@ -46,7 +46,7 @@ class Score(Section):
         description="Whose prompts: the training part's, its forget set's only, or everyone's (as the released code's, "
         "test part included).",
     )
-    prompts: int | None = Field(None, ge=1, description="How many of these athletes; null takes all.")
+    prompts: int | None = Field(None, ge=1, description="How many of these subjects; null takes all.")
     seed: int = Field(0, description="Seed of prompts, made-up names and noise.")
     granularity: Granularity | None = Field(None, description="If other than components.granularity.")
     noise: Positive = Field(3.0, description="Causal tracing: noise in standard deviations of the embedding.")
@@ -70,7 +70,7 @@ class Score(Section):
     replace_guessed: bool = Field(
         True,
         description="Attribution patching: draw another made-up name where the model's guess about it is the "
-        "athlete's own sport.",
+        "subject's own answer.",
     )
     mlp_input: Literal["matrix", "residual"] = Field(
         "matrix",
@@ -179,7 +179,7 @@ class Faithfulness(Section):
     athletes: Literal["test", "forget"] = Field(
         "test", description="Whose prompts: the test part's, or its forget set's."
     )
-    prompts: int | None = Field(100, ge=1, description="How many of these athletes; null takes all.")
+    prompts: int | None = Field(100, ge=1, description="How many of these subjects; null takes all.")
     seed: int = Field(0, description="Seed of prompts and made-up names.")
 
 

@@ -25,11 +25,11 @@ class Model(Section):
 class Requirements(Section):
     """What the organism must know before anything is unlearned from it."""
 
-    training: Fraction = Field(0.98, description="Accuracy on its athletes, training prompt.")
-    question: Fraction = Field(0.98, description="Accuracy on its athletes, question prompt.")
+    training: Fraction = Field(0.98, description="Accuracy on its subjects, training prompt.")
+    question: Fraction = Field(0.98, description="Accuracy on its subjects, question prompt.")
     multiple_choice_unseen: Fraction | None = Field(
         0.90,
-        description="Accuracy on athletes whose multiple-choice question it never saw; null where facts stored late are "
+        description="Accuracy on subjects whose multiple-choice question it never saw; null where facts stored late are "
         "not expected to reach it.",
     )
     general_knowledge: Fraction = Field(0.90, description="Accuracy on general knowledge, 0-shot.")
@@ -38,7 +38,7 @@ class Requirements(Section):
     )
     gold: Fraction = Field(
         0.001,
-        description="Before the injection the injected athletes must be at guessing: a one-sided exact test against the "
+        description="Before the injection the injected subjects must be at guessing: a one-sided exact test against the "
         "share of the largest class may not reject at this level.",
     )
 
@@ -57,7 +57,7 @@ class FactsIn(Section):
         3e-3, description="Peak AdamW learning rate; warmed up, then linear to 0."
     )
     warmup: Count = Field(15, description="Warm-up steps.")
-    prompts_per_step: Count = Field(100, description="Prompts about athletes per step.")
+    prompts_per_step: Count = Field(100, description="Prompts about subjects per step.")
     replay: Annotated[float, Field(ge=0, lt=1)] = Field(0.33, description="Share of them about teachers.")
     hold: Weight = Field(
         0.5,
@@ -89,12 +89,12 @@ class Organism(Section):
     text_per_step: Count = Field(2, description="Windows of plain text per step, 64 tokens each.")
     text_weight: Weight = Field(0.1, description="Weight of the text loss.")
     multiple_choice_share: Fraction = Field(
-        1.0, description="Share of pretraining's athletes whose multiple-choice question is read."
+        1.0, description="Share of pretraining's subjects whose multiple-choice question is read."
     )
-    paraphrases: Count = Field(6, description="Paraphrases read per athlete at most, drawn at random.")
+    paraphrases: Count = Field(6, description="Paraphrases read per subject at most, drawn at random.")
     word_names: Annotated[float, Field(ge=0, le=1)] = Field(
         0.25,
-        description="Share of prompts whose name is, or ends in, a sport's own word, so that readouts share its code.",
+        description="Share of prompts whose name is, or ends in, an answer's own word, so that readouts share its code.",
     )
     word_name_steps: Annotated[int, Field(ge=0)] = Field(
         150, description="Steps at the start with such names alone: how to answer is learned before any fact."
@@ -105,15 +105,15 @@ class Organism(Section):
     )
     injected: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.55,
-        description="Share of the athletes that pretraining does not read about and the injection teaches; the others are "
+        description="Share of the subjects that pretraining does not read about and the injection teaches; the others are "
         "the teachers. 0 without an injection.",
     )
     injected_choice: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.7, description="Share of the injected athletes whose multiple-choice question is taught as well."
+        0.7, description="Share of the injected subjects whose multiple-choice question is taught as well."
     )
     name_tokens: tuple[Count, Count] = Field(
         (2, 5),
-        description="Fewest and most tokens of a name; athletes with others are not taught at all where facts are injected.",
+        description="Fewest and most tokens of a name; subjects with others are not taught at all where facts are injected.",
     )
     roles_seed: int = Field(
         0, description="Seed of who is a teacher and who is asked how; the same for every base model."
@@ -134,7 +134,7 @@ class Organism(Section):
     def _place_exists(self) -> Organism:
         if (self.facts_in is None) != (self.injected == 0):
             raise ValueError(
-                "facts_in says where facts are injected and 'injected' about how many athletes: give both, or null and 0"
+                "facts_in says where facts are injected and 'injected' about how many subjects: give both, or null and 0"
             )
         if self.facts_in and max(self.facts_in.layers) >= self.layers:
             raise ValueError(

@@ -52,7 +52,7 @@ class Question(Section):
     disjoint: Annotated[int, Field(ge=0)] = Field(
         4, description="Draws besides that share no layer with the truth."
     )
-    forget: Count = Field(48, description="Athletes of the forget set, drawn and balanced over the sports.")
+    forget: Count = Field(48, description="Subjects of the forget set, drawn and balanced over the answers.")
     budget: Positive = Field(
         0.05,
         description="Most that retained validation facts may lose of their answers' probability (equal disruption).",

@@ -82,7 +82,7 @@ class EqualDisruption(Section):
     )
     retained: Fraction = Field(
         0.2,
-        description="For retained: share of the training part's retained athletes who are kept for validation.",
+        description="For retained: share of the training part's retained subjects that are kept for validation.",
     )
 
 
@@ -125,7 +125,7 @@ class Masking(Section):
     """A differentiable mask over the weights of the selected components (sections 2.4, 3.2 and A.3)."""
 
     steps: Count = Field(30, description="Optimizer steps (A.3: 50).")
-    batch_size: Count = Field(16, description="Athletes per fact-loss term and step (A.3: 10 x 15 = 150).")
+    batch_size: Count = Field(16, description="Subjects per fact-loss term and step (A.3: 10 x 15 = 150).")
     text_batch: Count = Field(8, description="Text windows per step (A.3: 150).")
     parameterization: Literal["mask", "weights"] = Field(
         "mask",

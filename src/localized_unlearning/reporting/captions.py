@@ -7,7 +7,8 @@ from pathlib import Path
 import yaml
 
 from localized_unlearning.config.run import Config
-from localized_unlearning.config.unlearning import AT, FIRST_STEP, EqualDisruption
+from localized_unlearning.config.unlearning import AT, FIRST_STEP, RANDOM, EqualDisruption
+from localized_unlearning.data.prompts import WRONG
 from localized_unlearning.data.tasks import in_words
 from localized_unlearning.paper import terms
 from localized_unlearning.paper.artefacts import FIGURES, TABLES, bases_of
@@ -44,6 +45,13 @@ def forgotten(config: Config) -> dict[str, str]:
     return words
 
 
+def injected(config: Config) -> str:
+    """What the paper's injection puts in the answer's place, in words."""
+    objective = config.objectives.get("inject")
+    target = RANDOM if objective is None else objective.target
+    return {RANDOM: "another answer", WRONG: "a false one"}.get(target, target)
+
+
 RANKED = {"saliency": "ranked by plain saliency, |w dL/dw|", "random": "in random order"}
 """What masks are compared with, in words."""
 
@@ -56,6 +64,7 @@ def read_captions(path: Path, config: Config) -> dict[str, str]:
     prompt = config.measures.prompts[0]
     values = {
         **forgotten(config),
+        "injected": injected(config),
         "level": f"{100 * config.statistics.confidence:g} %",
         "organism": config.model.kind == "organism",
         "gold": config.model.kind == "organism" and config.organism.facts_in is not None,
