@@ -7,6 +7,7 @@ Snakemake rule runs, what a Slurm job runs and what a person can run at a prompt
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import sys
@@ -183,6 +184,10 @@ def shared(given: Sequence[str]) -> list[str] | None:
         return None
     arguments = build_parser(given[0]).parse_args(given)
     states = [file.stat() for file in arguments.config if file.is_file()]
+    with contextlib.suppress(
+        UserError
+    ):  # the job says so; what is read here is read for all that are forked from here
+        reading.overlays(arguments.config)
     paths = [*arguments.config, *arguments.input_base_model, *arguments.input_delta]
     return [*map(str, paths), *(f"{state.st_size} {state.st_mtime_ns}" for state in states)]
 
