@@ -32,6 +32,7 @@ def _default_places() -> dict[str, Place]:
         "mlp_0": Place(layers=(0,)),
         "mlp_1": Place(layers=(1,)),
         "mlp_2": Place(layers=(2,)),
+        "attention_0": Place(layers=(0,), kinds=ATTENTION),
         "attention_1": Place(layers=(1,), kinds=ATTENTION),
     }
 
