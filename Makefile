@@ -61,7 +61,7 @@ clean-env:
 # ---- the workflow
 
 OVERLAY = $(if $(PRESET),--configfile workflow/presets/$(PRESET).yaml)
-LAYERS = $(if $(PRESET),--config workflow/presets/$(PRESET).yaml)
+LAYERS = $(if $(PRESET),--preset $(PRESET))
 
 # An unknown preset ends here, with the names that there are.
 preset: setup
@@ -69,11 +69,11 @@ preset: setup
 
 all: preset
 	@snakemake --profile profiles/local all $(ARGS) $(OVERLAY) 2>&1
-	@$(if $(filter -n --dry-run --configfile%,$(ARGS)),true,localized-unlearning report --config config.yaml $(LAYERS) && localized-unlearning summary --config config.yaml $(LAYERS))
+	@$(if $(filter -n --dry-run --configfile%,$(ARGS)),true,localized-unlearning report $(LAYERS) && localized-unlearning summary $(LAYERS))
 
 # What a run takes and what it lacks, before it is started: make preflight PRESET=gemma-7b
 preflight: preset
-	@localized-unlearning preflight --config config.yaml $(LAYERS)
+	@localized-unlearning preflight $(LAYERS)
 
 # ---- benchmark: ours beside what a user would otherwise run; writes docs/performance.md at the end, or nothing
 

@@ -52,7 +52,11 @@ def test_presets_are_listed_and_found(
     assert main(["presets"]) == 0
     said = capsys.readouterr().out
     paths = sorted((ROOT / "workflow/presets").glob("*.yaml"))
-    assert all(f"{path.stem} " in said and len(sentence(path)) > 15 for path in paths)
+    sentences = [sentence(path) for path in paths]
+    assert all(f"{path.stem} " in said for path in paths)
+    assert len(set(sentences)) == len(paths) and all(
+        15 < len(s) < 120 and s[-1] not in ".,:" for s in sentences
+    )
     assert main(["presets", "gemma-7b"]) == 0
     assert capsys.readouterr().out == "workflow/presets/gemma-7b.yaml\n"
     with pytest.raises(UserError, match=r"did you mean gemma-7b.*presets are counterfact-sports, "):
@@ -86,6 +90,42 @@ def test_from_a_wrong_folder_the_right_one_is_named(
     monkeypatch.chdir(tmp_path)
     assert main([command, "--config", "config.yaml"]) == 1
     assert f"(this is not the workflow's folder: cd {ROOT})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["summary", f"report --config {ROOT}/config.yaml", f"preflight --config {ROOT}/config.yaml", "pages", "reference", "audit verify"],
+)  # fmt: skip
+@pytest.mark.parametrize("folder", ["docs", None], ids=["below", "outside"])
+def test_no_command_reads_another_folder_as_the_workflows(
+    line: str,
+    folder: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Catches a traceback for a file that lies elsewhere, and docs/results audited as if a run had made it."""
+    monkeypatch.chdir(ROOT / folder if folder else tmp_path)
+    assert main(line.split()) in (1, 2)
+    err = capsys.readouterr()
+    assert "Traceback" not in err.err
+    if folder:
+        assert f"cd {ROOT}" in err.err
+
+
+def test_settings_are_the_defaults_files_or_a_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches a preset that replaces the defaults, and files that are laid over what was not asked for."""
+    monkeypatch.chdir(ROOT)
+    parse = build_parser().parse_args
+    base, preset = Path("config.yaml"), Path("workflow/presets/gemma-7b.yaml")
+    assert parse(["costs"]).config == [base]
+    assert parse(["costs", "--preset", "gemma-7b"]).config == [base, preset]
+    assert parse(["costs", "--config", "a.yaml", "--config", "b.yaml"]).config == [
+        Path("a.yaml"),
+        Path("b.yaml"),
+    ]
+    assert parse(["costs", "--config", "a.yaml", "--preset", "gemma-7b"]).config == [Path("a.yaml"), preset]
+    assert parse(["costs"]).config == [base]  # the default is not grown
 
 
 def test_a_reader_that_goes_away_is_no_fault() -> None:

@@ -26,7 +26,8 @@ from localized_unlearning.audit.runs import TOPS, Run, runs_under
 from localized_unlearning.audit.words import absolute, plain, shown
 from localized_unlearning.errors import UserError
 from localized_unlearning.provenance import pages
-from localized_unlearning.workflow.layout import RESULTS, Layout
+from localized_unlearning.provenance.records import SUFFIX
+from localized_unlearning.workflow.layout import RESULTS, Layout, checkout_above
 
 if TYPE_CHECKING:
     from localized_unlearning.audit.findings import Finding
@@ -46,7 +47,8 @@ def add_commands(commands: Any) -> None:
     inner = audit.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def add(name: str, function: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        parser: argparse.ArgumentParser = inner.add_parser(name, help=text, description=text)
+        sentence = f"{text[0].upper()}{text[1:]}{'' if text.endswith('?') else '.'}"
+        parser: argparse.ArgumentParser = inner.add_parser(name, help=text, description=sentence)
         parser.set_defaults(function=functools.partial(_guarded, function))
         parser.add_argument(
             "--root", type=Path, default=Path(), help="the workflow's folder (default: the current one)"
@@ -172,6 +174,11 @@ def _default_paths(root: Path) -> list[Path]:
     if not found:
         raise UserError(
             f"there is no results folder in {root.resolve()}: name the files or folders to verify"
+        )
+    above = checkout_above(root.resolve())
+    if above and not any(next(top.rglob(f"*{SUFFIX}"), None) for top in found):
+        raise UserError(
+            f"no record lies below {root.resolve()}: name the files or folders to verify, or cd {above}"
         )
     return found
 

@@ -22,7 +22,7 @@ from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import Kept, Stage
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.provenance import code, environment
-from localized_unlearning.workflow import runner
+from localized_unlearning.workflow import layout, runner
 
 DESCRIPTION = """Unlearning of facts at chosen places in a language model, measured.
 
@@ -54,7 +54,7 @@ def _add_stage(commands: words.Commands, stage: Stage) -> None:
             nargs="*",
             default=[],
             metavar="PATH",
-            help=f"where the {given.name.replace('_', ' ')} lies that this job reads",
+            help=f"the job's input `{given.name}`: its file{'s' if given.many else ' or folder'}",
         )
     for name in stage.outputs:
         parser.add_argument(
@@ -63,7 +63,7 @@ def _add_stage(commands: words.Commands, stage: Stage) -> None:
             type=Path,
             required=True,
             metavar="PATH",
-            help=f"where to write the {name.replace('_', ' ')}",
+            help=f"where to write the output `{name}`",
         )
     parser.set_defaults(stage=stage)
 
@@ -146,12 +146,14 @@ def main(given: Sequence[str], kept: Kept | None = None) -> int:
         given: the command line.
         kept: in a forked child, what it has imported and kept of the jobs before.
     """
-    arguments = build_parser(given[0] if given else None).parse_args(given)
-    online = "stage" not in arguments or arguments.stage.online
-    if not online:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library is imported, which reads it once
     try:
+        arguments = build_parser(given[0] if given else None).parse_args(given)
+        online = "stage" not in arguments or arguments.stage.online
+        if not online:
+            os.environ["HF_HUB_OFFLINE"] = "1"  # before the hub's library is imported, which reads it once
         if "stage" not in arguments:
+            if given[0] not in words.ANYWHERE and layout.checkout_above(Path.cwd()):
+                raise UserError(f"{given[0]} runs in the workflow's folder")
             return int(arguments.function(arguments))
         asked = kept is None and not online and warm.asked() == "cache"
         if asked and warm.possible():
@@ -215,6 +217,6 @@ def _elsewhere(folder: Path) -> str:
     """Where the workflow's folder is, if this is not it."""
     if (folder / "Snakefile").is_file():
         return ""
-    places = [*folder.parents, Path(__file__).parents[3]]
-    found = next((place for place in places if (place / "workflow/rules").is_dir()), None)
+    own = Path(__file__).parents[3]
+    found = layout.checkout_above(folder) or (own if layout.is_checkout(own) else None)
     return f" (this is not the workflow's folder: cd {found})" if found else ""

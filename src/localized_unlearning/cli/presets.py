@@ -36,7 +36,7 @@ def sentence(path: Path) -> str:
         if not line.startswith("#") or text.startswith("  "):
             break
         words += text.split()
-    return re.split(r"(?<!al)[.:] (?!\()| \(|\.$", " ".join(words))[0]
+    return re.split(r"(?<!al)[.:] |(?<=\?) | \(|\.$", " ".join(words))[0]
 
 
 def presets(arguments: argparse.Namespace) -> int:
@@ -50,6 +50,8 @@ def presets(arguments: argparse.Namespace) -> int:
         print(f"{path.stem:<{width}}{sentence(path)}")
     if not paths:
         raise UserError(f"there is no folder {FOLDER} here")
-    print("\nmake all PRESET=NAME runs one; localized-unlearning preflight --config config.yaml")
-    print(f"--config {FOLDER}/NAME.yaml says first what it takes and what it lacks.")
+    print(
+        "\nlocalized-unlearning preflight --preset NAME says what one takes and what it lacks; make all PRESET=NAME"
+    )
+    print(f"runs it. {FOLDER}/NAME.yaml names its targets where they are not all; docs/scale.md has costs.")
     return 0

@@ -19,9 +19,8 @@ from localized_unlearning.workflow.profile import install_profile
 def add_commands(commands: words.Commands) -> None:
     """Add these commands to the parser's subcommands."""
     parser = commands.add_parser(
-        "summary", help="print a run's tables, where every output lies and how long it took"
+        "summary", help="print a run's tables, where every output lies and how long it took", settings=True
     )
-    parser.add_argument("--config", type=Path, action="append", required=True, help=words.CONFIG)
     parser.set_defaults(function=summary)
     parser = commands.add_parser("presets", help="list the runs that are prepared, or say where one lies")
     parser.add_argument("name", nargs="?", help="a preset's name: prints its path")
@@ -39,9 +38,8 @@ def add_commands(commands: words.Commands) -> None:
     parser.add_argument("--stages", nargs="*", help="the stages behind them; those of before if not given")
     parser.set_defaults(function=_pages)
     parser = commands.add_parser(
-        "gallery", help="copy a finished run's tables and figures, with their CSVs, into docs"
+        "gallery", help="copy a finished run's tables and figures, with their CSVs, into docs", settings=True
     )
-    parser.add_argument("--config", type=Path, action="append", required=True, help=words.CONFIG)
     parser.add_argument("--to", type=Path, required=True, help="a folder below docs/results")
     parser.add_argument("--command", dest="made_by", default="make all", help="what made the run")
     parser.set_defaults(function=gallery.run)

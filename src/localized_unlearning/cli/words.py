@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from localized_unlearning.cli.presets import find
 from localized_unlearning.jobs.stages import STAGES
 
 WILDCARDS = {
@@ -24,12 +28,40 @@ WILDCARDS = {
 
 CONFIG = "a YAML file of settings; repeat to lay one over the other"
 
+DEFAULTS = [Path("config.yaml")]
+"""The settings of a command for people that is given none."""
+
 GROUPS = {
     "To look at a run": ("summary", "report", "audit", "export"),
     "Before a run": ("presets", "preflight", "costs"),
     "To set up and maintain": ("install-profile", "reference", "reruns", "ledger", "pages", "gallery"),
 }
 """The commands for people, in the order in which --help shows them."""
+
+ANYWHERE = ("audit", "export", "presets", "install-profile")
+"""The commands for people that say themselves where they may run."""
+
+
+class Settings(argparse.Action):
+    """Files of settings: ``--config`` replaces the default, ``--preset`` is laid over what there is."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Add one file.
+
+        Raises:
+            UserError: when there is no such preset, naming those that there are.
+        """
+        before = getattr(namespace, self.dest)
+        if option_string == "--preset":
+            setattr(namespace, self.dest, [*before, find(str(values))])
+        else:
+            setattr(namespace, self.dest, [*([] if before is DEFAULTS else before), Path(str(values))])
 
 
 class Commands:
@@ -43,11 +75,23 @@ class Commands:
         self._subparsers = subparsers
         self.sentences: dict[str, str] = {}
 
-    def add_parser(self, name: str, help: str, **options: Any) -> Any:
-        """As argparse's; the sentence describes the command on its own page too."""
+    def add_parser(self, name: str, help: str, settings: bool = False, **options: Any) -> Any:
+        """As argparse's; the sentence describes the command on its own page too.
+
+        Args:
+            name: of the command.
+            help: its sentence.
+            settings: whether it reads the settings of a run: then ``arguments.config`` has their files.
+            options: as argparse's.
+        """
         self.sentences[name] = help
         options.setdefault("description", f"{help[0].upper()}{help[1:]}.")
-        return self._subparsers.add_parser(name, **options)
+        parser = self._subparsers.add_parser(name, **options)
+        if settings:
+            more: dict[str, Any] = {"dest": "config", "action": Settings, "default": DEFAULTS}
+            parser.add_argument("--config", metavar="FILE", help=f"{CONFIG} (default: config.yaml)", **more)
+            parser.add_argument("--preset", metavar="NAME", help="a preset, laid over config.yaml", **more)
+        return parser
 
     def overview(self) -> str:
         """Every command with its sentence: those for people by purpose, then the stages."""

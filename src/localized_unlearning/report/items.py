@@ -70,7 +70,7 @@ class Item:
     @property
     def title(self) -> str:
         """``Figure 9``."""
-        return self.name.replace("_", " ").capitalize()
+        return self.name.replace("localizers_", "localizers, ").replace("_", " ").capitalize()
 
     @property
     def is_grid(self) -> bool:

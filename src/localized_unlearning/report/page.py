@@ -141,7 +141,7 @@ def page(config: Config, templates: Path) -> str:
         total=clock(sum(record.computed.seconds for record in found)),
         jobs=len(found),
         ended=max((record.computed.ended[:16].replace("T", " ") for record in found), default=""),
-        hosts=sorted({_host(record.computed.host) for record in found}),
+        hosts=sorted({_host(record.computed.host) for record in found} - {""}),
         commits=sorted({commit_of(record.computed.commit) for record in found} - {""}),
     )
 
@@ -153,22 +153,19 @@ def _host(host: Mapping[str, Any]) -> str:
 
 def add_command(commands: Any) -> None:
     """Add ``report`` to the parser's subcommands."""
-    parser = commands.add_parser("report", help="write one HTML page of a run, from what lies on disk")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        action="append",
-        required=True,
-        help="a YAML file of settings; repeat to overlay",
+    parser = commands.add_parser(
+        "report", help="write one HTML page of a run, from what lies on disk", settings=True
     )
     parser.set_defaults(function=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write a run's report from what there is."""
-    config = load(arguments.config)
+    config, templates = load(arguments.config), Path("workflow/report")
+    if not templates.is_dir():
+        raise UserError(f"there is no folder {templates} here")
     out = Path(Layout(config.run).report)
-    text = page(config, Path("workflow/report"))
+    text = page(config, templates)
     shown = [item.path for item in items(config, read_captions(CAPTIONS, config))]
     pages.publish(out, text, pages.REPORT, Path(), {}, [path for path in shown if path.is_file()])
     print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")

@@ -46,6 +46,8 @@ def read(root: Path) -> tuple[dict[str, Origin], dict[str, str]]:
     Raises:
         UserError: naming the page and the key at fault.
     """
+    if not (root / LEDGER).is_file():
+        raise UserError(f"there is no {LEDGER} here")
     data = yaml.safe_load((root / LEDGER).read_text(encoding="utf-8"))
     try:
         origins = TypeAdapter(dict[str, Origin]).validate_python(data["pages"])

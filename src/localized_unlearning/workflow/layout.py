@@ -10,7 +10,7 @@ import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.paper.artefacts import FIGURES, TABLES
@@ -272,3 +272,15 @@ def _may(values: Mapping[str, str]) -> bool:
     if values.get("table", "table_1") not in TABLES or values.get("figure", "figure_1") not in FIGURES:
         return False
     return values.get("objective") != "mask"
+
+
+def is_checkout(folder: Path) -> bool:
+    """Whether a folder is the workflow's, below which results and figures lie."""
+    return (folder / "workflow/rules").is_dir()
+
+
+def checkout_above(folder: Path) -> Path | None:
+    """The workflow's folder that ``folder`` lies in; None where it is one itself, or lies in none."""
+    if (folder / "Snakefile").is_file():
+        return None
+    return next((place for place in folder.absolute().parents if is_checkout(place)), None)

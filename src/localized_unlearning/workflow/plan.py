@@ -262,8 +262,9 @@ def device_of(plan: Plan, name: str | None, threads: int, measure: bool) -> tupl
 
 def add_commands(commands: Any) -> None:
     """Add ``costs`` to the parser's subcommands."""
-    parser = commands.add_parser("costs", help="say what a run's jobs cost: operations, time, memory, disk")
-    parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; repeat to overlay")
+    parser = commands.add_parser(
+        "costs", help="say what a run's jobs cost: operations, time, memory, disk", settings=True
+    )
     parser.add_argument("--device", help=f"{', '.join(DEVICES)} or cpu (default: what the config is for)")
     parser.add_argument("--threads", type=int, help="cores of a CPU job (default: compute.threads)")
     parser.add_argument("--compare", action="store_true", help="beside what a finished run recorded")

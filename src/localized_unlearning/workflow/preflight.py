@@ -410,9 +410,8 @@ def run(arguments: argparse.Namespace, environment: Environment | None = None) -
 def add_commands(commands: Any) -> None:
     """Add ``preflight`` to the parser's subcommands."""
     parser = commands.add_parser(
-        "preflight", help="say what a run takes and all that it lacks, before it is queued"
+        "preflight", help="say what a run takes and all that it lacks, before it is queued", settings=True
     )
-    parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; repeat to overlay")
     parser.add_argument(
         "--device", help=f"{', '.join(devices.DEVICES)} or cpu (default: what the config is for)"
     )

@@ -10,7 +10,6 @@ import argparse
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from localized_unlearning.costs.stages import LIGHT
@@ -71,9 +70,8 @@ def mean_hours(found: Sequence[Edit]) -> float:
 def add_commands(commands: Any) -> None:
     """Add ``reruns`` to the parser's subcommands."""
     parser = commands.add_parser(
-        "reruns", help="say which jobs an edit in each module reruns, and what they cost"
+        "reruns", help="say which jobs an edit in each module reruns, and what they cost", settings=True
     )
-    parser.add_argument("--config", type=Path, action="append", required=True, help="YAML; repeat to overlay")
     parser.set_defaults(function=run)
 
 
