@@ -117,6 +117,26 @@ def test_what_is_held_is_the_output_elsewhere_than_at_a_name(tokenizer: Any) -> 
     )
 
 
+def test_what_nobody_reads_of_the_last_layer_is_not_computed(tokenizer: Any) -> None:
+    """Against the plain forward pass: the same logits, and the same gradients of everything."""
+    model = organism.build_model(MADE, tokenizer, 0).double()
+    reader = curriculum.reader(tokenizer, BOOK, "training", "question", "multiple_choice")
+    batch = curriculum.batches(reader.short(PEOPLE[:5], "training"))[0]
+    rows, seen = torch.arange(len(batch.last)), []
+    model.model.layers[-1].mlp.down_proj.register_forward_hook(lambda _m, a, _o: seen.append(a[0].shape[:-1]))
+    plain = model(batch.tokens).logits[rows, batch.last]
+    plain.square().sum().backward()
+    wanted = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    found = curriculum.logits(model, batch)
+    found.square().sum().backward()
+    assert torch.allclose(found, plain, atol=1e-12)
+    assert all(torch.allclose(p.grad, wanted[name], atol=1e-10) for name, p in model.named_parameters())
+    assert seen == [batch.tokens.shape, (len(rows),)]
+    curriculum.logits(model, batch, whole=True)
+    assert seen[-1] == batch.tokens.shape
+
+
 @given(st.integers(0, 200), st.booleans(), st.sampled_from([(0,), (0, 1), (2,)]))
 def test_draws_match_the_truth_in_kind(seed: int, disjoint: bool, layers: tuple[int, ...]) -> None:
     facts_in = FactsIn(layers=layers)

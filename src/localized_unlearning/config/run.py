@@ -69,9 +69,10 @@ class Config(Section):
     )
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds of unlearning; one model per seed.")
     base_seeds: tuple[int, ...] = Field(
-        (0, 1, 2),
+        (0, 1, 3),
         min_length=1,
-        description="Seeds of pretraining; one base model per seed, each with everything below it (model kind organism).",
+        description="Seeds of pretraining; one base model per seed, each with everything below it (model kind organism). Seed 2 is left out: "
+        "it reaches the bed's requirements by a hair, .87 to .93 in unseen multiple choice as a processor rounds (needs .9).",
     )
     figure_base_seeds: tuple[int, ...] | None = Field(
         None,

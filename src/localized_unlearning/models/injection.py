@@ -119,7 +119,9 @@ def inject(
     )
     replayed = round(settings.replay * settings.prompts_per_step)
     losses = []
-    with changes(model, before, sorted({name.rsplit(".", 2)[0] for name in trainable})) as change:
+    blocks = sorted({name.rsplit(".", 2)[0] for name in trainable})
+    held_last = any(model.get_submodule(name) is model.model.layers[-1].mlp for name in blocks)
+    with changes(model, before, blocks) as change:
         for step in progress.over(range(settings.steps)):
             taught = [
                 lessons.choice if rng.random() < share else lessons.no_choice
@@ -130,7 +132,7 @@ def inject(
             batches = curriculum.batches(items)
             total = 0.0
             for batch in batches:
-                logits = curriculum.logits(model, batch)
+                logits = curriculum.logits(model, batch, whole=held_last)
                 loss = torch.nn.functional.cross_entropy(logits, batch.answer, reduction="sum") / len(items)
                 (loss + settings.hold / len(batches) * change(batch.elsewhere)).backward()
                 total += loss.item()
