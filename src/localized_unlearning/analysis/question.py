@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, t
 
 GROUP = ["place", "base_seed"]
 
@@ -31,7 +31,7 @@ TOOK = 0.9
 
 
 class Correlation(NamedTuple):
-    """Mean over groups of Spearman's rank correlation, with an interval of two stages: places, and base models in each.
+    """Mean of Spearman's rank correlation, with its interval over places (:func:`over_places`), and of how many groups.
 
     A direction that one place has and another has not is not known, however many base models say it.
     """
@@ -92,7 +92,21 @@ def compared(rows: pd.DataFrame) -> pd.DataFrame:
     return with_outcomes(rows[took])
 
 
-def correlation(rows: pd.DataFrame, predictor: str, outcome: str, samples: int, seed: int) -> Correlation:
+def over_places(values: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Mean over places of each place's mean over base models, with the 95 % interval of Student's t.
+
+    Of one place alone, over its base models. Resampling five places gives an interval that is too narrow (a claim of no
+    effect is then refuted in 13 % of simulations), as few clusters always do; the t interval keeps its level.
+    """
+    units = np.array([np.mean(each) for each in values] if len(values) > 1 else values[0])
+    mean = float(units.mean())
+    if len(units) < 2:
+        return mean, float("-inf"), float("inf")
+    reach = float(t.ppf(0.975, len(units) - 1) * units.std(ddof=1) / np.sqrt(len(units)))
+    return mean, mean - reach, mean + reach
+
+
+def correlation(rows: pd.DataFrame, predictor: str, outcome: str) -> Correlation:
     """Rank correlation within each group, averaged; groups where either does not vary say nothing and are left out."""
     found: dict[Any, list[float]] = {}
     for place, groups in rows.groupby("place", sort=False):
@@ -103,16 +117,7 @@ def correlation(rows: pd.DataFrame, predictor: str, outcome: str, samples: int, 
                 found.setdefault(place, []).append(value)
     if not found:
         return Correlation(float("nan"), float("nan"), float("nan"), 0)
-    values, rng = [np.array(each) for each in found.values()], np.random.default_rng(seed)
-    means = [
-        np.concatenate(
-            [rng.choice(values[i], len(values[i])) for i in rng.integers(len(values), size=len(values))]
-        ).mean()
-        for _ in range(samples)
-    ]
-    low, high = np.quantile(means, [0.025, 0.975])
-    every = np.concatenate(values)
-    return Correlation(float(every.mean()), float(low), float(high), len(every))
+    return Correlation(*over_places(list(found.values())), sum(map(len, found.values())))
 
 
 def truth_among_draws(
@@ -153,7 +158,7 @@ class Verdict(NamedTuple):
     why: str
 
 
-def claims(rows: pd.DataFrame, samples: int, seed: int, level: float = 0.95) -> list[Verdict]:
+def claims(rows: pd.DataFrame, seed: int, level: float = 0.95) -> list[Verdict]:
     """The claims of the question, written down before any of it was run.
 
     A correlation supports its claim when its whole interval is below 0 (more of the predictor, less recovered), and
@@ -173,7 +178,7 @@ def claims(rows: pd.DataFrame, samples: int, seed: int, level: float = 0.95) -> 
         ("shared", "A selection with more of its matrices in the truth unlearns more robustly"),
         ("ablated", "A selection whose ablation loses more facts unlearns more robustly"),
     ):
-        c = correlation(rows, predictor, RECOVERED, samples, seed)
+        c = correlation(rows, predictor, RECOVERED)
         said = "supported" if c.high < 0 else "contradicted" if c.low > 0 else "undecided"
         why = f"Spearman {c.mean:.2f} [{c.low:.2f}, {c.high:.2f}] over {c.groups} groups"
         found.append(Verdict(claim, "not testable" if few else said, few or why))

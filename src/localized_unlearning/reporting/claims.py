@@ -76,7 +76,7 @@ def ledger(claims: tuple[Claim, ...], folder: Path | None, asked: Path | None) -
     curves in ``folder``."""
     settings = Statistics()
     outcomes = None if asked is None else question.compared(pd.read_csv(asked))
-    own = [] if outcomes is None else question.claims(outcomes, settings.bootstrap, settings.seed)
+    own = [] if outcomes is None else question.claims(outcomes, settings.seed)
     tables = published.Published(settings)
     found = [verdicts.judge(claim, tables, settings.confidence) for claim in claims]
     curves: list[Judgement] = []

@@ -51,7 +51,7 @@ def places(rows: pd.DataFrame, outcomes: pd.DataFrame, seed: int) -> markup.Pane
             for name in ("truth", "draw", "disjoint")
         ]
         rank = question.truth_among_draws(own, question.RECOVERED, seed)
-        along = question.correlation(own, "auroc", question.RECOVERED, 1, seed)
+        along = question.correlation(own, "auroc", question.RECOVERED)
         lines.append(
             [
                 str(place),
@@ -100,12 +100,12 @@ def by_selection(outcomes: pd.DataFrame) -> markup.Panel:
     )  # fmt: skip
 
 
-def correlations(outcomes: pd.DataFrame, samples: int, seed: int) -> markup.Panel:
+def correlations(outcomes: pd.DataFrame) -> markup.Panel:
     """Every predictor with every outcome."""
     lines = []
     for predictor, name in question.PREDICTORS.items():
         for outcome, what in question.OUTCOMES.items():
-            found = question.correlation(outcomes, predictor, outcome, samples, seed)
+            found = question.correlation(outcomes, predictor, outcome)
             lines.append(
                 [
                     name,
@@ -116,7 +116,8 @@ def correlations(outcomes: pd.DataFrame, samples: int, seed: int) -> markup.Pane
                 ]
             )
     return markup.Panel(
-        "Rank correlations within a place and base model, averaged (95 % bootstrap over places, and base models in each).",
+        "Rank correlations within a place and base model, averaged over a place's base models, then over places (95 %, Student's t "
+        "over places).",
         ["Predictor", "Outcome", "Spearman", "Groups", "Read as"],
         lines,
     )
@@ -151,13 +152,13 @@ def truth_ranks(outcomes: pd.DataFrame, seed: int) -> markup.Panel:
     )
 
 
-def judged(outcomes: pd.DataFrame, samples: int, seed: int) -> markup.Panel:
+def judged(outcomes: pd.DataFrame, seed: int) -> markup.Panel:
     """The claims with their verdicts."""
     return markup.Panel(
         f"Claims on the recovered share, held to the rows; none is judged below {question.DRAWS} matched draws or "
         f"{question.GROUPS} groups.",
         ["Claim", "Verdict", "Why"],
-        [list(found) for found in question.claims(outcomes, samples, seed)],
+        [list(found) for found in question.claims(outcomes, seed)],
     )
 
 
@@ -191,16 +192,16 @@ def run(job: Job) -> None:
         f"{groups} groups of a place and a base model, {len(outcomes)} selections. Groups whose place did not take the facts "
         f"(below {question.TOOK} on the training prompt), or whose base model hardly knows more than gold in multiple choice, are left "
         "out: what is stored that late reaches no other format.",
-        "Selections of one group share facts, items and attacker; the intervals are over places and base models. The organism is small and "
+        "Selections of one group share facts, items and attacker; the intervals are over places. The organism is small and "
         "its place is made by training: what is shown holds for it, and is a hypothesis for pretrained models.",
     ]
     panels = [places(rows, outcomes, statistics.seed)]
     if len(outcomes):
         panels += [
             by_selection(outcomes),
-            correlations(outcomes, statistics.bootstrap, statistics.seed),
+            correlations(outcomes),
             truth_ranks(outcomes, statistics.seed),
-            judged(outcomes, statistics.bootstrap, statistics.seed),
+            judged(outcomes, statistics.seed),
         ]
     title = f"Does localization inform unlearning? ({job.config.run})"
     rows.to_csv(job.outputs["csv"], index=False)
