@@ -92,6 +92,15 @@ def test_preflight_ends_with_its_verdict(overlay: str, checkout: Path) -> None:
     assert "Traceback" not in said and " -" not in said.replace(" --", "").replace("|--", "")
 
 
+def test_preflight_says_a_fault_once(checkout: Path) -> None:
+    """Catches a prompts file's fault told by every check that reads it, and counted as so many things."""
+    prompt = {"text": "{subject}?\n{options}", "options": 4}
+    (checkout / "prompts.yaml").write_text(yaml.safe_dump({"prompts": {"multiple_choice": prompt}}))
+    own = {"prompts": {"file": "prompts.yaml"}, "objectives": {"inject": {"target": "random_other"}}}
+    _, said = preflight(own, checkout)
+    assert said.count("asks for 4 options") == 1 and "not ready, 1 thing is missing" in said
+
+
 def test_preflight_looks_at_facts_of_any_relation(checkout: Path) -> None:
     """Catches classes with too few rows, and a forget set larger than all there is, which made costs negative."""
     (checkout / "facts.csv").write_text(

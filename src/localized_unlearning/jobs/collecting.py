@@ -111,6 +111,7 @@ COLLECTING = (
             "prompts",
             "measures",
             "tasks.*.forget",
+            "objectives.*.target",
             "seeds",
             "base_seeds",
             "figure_base_seeds",

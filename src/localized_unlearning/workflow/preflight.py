@@ -329,7 +329,7 @@ def _fault(sentence: str) -> Requirement:
 
 
 def check(plan: Plan, environment: Environment, device: Device) -> list[Requirement]:
-    """All findings, in the order of a run; a check that fails is a finding too."""
+    """All findings, in the order of a run, each once; a check that fails is a finding too."""
     checks: dict[str, Callable[[], Iterable[Requirement]]] = {
         "what the config names": lambda: map(_fault, given.faults(plan.config, plan.places)),
         "the model": lambda: model(plan, environment),
@@ -339,7 +339,7 @@ def check(plan: Plan, environment: Environment, device: Device) -> list[Requirem
         "memory": lambda: memory(plan, environment, device),
         "Slurm": lambda: slurm(plan, environment),
     }
-    return [finding for name, found in checks.items() for finding in _guarded(name, found)]
+    return list(dict.fromkeys(f for name, found in checks.items() for f in _guarded(name, found)))
 
 
 def _guarded(name: str, found: Callable[[], Iterable[Requirement]]) -> Iterator[Requirement]:
@@ -361,10 +361,9 @@ def page(plan: Plan, findings: list[Requirement], device: Device, host: Device) 
     try:
         lines += lines_of(plan, device, host)
     except Exception as error:  # of a config with a fault that is among the findings
-        findings = [
-            *findings,
-            Requirement("missing", f"the plan cannot be counted ({error})", "mend what else is missing"),
-        ]
+        if _fault(str(error)) not in findings:
+            uncounted = f"the plan cannot be counted ({error})"
+            findings = [*findings, Requirement("missing", uncounted, "mend what else is missing")]
     if device.gpu:
         lines.append(f"Times assume {device.utilisation:.0%} of {device.name}'s peak; none was measured.")
     for state, title in (("ok", "In order"), ("unchecked", "Not checked"), ("missing", "Missing")):
