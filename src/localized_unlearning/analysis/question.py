@@ -96,7 +96,7 @@ def over_places(values: Sequence[Sequence[float]]) -> tuple[float, float, float]
     """Mean over places of each place's mean over base models, with the 95 % interval of Student's t.
 
     Of one place alone, over its base models. Resampling five places gives an interval that is too narrow (a claim of no
-    effect is then refuted in 13 % of simulations), as few clusters always do; the t interval keeps its level.
+    effect is then refuted in 16 % of simulations), as few clusters always do; the t interval keeps its level.
     """
     units = np.array([np.mean(each) for each in values] if len(values) > 1 else values[0])
     mean = float(units.mean())
