@@ -95,7 +95,7 @@ $(VENV)/bench/.installed: envs/bench.txt | setup
 
 docs: $(VENV)/docs/.installed
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/docs/bin/mkdocs build --quiet
-	@python tools/site.py site && echo 'open site/index.html in a browser'
+	@python tools/site.py site && echo 'open site/index.html in a browser; its search needs a server: python3 -m http.server -d site'
 
 $(VENV)/docs/.installed: envs/docs.txt | setup
 	@echo "Setting up $(VENV)/docs/ from envs/docs.txt: 60 MB to fetch"

@@ -234,7 +234,7 @@ def probe_inputs(bench: Bench) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def probes_ours(bench: Bench) -> Work:
-    import sklearn.linear_model  # noqa: F401  (imported once a process: not part of the work)
+    import sklearn.linear_model  # noqa: F401  (imported once per process: not part of the work)
 
     activations, sports, train = probe_inputs(bench)
     return lambda: {

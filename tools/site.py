@@ -30,7 +30,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Links out of docs/ made links to the copies."""
+    """Links out of docs/ made links to the copies; a page that is a caption is named after its figure."""
+    name = Path(page.file.src_uri).name
+    if name.endswith(".caption.md"):
+        page.meta["title"] = name.removesuffix(".caption.md").replace("_", " ").capitalize()
     return OUTSIDE.sub(r"](source/\1)", markdown)
 
 

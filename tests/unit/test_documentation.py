@@ -74,6 +74,13 @@ def test_presets_in_the_pages_exist() -> None:
     assert said - {"NAME", "X"} <= {path.stem for path in (ROOT / "workflow/presets").glob("*.yaml")}
 
 
+def test_files_in_the_pages_exist() -> None:
+    """Catches a page that names a module or a test that has moved."""
+    path = re.compile(r"(?<![\w/<>.])(?:src|tests|tools|benchmarks|examples)/[\w./-]+\.(?:py|sh|yaml|md)")
+    named = {name for page in PAGES for name in path.findall(page.read_text(encoding="utf-8"))}
+    assert named and not {name for name in named if not (ROOT / name).is_file()}
+
+
 def test_examples_of_settings_are_yaml() -> None:
     for page in PAGES:
         for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):

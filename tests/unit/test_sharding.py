@@ -230,7 +230,7 @@ class Runs:
 
 @pytest.fixture
 def runs(tiny_base: TinyBase, tmp_path: Path) -> Callable[[int], Runs]:
-    """Runs with as many processes a job; each in its own folder."""
+    """Runs with as many processes per job; each in its own folder."""
 
     def make(shards: int) -> Runs:
         changed = {

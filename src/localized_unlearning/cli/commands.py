@@ -210,7 +210,7 @@ def preload() -> None:
         return
     conversion_mapping.get_checkpoint_conversion_mapping(
         "gemma"
-    )  # compiles a thousand patterns, once a process
+    )  # compiles a thousand patterns, once per process
 
 
 def _elsewhere(folder: Path) -> str:

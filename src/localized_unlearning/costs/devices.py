@@ -76,7 +76,7 @@ class Device:
 
     Attributes:
         name: its name.
-        bfloat16, float32: matrix products, operations a second at the peak.
+        bfloat16, float32: matrix products, operations per second at the peak.
         bandwidth: bytes of memory a second.
         memory: bytes.
         utilisation: share of that rate that a model's layers reach.
@@ -147,7 +147,7 @@ def cpu(threads: int, rate: float = 40e9) -> Device:
 
     Args:
         threads: cores of a job.
-        rate: float32 operations a second and core in large matrix products; bfloat16 is taken to be as fast.
+        rate: float32 operations per second and core in large matrix products; bfloat16 is taken to be as fast.
     """
     return Device(
         "cpu", rate * threads, rate * threads, 6e9, 0.0, 0.85, 1e-4, disk=0.4e9, start=0.3, gpu=False, cores=1
