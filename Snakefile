@@ -68,6 +68,7 @@ rule all:
         directives.model_cards(),
         directives.attacks(),
         directives.localizers(),
+        directives.overlaps(),
     localrule: True
     message:
         "everything is there"

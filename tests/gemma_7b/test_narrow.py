@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import narrow
 import pandas as pd
@@ -137,14 +138,22 @@ def test_the_journal_version(preset: str, tmp_path: Path) -> None:
     )
 
 
+def of_counterfact(tmp_path: Path, architecture: str) -> tuple[Path, dict[str, Any]]:
+    """A checkout with a narrow model and invented facts, and the settings that put them over a preset of CounterFact."""
+    place = workplace(tmp_path)
+    settings = narrow.overlay(place, architecture)
+    (place / "counterfact").mkdir()
+    (place / "counterfact/counterfact.json").write_text(json.dumps(narrow.counterfact()))
+    settings["athletes"]["source"].pop("sha256")
+    facts = {"source": {"local": "counterfact"}, "own_prompts": {"shots": 2}, "known_threshold": None}
+    return place, merge(settings, {"athletes": facts})
+
+
 @pytest.mark.parametrize("preset", ["gemma-7b", "gemma-2-9b-as-released", "llama-3-8b"])
 def test_the_journal_version_on_counterfact(preset: str, tmp_path: Path) -> None:
     """Each fact by its own prompt, and a chain of two forget sets: a row for every localization, the base row right."""
     name = f"icml-counterfact-{preset}"
-    place = workplace(tmp_path)
-    settings = narrow.overlay(place, preset.removesuffix("-as-released"))
-    (place / "counterfact").mkdir()
-    (place / "counterfact/counterfact.json").write_text(json.dumps(narrow.counterfact()))
+    place, settings = of_counterfact(tmp_path, preset.removesuffix("-as-released"))
     small = {name: {"forget": {"first": 4}} for name in ("counterfact_16", "counterfact_64")}
     chain = {
         f"sequence_{n + 1}": {"forget": {"first": 2, "skip": 2 * n}, "exclude": {"first": 8}}
@@ -152,11 +161,6 @@ def test_the_journal_version_on_counterfact(preset: str, tmp_path: Path) -> None
     }
     own = {
         "seeds": [0],
-        "athletes": {
-            "source": {"local": "counterfact"},
-            "own_prompts": {"shots": 2},
-            "known_threshold": None,
-        },
         "tasks": {**small, **{key: chain[key] for key in ("sequence_1", "sequence_2")}},
         "studies": {
             "icml_sequence": {
@@ -166,10 +170,8 @@ def test_the_journal_version_on_counterfact(preset: str, tmp_path: Path) -> None
         },
         "objectives": {"edit_sequence": {"finetune": {"steps": 2}}},
     }
-    settings["athletes"]["source"].pop("sha256")
-    layers = merge(settings, own)
     (place / f"{name}.yaml").write_text(
-        yaml.safe_dump({"extends": f"workflow/presets/{name}.yaml", **layers})
+        yaml.safe_dump({"extends": f"workflow/presets/{name}.yaml", **merge(settings, own)})
     )
     results = run(place, name, "icml_sequence")
     table = pd.read_csv(results / "studies/icml_sequence.csv")
@@ -186,3 +188,38 @@ def test_the_journal_version_on_counterfact(preset: str, tmp_path: Path) -> None
     folder = results / "base0/sequence_2/edit_sequence/manual/seed0"
     record = json.loads(next(folder.glob("delta*.record.json")).read_text())
     assert any("sequence_1" in given["path"] for given in record["inputs"])
+
+
+def test_the_journal_versions_mechanisms(tmp_path: Path) -> None:
+    """Tables 2 and 3: selections by head, as they are described, and masks, beside the mechanisms of Gemma 2 9B."""
+    name = "icml-mechanisms-gemma-2-9b"
+    place, settings = of_counterfact(tmp_path, "gemma-2-9b")
+    tasks = {task: {"forget": {"first": 4}} for task in ("counterfact_16", "counterfact_64")}
+    own = {"scores": HEADS, "overlap": {"masked": 1000}, "tasks": tasks}
+    (place / f"{name}.yaml").write_text(
+        yaml.safe_dump({"extends": f"workflow/presets/{name}.yaml", **merge(settings, own)})
+    )
+    results = run(place, name, "icml_table_2", "icml_table_3")
+    rows = pd.read_csv(results / "overlap.csv")
+    by = rows.set_index(["kind", "first", "second"])["share_of_second"]
+    assert by["selection", "manual", "fact_lookup"] == 1
+    masked = rows[(rows["kind"] == "mask") & (rows["first"] == "manual") & (rows["second"] == "fact_lookup")]
+    assert 0 < masked["first_parameters"].item() == masked["common"].item() <= 1000
+    assert masked["second_parameters"].item() == 11 * 2 * 48 * 96
+    for everything in ("nonlocalized", "all_mlps"):
+        assert (
+            by["selection", everything, "extraction_mlps"] == by["selection", everything, "fact_lookup"] == 1
+        )
+    assert (
+        by["selection", "nonlocalized", "extraction_heads"] == 1
+        and by["selection", "manual", "extraction_heads"] == 0
+    )
+    assert set(rows["task"]) == {"counterfact_16"} and set(rows.loc[rows["kind"] == "mask", "first"]) == set(
+        rows["first"]
+    )
+    chosen = json.loads((results / "base0/counterfact_16/selections/attribution_patching.json").read_text())
+    assert chosen["parameters"] <= 11 * 2 * 48 * 96 and any(
+        len(c.split(".")) == 4 for c in chosen["components"]
+    )
+    text = (results / "overlap.md").read_text()
+    assert "Extraction heads: L25H1, L25H2" in text and "1,000" in text

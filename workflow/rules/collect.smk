@@ -151,6 +151,58 @@ rule faithfulness_report:
         directives.command("faithfulness_report")
 
 
+rule overlap:
+    """Count the weights that localizations share."""
+    input:
+        unpack(directives.inputs("overlap")),
+    output:
+        **directives.outputs("overlap", directory),
+    log:
+        directives.log("overlap"),
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=directives.memory("overlap"),
+        runtime=directives.runtime("overlap"),
+    params:
+        **directives.params("overlap"),
+    message:
+        "count the weights that localizations share (base {wildcards.base_seed}, {wildcards.task})"
+    shell:
+        directives.command("overlap")
+
+
+rule overlap_table:
+    """Write how much localizations share with one another and with mechanisms."""
+    input:
+        unpack(directives.inputs("overlap_table")),
+    output:
+        **directives.outputs("overlap_table", directory),
+    log:
+        directives.log("overlap_table"),
+    conda:
+        "../../envs/cpu.yaml"
+    resources:
+        mem_mb=directives.memory("overlap_table"),
+        runtime=directives.runtime("overlap_table"),
+    params:
+        **directives.params("overlap_table"),
+    message:
+        "write the overlap of the localizations"
+    shell:
+        directives.command("overlap_table")
+
+
+for name in ("icml_table_2", "icml_table_3"):
+
+    rule:
+        name:
+            name
+        input:
+            directives.overlap(name),
+        localrule: True
+
+
 for name in [*TABLES, *FIGURES]:
 
     rule:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from localized_unlearning.config.base import (
+    Count,
     Fraction,
     Granularity,
     Kind,
@@ -181,6 +183,52 @@ class Faithfulness(Section):
     )
     prompts: int | None = Field(100, ge=1, description="How many of these subjects; null takes all.")
     seed: int = Field(0, description="Seed of prompts and made-up names.")
+
+
+class Mechanism(Section):
+    """Components that are said to do one thing: attention heads and MLPs, by layer."""
+
+    label: Label = Field(description="Name in tables, in one line.")
+    heads: dict[Annotated[int, Field(ge=0)], tuple[Annotated[int, Field(ge=0)], ...]] = Field(
+        default_factory=dict, description="Attention heads, by layer: {37: [12], 39: [7, 13]}."
+    )
+    mlps: tuple[Annotated[int, Field(ge=0)], ...] = Field((), description="Layers whose MLPs are of it.")
+
+    @model_validator(mode="after")
+    def _some(self) -> Mechanism:
+        if not any(self.heads.values()) and not self.mlps:
+            raise ValueError("a mechanism needs heads or mlps: name some")
+        return self
+
+
+class Overlap(Section):
+    """How much localizations share with one another and with mechanisms that are named (`snakemake overlap_table`)."""
+
+    mechanisms: dict[Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")], Mechanism] = Field(
+        default_factory=dict,
+        description="Sets of components by name, of which the table gives the share that each localization holds.",
+    )
+    tasks: tuple[str, ...] = Field((), description="Of which tasks; none: of all.")
+    masked: Count | None = Field(
+        None,
+        description="Also train masks, and count among the mechanisms the weights that each removes first, this many; null: no.",
+    )
+
+    def impossible(self, tasks: Collection[str], ranked: int, seeds: bool) -> str | None:
+        """Why the table cannot be made, with the remedy; None when it can.
+
+        Args:
+            tasks: the run's tasks.
+            ranked: how many weights a mask ranks.
+            seeds: whether the run has masks.
+        """
+        if unknown := sorted(set(self.tasks) - set(tasks)):
+            return f"overlap.tasks names {unknown[0]}, which is not under 'tasks'"
+        if self.masked is not None and not seeds:
+            return "overlap.masked needs masks, and mask_seeds is empty: name a seed there, or set overlap.masked to null"
+        if self.masked is not None and self.masked > ranked:
+            return f"overlap.masked is {self.masked:,}, and masks rank {ranked:,} weights: raise masking.edit_sizes"
+        return None
 
 
 class NullDistribution(Section):

@@ -32,6 +32,7 @@ from localized_unlearning.config.localization import (
     Faithfulness,
     Localization,
     NullDistribution,
+    Overlap,
     Score,
     _default_localizations,
     _default_scores,
@@ -99,6 +100,7 @@ class Config(Section):
     scores: dict[str, Score | None] = Field(default_factory=_default_scores)
     localizations: dict[str, Localization | None] = Field(default_factory=_default_localizations)
     faithfulness: Faithfulness = Faithfulness()
+    overlap: Overlap = Overlap()
     null_distribution: NullDistribution = NullDistribution()
     finetune: Finetune = Finetune()
     evaluation: Evaluation = Evaluation()
@@ -278,7 +280,9 @@ class Config(Section):
     @model_validator(mode="after")
     def _draws(self) -> Config:
         """Attacks have what they attack; every draw of the null distribution is a localization, like any other."""
-        if why := self.attacks.impossible(self.has_injection):
+        masks, ranked = self.mask_seeds != (), max(self.masking.edit_sizes)
+        why = self.attacks.impossible(self.has_injection)
+        if why := why or self.overlap.impossible(self.tasks, ranked, masks):
             raise ValueError(why)
         if self.null_distribution.draws and "manual" not in self.localizations:
             raise ValueError("null_distribution ranks 'manual' among random draws, but it is absent")

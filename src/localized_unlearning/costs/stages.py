@@ -393,6 +393,8 @@ STAGE_COSTS: dict[str, Callable[[CostModel, Wildcards], Cost]] = {
     "select_weights": _select_weights,
     "faithfulness": _faithfulness,
     "faithfulness_report": _table,
+    "overlap": _light,
+    "overlap_table": _table,
     "study": _comparisons,
     "finetune": _finetune,
     "facts": _facts,

@@ -1,4 +1,4 @@
-"""The stages that collect: tables, figures, comparisons, claims; from rows alone, never from a model."""
+"""The stages that collect: tables, figures, comparisons, claims; from rows and selections alone, never from a model's weights."""
 
 from __future__ import annotations
 
@@ -67,6 +67,24 @@ COLLECTING = (
         settings=("run", "statistics", "localizations"),
         inputs=(many("data"),),
         outputs=("csv", "markdown", "pdf", "png", "svg"),
+    ),
+    Stage(
+        name="overlap",
+        help="count the weights that localizations share with one another and with mechanisms",
+        module="localized_unlearning.unlearning.overlap",
+        function="overlap",
+        settings=("overlap", "components"),
+        inputs=(Input("base_model"), SELECTIONS, many("weights"), many("masks")),
+        outputs=("overlap",),
+        wildcards=("base_seed", "task"),
+    ),
+    Stage(
+        name="overlap_table",
+        help="write how much localizations share with one another and with mechanisms",
+        module="localized_unlearning.reporting.overlap",
+        settings=("run", "localizations", "overlap"),
+        inputs=(many("rows"),),
+        outputs=("csv", "markdown", "latex"),
     ),
     Stage(
         name="attack_table",

@@ -32,7 +32,7 @@ def files(config: Config) -> Iterator[tuple[Path, str]]:
     yield from ((path, f"{path.stem}.caption.md") for path in sorted(figures.glob("figure_*.md")))
     yield from ((path, path.name) for path in sorted(results.glob("claims.*")) if "record" not in path.name)
     for suffix in ("md", "csv", "png"):
-        for stem in ("attacks", "localizers", "places", "question"):
+        for stem in ("attacks", "localizers", "overlap", "places", "question"):
             yield from ((path, path.name) for path in sorted(results.glob(f"{stem}.{suffix}")))
         for path in sorted(results.glob(f"*/localizers.{suffix}")):
             yield path, f"localizers_{path.parent.name}.{suffix}"

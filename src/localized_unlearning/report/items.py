@@ -166,6 +166,10 @@ BESIDE = {
         "faithfulness/faithfulness.md",
         "What is left of the answer with, and without, what each selects.",
     ),
+    "overlap": (
+        "overlap.md",
+        "How many weights localizations share with one another, and with mechanisms.",
+    ),
     "question": ("question.md", "Whether a localizer that finds the truth better unlearns more robustly."),
 }
 """Pages of a run beside the paper's tables and figures: where they lie below its results, and what they show."""

@@ -17,6 +17,7 @@ from localized_unlearning.workflow.products import (
     Given,
     Product,
     model,
+    only,
 )
 
 
@@ -117,6 +118,39 @@ class Collected(Checkpoints):
             for start in self.bases
             for name in self.compared
             if self.localization(name).kind != "weights"
+        ]
+
+    def _overlapping(self, w: Mapping[str, str]) -> dict[str, Given | list[Given] | None]:
+        """The selections of a task, with the single weights that some are of, and the masks if they are wanted."""
+        here = only(w, "base_seed", "task")
+        chosen = [self.trained({**here, "localization": name}) for name in self.compared]
+        seeds = self.seeds(w["task"], "mask") if self.config.overlap.masked is not None else ()
+        return {
+            **self._base(w),
+            "selections": list(chosen),
+            "weights": [Product(c.job, "weights") for c in chosen if c.job.stage == "select_weights"],
+            "masks": [
+                Product(JobId.of("mask", **here, localization=name, seed=seed), "mask")
+                for name in self.compared
+                for seed in seeds
+            ],
+        }
+
+    def _overlaps(self) -> list[Given]:
+        """The overlap of the localizations, task by task.
+
+        Raises:
+            UserError: when there is nothing to compare.
+        """
+        if len(self.compared) < 2 and not self.config.overlap.mechanisms:
+            raise UserError(
+                "overlap_table compares localizations, and this run has one alone: add another, or name mechanisms under "
+                "overlap.mechanisms"
+            )
+        return [
+            Product(JobId.of("overlap", base_seed=start, task=task), "overlap")
+            for task in self.config.overlap.tasks or self.tasks
+            for start in self.bases
         ]
 
     def _figure(self, w: Mapping[str, str]) -> dict[str, Given | list[Given] | None]:

@@ -35,7 +35,7 @@ def faults(config: Config, places: sizes.Places) -> Iterator[str]:
         yield f"athletes.made_up_names is {config.athletes.made_up_names}, which does not exist: correct the path"
     shape, origin = sizes.find_shape(config, places)
     if not origin.startswith("assumed"):
-        yield from _layers(config, shape.layers)
+        yield from _layers(config, shape)
         yield from _attacks(config, shape)
     source = config.athletes.source
     path = sizes.local_path(source, places.source("athletes.source"))
@@ -70,7 +70,8 @@ def _prompts(config: Config, book: PromptBook) -> Iterator[str]:
             yield f"{key} is '{name}', which has no options: give it some, or name another prompt"
 
 
-def _layers(config: Config, layers: int) -> Iterator[str]:
+def _layers(config: Config, shape: sizes.Shape) -> Iterator[str]:
+    layers = shape.layers
     named = {
         f"localizations.{name}{part}": found.layers
         for name, chosen in config.localizations.items()
@@ -82,6 +83,15 @@ def _layers(config: Config, layers: int) -> Iterator[str]:
         outside = [layer for layer in wanted if not 0 <= layer < layers]
         if outside:
             yield f"{key}.layers names layer {outside[0]}, and the model has layers 0 to {layers - 1}: correct it"
+    for name, mechanism in config.overlap.mechanisms.items():
+        outside = [layer for layer in (*mechanism.heads, *mechanism.mlps) if layer >= shape.layers]
+        late = [head for own in mechanism.heads.values() for head in own if head >= shape.heads]
+        for what, found, there in (("layer", outside, shape.layers), ("head", late, shape.heads)):
+            if found:
+                yield (
+                    f"overlap.mechanisms.{name} names {what} {found[0]}, and the model has {what}s 0 to {there - 1}: "
+                    "correct it"
+                )
     end = config.interpretability.lookup_end
     if end >= layers:
         yield (

@@ -64,6 +64,8 @@ class Graph(Collected):
         yield from (JobId.of("study", study=study) for study in self.config.studies)
         if self.attacked():
             yield JobId.of("attack_table")
+        if self.config.overlap.mechanisms:
+            yield JobId.of("overlap_table")
         if self.config.has_injection:
             yield from (JobId.of("localizers", task=task) for task in self.tasks)
 
@@ -161,6 +163,8 @@ INPUTS: Mapping[str, Callable[[Graph, Mapping[str, str]], Mapping[str, Any]]] = 
         **g.extension("select_weights", "method", f"scores.{w['scores']}.method"),
     },
     "faithfulness": lambda g, w: g._faithful(w),
+    "overlap": lambda g, w: g._overlapping(w),
+    "overlap_table": lambda g, w: {"rows": g._overlaps()},
     "faithfulness_report": lambda g, w: {"data": g._faithfulness()},
     "study": lambda g, w: g._study(w),
     "select_for_mask": lambda g, w: g._selecting(w, for_masks(g.localization(w["localization"]))),

@@ -99,6 +99,8 @@ PLACES: Mapping[str, Mapping[str, str]] = {
         "markdown": "studies/{study}.md",
         "latex": "studies/{study}.tex",
     },
+    "overlap": {"overlap": f"{BASE}/{{task}}/overlap.parquet"},
+    "overlap_table": {"csv": "overlap.csv", "markdown": "overlap.md", "latex": "overlap.tex"},
     "faithfulness_report": {
         "csv": "faithfulness/faithfulness.csv",
         "markdown": "faithfulness/faithfulness.md",

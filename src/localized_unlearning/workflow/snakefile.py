@@ -341,6 +341,21 @@ class Rules:
             "the config has under attacks.tasks and attacks.objectives"
         )
 
+    def overlap(self, name: str) -> list[str] | Callable[[Wildcards], list[str]]:
+        """The overlap of the localizations, by the number of the journal version's table."""
+        own = self.config.overlap
+        if own.mechanisms and (own.masked or name != "icml_table_3"):
+            return self.overlaps()
+        return _refuse(
+            f"{name} is the overlap with mechanisms (overlap.mechanisms; Table 3 also overlap.masked), which this run does not "
+            "name: take preset icml-mechanisms-gemma-2-9b; overlap_table compares any run's localizations"
+        )
+
+    def overlaps(self) -> list[str]:
+        """The overlap with mechanisms; nothing where none is named."""
+        named = self.config.overlap.mechanisms
+        return list(self.layout.outputs(JobId.of("overlap_table")).values()) if named else []
+
     def _with_truth(self, target: str, paths: list[str]) -> list[str] | Callable[[Wildcards], list[str]]:
         if self.config.has_injection:
             return paths
