@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,8 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from localized_unlearning.config.localization import Components, Mechanism, Overlap
+from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
-from localized_unlearning.models import components, loading
+from localized_unlearning.jobs.job import Job, restrict
+from localized_unlearning.jobs.stages import STAGES
+from localized_unlearning.localization import weights
+from localized_unlearning.models import components, deltas, loading
 from localized_unlearning.models.components import Component
 from localized_unlearning.reporting import overlap as reporting
 from localized_unlearning.unlearning import masks, overlap
@@ -129,3 +136,76 @@ def test_the_table_gives_shares_of_what_stands_above() -> None:
     assert jaccard.lines == [["A", "10.0", "-", "20.0"], ["B", "20.0", "20.0", "-"]]
     assert mask.lines == [["A", "8.00", "10.00"]] and "(8)" in mask.caption
     assert "Mech: MLPs 3." in reporting.notes(own, True)
+
+
+def test_the_stages_from_selections_weights_and_masks_to_the_table(
+    tiny: Callable[[str], Any], tmp_path: Path
+) -> None:
+    """Catches a mask taken for another localization's or seed's, single weights read as whole matrices, and a lost pair."""
+    model = tiny("gemma2").float()
+    model.save_pretrained(tmp_path / "model")
+    digest = deltas.weights_digest(tmp_path / "model")
+    up, down = ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight")
+    size = 32 * 48
+    chosen = {
+        "manual": ["0.mlp.up", "0.mlp.down"],
+        "single": ["0.mlp.up"],
+        "heads": ["1.attn.q.2", "0.mlp.down"],
+    }
+    for name, names in chosen.items():
+        text = json.dumps({"localization": name, "components": names})
+        (tmp_path / f"{name}.json").write_text(text)
+    half = torch.zeros(48, 32, dtype=torch.bool)
+    half[:24] = True
+    weights.save_masks(tmp_path / "single.safetensors", {up: half}, digest)
+    mask = tmp_path / "mask/manual/seed3/mask.safetensors"
+    mask.parent.mkdir(parents=True)
+    ranked = torch.arange(size - 5, size + 100)  # five of down, which comes first, then 100 of up
+    masks.save_mask(mask, {"mask": ranked}, {up: size, down: size}, digest)
+    mechanism = {"label": "Mech", "heads": {1: [2]}, "mlps": [0]}
+    localizations = {name: {"label": name.title(), "kind": "all"} for name in chosen}
+    config = Config.model_validate(
+        {
+            "localizations": {**localizations, "manual": {"label": "Manual", "kind": "manual", "layers": [0]}},
+            "overlap": {"mechanisms": {"mech": mechanism}, "masked": 50},
+        }
+    )  # fmt: skip
+    stage, wildcards = STAGES["overlap"], {"base_seed": "2", "task": "sports"}
+    given = {
+        "base_model": tmp_path / "model",
+        "selections": [tmp_path / f"{name}.json" for name in chosen],
+        "weights": [tmp_path / "single.safetensors"],
+        "masks": [mask],
+    }
+    made = {"overlap": tmp_path / "overlap.parquet"}
+    overlap.overlap(Job(stage, restrict(config, stage, wildcards), wildcards, given, made, "key"))
+    rows = pd.read_parquet(made["overlap"])
+    common = rows.set_index(["kind", "first", "second"])["common"].to_dict()
+    head = 8 * 32
+    assert common == {
+        **dict.fromkeys([("selection", *p) for p in (("manual", "single"), ("single", "manual"))], size // 2),
+        **dict.fromkeys([("selection", *p) for p in (("manual", "heads"), ("heads", "manual"))], size),
+        **dict.fromkeys([("selection", *p) for p in (("single", "heads"), ("heads", "single"))], 0),
+        ("selection", "manual", "mech"): 2 * size,
+        ("selection", "single", "mech"): size // 2,
+        ("selection", "heads", "mech"): size + head,
+        ("mask", "manual", "manual"): 50,
+        ("mask", "manual", "single"): 45,
+        ("mask", "manual", "heads"): 5,
+        ("mask", "manual", "mech"): 50,
+    }
+    assert set(rows["base_seed"]) == {2} and set(rows.loc[rows["kind"] == "mask", "seed"]) == {3}
+    assert set(rows.loc[rows["second"] == "mech", "second_parameters"]) == {2 * size + 4 * head}
+    assert set(rows["of"]) == {4 * (2 * size + (4 + 2) * 2 * head)}
+
+    table = {name: tmp_path / f"overlap.{name}" for name in ("csv", "markdown", "latex")}
+    stage = STAGES["overlap_table"]
+    reporting.run(Job(stage, restrict(config, stage, {}), {}, {"rows": [made["overlap"]]}, table, "key"))
+    text = table["markdown"].read_text()
+    assert "Mech: L1H2, MLPs 0." in text and "(50)" in text
+    assert len(pd.read_csv(table["csv"])) == len(rows)
+    for path in (tmp_path / "one.parquet", tmp_path / "two.parquet"):
+        rows.iloc[:0].to_parquet(path)
+    empty = {"rows": [tmp_path / "one.parquet", tmp_path / "two.parquet"]}
+    with pytest.raises(UserError, match="give 'localizations' two, or name mechanisms"):
+        reporting.run(Job(stage, restrict(config, stage, {}), {}, empty, table, "key"))
