@@ -4,8 +4,9 @@
 
 On a model of random weights in Gemma 3's shape (or a folder's), with prompts that share a beginning. Objectives: seconds of
 a step with all three losses over erase's; the base model's values, measured once, are apart. RepSelect owns its steps: all that
-it computes is in the first, which is also given in erase's steps. Scores: seconds over attribution patching's. Seconds are a processor's, of one thread, so that a neighbour's work counts little; the order goes
-round, and each ratio is the median of those within a round.
+it computes is in the first, which is also given in erase's steps. Scores: seconds over attribution patching's. Seconds are a
+processor's, of one thread, so that a neighbour's work counts little; the order goes round, and each ratio is the median of
+those within a round.
 """
 
 from __future__ import annotations

@@ -107,17 +107,18 @@ def test_as_released(folder: Path) -> None:
     assert set(rows["edit_size"]) == {0, 100, 1000}
 
 
-@pytest.mark.parametrize("preset", ["gemma-7b", "gemma-2-9b-as-released", "llama-3-8b-as-released"])
-def test_the_journal_version(preset: str, tmp_path: Path) -> None:
-    """Its nine localizations on the three architectures, one forget set: budgets, blocks, and a table with every row."""
-    name = f"icml-{preset}"
+def of_sports(tmp_path: Path, preset: str) -> Path:
+    """A checkout with a narrow model, and a preset of the journal version over it, with one seed and one forget set."""
     place = workplace(tmp_path)
     settings = narrow.overlay(place, preset.removesuffix("-as-released"))
     own = {"seeds": [0], "studies": {"icml_athletes": {"tasks": ["athletes_16"]}}}
-    (place / f"{name}.yaml").write_text(
-        yaml.safe_dump({"extends": f"workflow/presets/{name}.yaml", **merge(settings, own)})
-    )
-    results = run(place, name, "icml_athletes")
+    layers = {"extends": f"workflow/presets/icml-{preset}.yaml", **merge(settings, own)}
+    (place / f"icml-{preset}.yaml").write_text(yaml.safe_dump(layers))
+    return place
+
+
+def matched(place: Path, results: Path, reached: bool) -> set[str]:
+    """The localizations, whose budgets are the fact-lookup MLPs': at most as many parameters, or until they are reached."""
     found = {
         path.stem: json.loads(path.read_text())
         for path in (results / "base0/athletes_16/selections").glob("*.json")
@@ -128,14 +129,35 @@ def test_the_journal_version(preset: str, tmp_path: Path) -> None:
     block = 3 * config["hidden_size"] * config["intermediate_size"]
     for name in ("causal_tracing", "attribution_patching", "random"):
         over = found[name]["parameters"] - budget
-        assert (0 <= over <= block) if preset.endswith("as-released") else (-block <= over <= 0), name
+        assert (0 <= over <= block) if reached else (-block <= over <= 0), name
     for name in ("causal_tracing_mlps", "attribution_patching_mlps", "random_mlps"):
         assert found[name]["parameters"] == budget and all(".mlp." in c for c in found[name]["components"])
+    return set(found)
+
+
+@pytest.mark.parametrize("preset", ["gemma-7b", "gemma-2-9b-as-released", "llama-3-8b-as-released"])
+def test_the_journal_version(preset: str, tmp_path: Path) -> None:
+    """Its nine localizations on the three architectures, one forget set: budgets, blocks, and a table with every row."""
+    place = of_sports(tmp_path, preset)
+    results = run(place, f"icml-{preset}", "icml_athletes")
+    found = matched(place, results, preset.endswith("as-released"))
     table = pd.read_csv(results / "studies/icml_athletes.csv")
     assert set(table["localization"]) == {"base", *found} and len(found) == 9
     assert {"forget_training", "retain_training", "edit_question", "mcq_edit", "mcq_retain"} <= set(
         table["column"]
     )
+
+
+def test_the_journal_versions_localizations_as_described(tmp_path: Path) -> None:
+    """Gemma 2 9B's nine, without training: blocks restored as a whole, budgets from below, and how much they overlap."""
+    place = of_sports(tmp_path, "gemma-2-9b")
+    with (place / "icml-gemma-2-9b.yaml").open("a") as file:
+        file.write("overlap: {tasks: [athletes_16]}\n")
+    results = run(place, "icml-gemma-2-9b", "overlap_table")
+    found = matched(place, results, reached=False)
+    rows = pd.read_csv(results / "overlap.csv")
+    assert len(found) == 9 and set(rows["first"]) == set(rows["second"]) == found and len(rows) == 9 * 8
+    assert (rows.loc[rows["first"] == "nonlocalized", "share_of_second"] == 1).all()
 
 
 def of_counterfact(tmp_path: Path, architecture: str) -> tuple[Path, dict[str, Any]]:

@@ -366,6 +366,12 @@ def _light(model: CostModel, w: Wildcards) -> Cost:
     return Cost(disk=1e4)
 
 
+def _overlap(model: CostModel, w: Wildcards) -> Cost:
+    single = sum(found.kind == "weights" for found in model.config.localizations.values() if found)
+    masks = (single + 1) * model.shape.body if single else 0  # a byte for every weight
+    return Cost(host=masks + 40.0 * (model.config.overlap.masked or 0), disk=1e4)
+
+
 STAGE_COSTS: dict[str, Callable[[CostModel, Wildcards], Cost]] = {
     "fetch": _fetch,
     "pretrain": _pretrain,
@@ -393,7 +399,7 @@ STAGE_COSTS: dict[str, Callable[[CostModel, Wildcards], Cost]] = {
     "select_weights": _select_weights,
     "faithfulness": _faithfulness,
     "faithfulness_report": _table,
-    "overlap": _light,
+    "overlap": _overlap,
     "overlap_table": _table,
     "study": _comparisons,
     "finetune": _finetune,
