@@ -72,8 +72,7 @@ class Config(Section):
     base_seeds: tuple[int, ...] = Field(
         (0, 1, 3),
         min_length=1,
-        description="Seeds of pretraining; one base model per seed, each with everything below it (model kind organism). Seed 2 is left out: "
-        "it reaches the bed's requirements by a hair, .87 to .93 in unseen multiple choice as a processor rounds (needs .9).",
+        description="Seeds of pretraining, a base model each (model kind organism); not 2, which meets its bed's requirements by a hair.",
     )
     figure_base_seeds: tuple[int, ...] | None = Field(
         None,
