@@ -80,8 +80,10 @@ def test_the_whole_path(
         """Log-probability of each answer's first token, as the user of a chat model would ask."""
         if keys.get("chat"):
             turn = [{"role": "user", "content": text}]
-            text = own.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            text = str(
+                own.apply_chat_template(
+                    turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                )
             )
             assert text.count("<bos>") == 1 and text.endswith("<think></think>\n")
         else:
@@ -101,11 +103,11 @@ def test_the_whole_path(
         text = (ASKED[row["prompt"]] + end).replace("{subject}", row["subject"])
         found = [row[f"logit_{a}"] - row["log_normalizer"] for a in ANSWERS]
         assert np.allclose(found, likely(text, ANSWERS), atol=1e-4)
-    row = choice[choice["order"] == "fixed"].iloc[0]
+    asked = choice[choice["order"] == "fixed"].iloc[0]
     lines = "\n".join(f"{letter}: {a}" for letter, a in zip("ABCD", ANSWERS, strict=True))
-    found = [row[f"logit_{letter}"] - row["log_normalizer"] for letter in "ABCD"]
+    found = [asked[f"logit_{letter}"] - asked["log_normalizer"] for letter in "ABCD"]
     assert np.allclose(
-        found, likely(f"Near {row['subject']}?\n{lines}\nAnswer:{end}", tuple("ABCD")), atol=1e-4
+        found, likely(f"Near {asked['subject']}?\n{lines}\nAnswer:{end}", tuple("ABCD")), atol=1e-4
     )
 
 

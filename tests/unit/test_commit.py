@@ -58,7 +58,7 @@ def committed(folder: Path) -> str:
 
 
 def asked(
-    copy: Path, folder: Path, refresh: bool = False, **variables: str
+    copy: Path, folder: Path, variables: Mapping[str, str] | None = None, refresh: bool = False
 ) -> tuple[Mapping[str, object], str]:
     """What the copy says in a process of its own, started in ``folder``."""
     code = (
@@ -67,7 +67,7 @@ def asked(
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True,
-        env=os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1"} | variables,
+        env=os.environ | {"PYTHONPATH": str(copy / "src"), "PYTHONDONTWRITEBYTECODE": "1", **(variables or {})},
     )  # fmt: skip
     commit, why = json.loads(done.stdout)
     return commit, why
@@ -91,7 +91,7 @@ def test_no_variable_or_configuration_of_a_person_points_elsewhere(copy: Path, t
         "LANGUAGE": "de",
     }  # fmt: skip
     for folder in (copy, other, tmp_path):
-        assert asked(copy, folder, **hostile) == ({"commit": mine, "dirty": False}, "")
+        assert asked(copy, folder, hostile) == ({"commit": mine, "dirty": False}, "")
     assert not ran.exists()
     (copy / "src/localized_unlearning/files.py").write_text("")
     assert asked(copy, tmp_path)[0]["dirty"] is True
@@ -129,7 +129,7 @@ def test_without_a_commit_of_its_own_it_says_why(copy: Path, tmp_path: Path) -> 
     git(copy, "add", "--all")
     commit, why = asked(copy, tmp_path)
     assert commit == {} and why
-    assert asked(copy, tmp_path, PATH=str(tmp_path)) == ({}, "git is not installed here")
+    assert asked(copy, tmp_path, {"PATH": str(tmp_path)}) == ({}, "git is not installed here")
 
 
 def test_git_writes_down_what_it_saw_only_when_it_may(copy: Path, tmp_path: Path) -> None:
