@@ -38,7 +38,7 @@ def test_the_first_of_the_file_are_the_known_ones_in_its_order() -> None:
     found = split_athletes(KNOWN, Split(), Forget(first=3, skip=1), ())
     assert sorted(found.loc[found["forget"], "subject"]) == ["a35", "a36", "a37"]
     with pytest.raises(
-        UserError, match="the first 45 athletes of the file are asked for, but the model knows 39"
+        UserError, match="the first 45 subjects of the file are asked for, but the model knows 39"
     ):
         split_athletes(KNOWN, Split(), Forget(first=40, skip=5), ())
     with pytest.raises(ValueError, match="exactly one of"):

@@ -32,6 +32,7 @@ def test_every_stage_that_loads_a_model_asks_for_a_gpu_and_no_other() -> None:
         "select",
         "windows",
         "select_for_mask",
+        "overlap",  # its shapes alone
     } | {"pretrain"}
     asks = {rule: "gres" in found or "gpu" in found for rule, found in PROFILE["set-resources"].items()}
     assert {rule for rule, gpu in asks.items() if gpu} == loads
