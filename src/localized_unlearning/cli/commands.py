@@ -186,9 +186,8 @@ def shared(given: Sequence[str]) -> list[str] | None:
         return None
     arguments = build_parser(given[0]).parse_args(given)
     states = [file.stat() for file in arguments.config if file.is_file()]
-    with contextlib.suppress(
-        UserError
-    ):  # the job says so; what is read here is read for all that are forked from here
+    # Parsed here, a config is parsed for every process forked from here; a fault in it is the job's to tell.
+    with contextlib.suppress(UserError):
         reading.overlays(arguments.config)
     paths = [*arguments.config, *arguments.input_base_model, *arguments.input_delta]
     return [*map(str, paths), *(f"{state.st_size} {state.st_mtime_ns}" for state in states)]

@@ -84,9 +84,9 @@ def _layers(config: Config, shape: sizes.Shape) -> Iterator[str]:
         if outside:
             yield f"{key}.layers names layer {outside[0]}, and the model has layers 0 to {layers - 1}: correct it"
     for name, mechanism in config.overlap.mechanisms.items():
-        outside = [layer for layer in (*mechanism.heads, *mechanism.mlps) if layer >= shape.layers]
+        outside = [layer for layer in (*mechanism.heads, *mechanism.mlps) if layer >= layers]
         late = [head for own in mechanism.heads.values() for head in own if head >= shape.heads]
-        for what, found, there in (("layer", outside, shape.layers), ("head", late, shape.heads)):
+        for what, found, there in (("layer", outside, layers), ("head", late, shape.heads)):
             if found:
                 yield (
                     f"overlap.mechanisms.{name} names {what} {found[0]}, and the model has {what}s 0 to {there - 1}: "
