@@ -1,4 +1,4 @@
-"""A whole run in this process: every job of a config's graph but what is drawn and written from rows, in order."""
+"""A whole run in this process: every job of a config's graph, in order."""
 
 from __future__ import annotations
 
@@ -50,15 +50,16 @@ def configured(folder: Path, model: Path, *overlays: Mapping[str, Any]) -> Confi
     return reading.resolve([*layers, *(("test", overlay) for overlay in overlays)])
 
 
-def run(config: Config, but: Collection[str] = ()) -> dict[JobId, dict[str, Path]]:
+def run(config: Config, but: Collection[str] = (), drawn: bool = False) -> dict[JobId, dict[str, Path]]:
     """Do every job of the working folder's run; the outputs of each.
 
     Args:
         config: the run's.
         but: stages to leave out, with those that read from them.
+        drawn: also make what is drawn and written from rows.
     """
     graph, done = Graph(config), {}
-    collected = {stage.name for stage in COLLECTING}
+    collected = set() if drawn else {stage.name for stage in COLLECTING}
 
     def do(job: JobId) -> bool:
         if job in done:

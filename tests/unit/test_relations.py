@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def test_another_relation_runs_the_whole_path(
             tasks={"athletes": {"forget": {"first": 14}}},
         ),
     )
-    done = in_process.run(config)
+    drawn = answers == FIFTY  # its tables and figures too
+    done = in_process.run(config, drawn=drawn)
     rows = probabilities(done, "facts")
     columns = [c for c in rows.columns if c.startswith("logit_")]
     assert set(columns) == {f"logit_{answer}" for answer in answers}
@@ -103,6 +105,18 @@ def test_another_relation_runs_the_whole_path(
     assert set(choice["answer_index"]) == set(range(shown or len(answers)))
     attacks = [pd.read_parquet(out["rows"]) for job, out in done.items() if job.stage == "attack"]
     assert attacks and all(part["probability"].between(0, 1).all() for part in attacks)
+    told = [
+        (job.stage, Path(path))
+        for job, out in done.items()
+        for name, path in out.items()
+        if name.endswith(("markdown", "md"))
+    ]
+    pages = {"table", "figure", "claims", "comparisons", "attack_table"}
+    assert (pages <= {stage for stage, _ in told}) == drawn
+    for stage, path in told:
+        text = path.read_text(encoding="utf-8")
+        football = re.search(r"sport|golf|football|athlete(?!s, erase)", text, re.IGNORECASE)
+        assert not football or stage == "claims", path  # the claims are the paper's
 
 
 def counterfact(path: Path, count: int = 48) -> Path:

@@ -109,9 +109,11 @@ class Counts:
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of one forward pass; ``auto`` fits itself to the device and counts as on an A100."""
-        given = self.config.compute.batch_tokens
-        return 4096 if given == "auto" else given
+        """Tokens of one forward pass; ``auto`` fits itself to the device: as :func:`device.batch_tokens` on a CPU, else as on an A100."""
+        compute = self.config.compute
+        if compute.batch_tokens != "auto":
+            return compute.batch_tokens
+        return 1024 if compute.device == "cpu" else 4096
 
     @property
     def row(self) -> int:

@@ -196,7 +196,8 @@ def run_page(
         f'"{forget.short}" and "{retain.short}" are asked with the {prompt} prompt, scored as {terms.ACCURACIES[accuracy]}, '
         f"as in the tables and figures (`measures`). Intervals: {100 * confidence:g} %, resampling items (questions of "
         "general knowledge within their subjects) and, where there are several, seeds; paired between models. p-values "
-        "are one-sided and uncorrected. Guessing is to name one of the answers that occur, or to draw one of the options.",
+        "are one-sided and uncorrected. Guessing is to name one of the answers that occur, or to draw one of the options. "
+        "Claims keep the paper's words: with other facts, read subject for athlete and answer for sport.",
         "",
         f"Tables lie in `tables/` beside this page, figures in `figures/{run}/`, those that were made; the report shows all.",
         "",

@@ -35,10 +35,6 @@ def probe_points(frames: Frames, settings: Statistics) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-MAJORITY = "Always the commonest answer"
-"""Naming the training part's commonest answer; of a forget set of another one this is never right."""
-
-
 def probes(data: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFrame | None = None) -> Figure:
     """Figures 3, 4, 14: accuracy of the answers' probes together, by layer.
 
@@ -58,7 +54,7 @@ def probes(data: pd.DataFrame, labels: Mapping[str, str], overlay: pd.DataFrame 
             control = part[part["series"] == "shuffled labels"].groupby("layer")["mean"].mean()
             ax.plot(control.index, control, label="Shuffled labels", zorder=0, **style.CONTROL)
             majority = float(part.loc[part["series"] == "majority", "mean"].mean())
-            style.guess_line(ax, majority, MAJORITY)
+            style.guess_line(ax, majority, style.MAJORITY)
             integer_axis(ax, "Layer")
             style.accuracy_axis(ax)
             ax.set_title(f"{panel.capitalize()} set")
@@ -203,7 +199,7 @@ def layer_curves(data: pd.DataFrame, overlay: pd.DataFrame | None = None) -> Fig
         control = data[data["labels"] != "answer"].groupby("layer")["mean"].mean()
         if len(control):
             ax.plot(control.index, control, label="Shuffled labels", **style.CONTROL)
-        style.guess_line(ax, float(data["majority"].iloc[0]), MAJORITY)
+        style.guess_line(ax, float(data["majority"].iloc[0]), style.MAJORITY)
         ax.set_title("Base model")
         style.count_note(ax, data)
         style.accuracy_axis(ax)

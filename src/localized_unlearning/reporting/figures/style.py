@@ -312,9 +312,12 @@ def published(axes: Any, overlay: pd.DataFrame | None, panel: str, x: str, label
         axes.plot(rows[x], rows["mean"], color=colour, linewidth=0.7, alpha=0.7, linestyle=PUBLISHED)
 
 
+MAJORITY = "Always the commonest answer"
+"""Naming the training part's commonest answer; of a forget set of another one this is never right."""
+
 ASIDE = (
     "Guessing",
-    "Always the commonest answer",
+    MAJORITY,
     "Shuffled labels",
     *(label for label, _ in CONTROLS.values()),
 )
