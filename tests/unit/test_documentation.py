@@ -11,6 +11,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
+from localized_unlearning.cli import presets
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted(
     path
@@ -65,6 +67,19 @@ def test_the_readme_is_one_screen() -> None:
     assert len(text.splitlines()) < 110, "the rest belongs in docs/"
     for word in ("make all", "load_run", "bibtex", "report.html", "docs/tutorial.ipynb"):
         assert word in text
+
+
+def test_the_page_of_presets_is_in_step_and_every_preset_fits(checkout: Path) -> None:
+    """Catches costs on the page that the cost model does not say, and a preset that no A100 of 80 GB holds."""
+    page = presets.costs()
+    assert page == (ROOT / "docs/presets.md").read_text(encoding="utf-8"), (
+        "in a fresh clone, run: localized-unlearning presets --costs > docs/presets.md"
+    )
+    rows = [
+        [cell.strip() for cell in line.split("|")] for line in page.splitlines() if line.startswith("| `")
+    ]
+    assert len(rows) == len(list(presets.FOLDER.glob("*.yaml")))
+    assert [row[1] for row in rows if "A100" in row[6] and float(row[7]) > 80] == []
 
 
 def test_presets_in_the_pages_exist() -> None:

@@ -24,6 +24,9 @@ def add_commands(commands: words.Commands) -> None:
     parser.set_defaults(function=summary)
     parser = commands.add_parser("presets", help="list the runs that are prepared, or say where one lies")
     parser.add_argument("name", nargs="?", help="a preset's name: prints its path")
+    parser.add_argument(
+        "--costs", action="store_true", help="print the table of what each is predicted to take"
+    )
     parser.set_defaults(function=presets)
     parser = commands.add_parser("reference", help="write or check the files generated from the typed config")
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 when out of step")

@@ -155,7 +155,13 @@ def overlap(job: Job) -> None:
     for first, part in held.items():
         size = sizes["localization", first]
         shared = {(kind, name): in_common(part, other, model) for kind, name, other in others}
-        add(first, size, "selection", 0, {key: n for key, n in shared.items() if key != ("localization", first)})
+        add(
+            first,
+            size,
+            "selection",
+            0,
+            {key: n for key, n in shared.items() if key != ("localization", first)},
+        )
     for path in masks:
         assert settings.masked is not None
         places = removed_first(path, base, settings.masked)

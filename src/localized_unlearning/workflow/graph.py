@@ -5,7 +5,7 @@ The Snakefile, the plan, preflight, the costs, the report and the audit all ask 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -45,8 +45,12 @@ class Graph(Collected):
     @cached_property
     def jobs(self) -> dict[JobId, tuple[JobId, ...]]:
         """Every job of ``all``, with the jobs whose outputs it reads."""
+        return self.behind(self.targets())
+
+    def behind(self, targets: Iterable[JobId]) -> dict[JobId, tuple[JobId, ...]]:
+        """Some jobs and every one that these need, with the jobs whose outputs each reads."""
         found: dict[JobId, tuple[JobId, ...]] = {}
-        waiting = list(self.targets())
+        waiting = list(targets)
         while waiting:
             job = waiting.pop()
             if job not in found:

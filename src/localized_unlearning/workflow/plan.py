@@ -24,6 +24,7 @@ from localized_unlearning.costs.stages import LIGHT
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.stages import CHECKPOINT, STAGES
 from localized_unlearning.progress import clock
+from localized_unlearning.workflow import targets
 from localized_unlearning.workflow.layout import JobId
 from localized_unlearning.workflow.places import Places
 from localized_unlearning.workflow.snakefile import Rules
@@ -32,30 +33,27 @@ ORDER = [name for name in STAGES if name not in ("table", "figure")] + ["table",
 
 
 class Plan:
-    """The jobs behind every table and figure of a run, and what they cost.
+    """The jobs behind targets of a run, and what they cost.
 
     Attributes:
         rules: the run's rules.
         graph: its jobs.
         model: its cost model.
         places: where its files lie.
+        needs: every job of the targets, with the jobs whose outputs it reads.
     """
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, names: Sequence[str] = ("all",)) -> None:
         self.rules = rules
         self.graph = rules.graph
         self.model = rules.costs
         self.places = Places(rules.graph)
+        self.needs = self.graph.behind(job for name in names for job in targets.jobs_of(self.graph, name))
 
     @property
     def config(self) -> Config:
         """The run's config."""
         return self.rules.config
-
-    @property
-    def needs(self) -> dict[JobId, tuple[JobId, ...]]:
-        """Every job of ``all``, with the jobs whose outputs it reads."""
-        return self.graph.jobs
 
     @cached_property
     def costs(self) -> dict[JobId, Cost]:
@@ -267,18 +265,32 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("--device", help=f"{', '.join(DEVICES)} or cpu (default: what the config is for)")
     parser.add_argument("--threads", type=int, help="cores of a CPU job (default: compute.threads)")
+    add_targets(parser)
     parser.add_argument("--compare", action="store_true", help="beside what a finished run recorded")
     parser.set_defaults(function=run)
 
 
-def open_plan(paths: list[Path], checked: bool = True) -> Plan:
-    """The plan of the run that these YAML files configure; ``checked``: what they name is there, as far as it can be seen."""
-    return Plan(Rules(reading.overlays(paths), checked))
+def open_plan(paths: list[Path], checked: bool = True, names: Sequence[str] = ("all",)) -> Plan:
+    """The plan of the run that these YAML files configure, for some of its targets.
+
+    Args:
+        paths: the files.
+        checked: whether what they name is there, as far as it can be seen.
+        names: the targets.
+    """
+    return Plan(Rules(reading.overlays(paths), checked), names)
+
+
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names targets."""
+    parser.add_argument(
+        "--targets", nargs="+", default=["all"], metavar="TARGET", help="what is asked for (default: all)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the costs of a run, or compare them with its records."""
-    plan = open_plan(arguments.config)
+    plan = open_plan(arguments.config, names=arguments.targets)
     threads = arguments.threads or plan.config.compute.threads
     device, host = device_of(plan, arguments.device, threads, measure=arguments.compare)
     print(f"{plan.config.run}: {plan.model.shape.parameters / 1e9:.3g} B parameters ({plan.model.origin})")

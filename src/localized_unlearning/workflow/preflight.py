@@ -28,7 +28,7 @@ from localized_unlearning.models import derivation, folders, loading
 from localized_unlearning.models.room import remedy
 from localized_unlearning.workflow import contents, given
 from localized_unlearning.workflow.findings import Requirement
-from localized_unlearning.workflow.plan import Plan, device_of, lines_of, open_plan
+from localized_unlearning.workflow.plan import Plan, add_targets, device_of, lines_of, open_plan
 from localized_unlearning.workflow.profile import installed_profile
 
 SPARE = 1.1
@@ -384,7 +384,7 @@ def verdict(missing: int) -> str:
 def run(arguments: argparse.Namespace, environment: Environment | None = None) -> int:
     """Print plan and findings, and the verdict last; 1 when something is missing."""
     try:
-        plan = open_plan(arguments.config, checked=False)
+        plan = open_plan(arguments.config, checked=False, names=arguments.targets)
     except UserError as error:
         if not Path("workflow/rules").is_dir():  # not the workflow's folder, which is said with the error
             raise
@@ -411,6 +411,7 @@ def add_commands(commands: Any) -> None:
     parser = commands.add_parser(
         "preflight", help="say what a run takes and all that it lacks, before it is queued", settings=True
     )
+    add_targets(parser)
     parser.add_argument(
         "--device", help=f"{', '.join(devices.DEVICES)} or cpu (default: what the config is for)"
     )

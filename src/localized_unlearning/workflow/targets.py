@@ -1,4 +1,4 @@
-"""Targets that nobody can make, answered before Snakemake says that no rule produces them."""
+"""Targets by name: the jobs that each asks for, and those that nobody can make, before Snakemake says that no rule does."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 from localized_unlearning.errors import UserError
 from localized_unlearning.paper.artefacts import FIGURES, TABLES
+from localized_unlearning.workflow.graph import Graph
+from localized_unlearning.workflow.layout import JobId
 
 _LIKE = re.compile(r"(fig|tab)[a-z]*[ _.-]?(\d+)", re.IGNORECASE)
 
@@ -58,3 +60,41 @@ def check(words: Sequence[str], rules: Sequence[str]) -> None:
         if name in known:
             raise UserError(f"there is no target {word}: say {name}")
         raise UserError(f"there is no {name}: {kind}s {numbers(known)}")
+
+
+SINGLE = {
+    "attacks": "attack_table",
+    "question": "question_page",
+    "overlap_table": "overlap_table",
+    "icml_table_2": "overlap_table",
+    "icml_table_3": "overlap_table",
+    "claims": "claims",
+    "faithfulness_report": "faithfulness_report",
+}
+"""The stages behind targets of one job."""
+
+
+def jobs_of(graph: Graph, name: str) -> list[JobId]:
+    """The jobs that a target asks for.
+
+    Raises:
+        UserError: for a target that is not among those that can be costed.
+    """
+    if name == "all":
+        return list(graph.targets())
+    if name in SINGLE:
+        return [JobId.of(SINGLE[name])]
+    if name in TABLES:
+        return [JobId.of("table", table=name)]
+    if name in FIGURES:
+        return [JobId.of("figure", figure=name)]
+    if name in graph.config.studies:
+        return [JobId.of("study", study=name)]
+    if name == "statistics":
+        return [
+            JobId.of(stage, table=t)
+            for t in graph.possible(TABLES)
+            for stage in ("comparisons", "supplement")
+        ]
+    known = ["all", "statistics", *SINGLE, *graph.config.studies]
+    raise UserError(f"{name} is not a target with a plan: say table_N, figure_N or one of {', '.join(known)}")
