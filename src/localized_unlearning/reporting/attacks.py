@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -95,7 +95,7 @@ def panels(table: pd.DataFrame, floor: bool) -> list[markup.Panel]:
                 caption,
                 [
                     "Localization",
-                    *[f"{ATTACKS[name]} †" if name in broken else ATTACKS[name] for name in attacks],
+                    *_marked(attacks, broken),
                     "Worst case",
                 ],
                 lines,
@@ -104,8 +104,12 @@ def panels(table: pd.DataFrame, floor: bool) -> list[markup.Panel]:
     return found
 
 
+def _marked(attacks: Iterable[str], broken: Collection[str]) -> list[str]:
+    return [f"{ATTACKS[name]} †" if name in broken else ATTACKS[name] for name in attacks]
+
+
 def heat_map(table: pd.DataFrame, form: str = "multiple_choice") -> Figure:
-    """Recovered share, localization by attack, a map per task and objective."""
+    """Recovered share, localization by attack, a map per task and objective; a dagger and grey where an attack breaks models."""
     groups = list(table[table["format"] == form].groupby(["task", "objective"], sort=False))
     rows = max((group["localization"].nunique() for _, group in groups), default=1)
     width, height = style.COLUMN_WIDTH * max(1, len(groups)), 1.4 + 0.24 * rows
@@ -113,18 +117,22 @@ def heat_map(table: pd.DataFrame, form: str = "multiple_choice") -> Figure:
         for ax, ((task, objective), group) in zip(axes[0], groups, strict=False):
             attacks = [name for name in ATTACKS if name in set(group["attack"])]
             names = list(dict.fromkeys(group["label"]))
+            broken = breaking(group)
             grid = group.pivot(index="label", columns="attack", values="recovered").loc[names, attacks]
-            image = ax.imshow(grid, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
+            told = grid.mask(grid.columns.isin(broken)[None, :].repeat(len(names), axis=0))
+            image = ax.imshow(told, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
             for row, values in enumerate(grid.to_numpy()):
                 for column, value in enumerate(values):
                     if value == value:
-                        colour = "white" if abs(value) > 0.6 else "0.15"
+                        out = attacks[column] in broken
+                        colour = "0.6" if out else "white" if abs(value) > 0.6 else "0.15"
                         ax.text(
                             column, row, f"{round(value, 2) + 0.0:.2f}", ha="center", va="center",
                             fontsize=style.SMALL, color=colour,
                         )  # fmt: skip
-            ax.set_title(f"{task}, {objective}: {FORMATS[form].lower()}")
-            ax.set_xticks(range(len(attacks)), [ATTACKS[name] for name in attacks], rotation=35, ha="right")
+            title = f"{task}, {objective}: {FORMATS[form].lower()}, n = {group['n'].max()}"
+            ax.set_title(title + ("\n† breaks the base model too" if broken else ""))
+            ax.set_xticks(range(len(attacks)), _marked(attacks, broken), rotation=35, ha="right")
             ax.set_yticks(range(len(names)), names)
             ax.spines[:].set_visible(False)
             ax.tick_params(length=0)
