@@ -106,6 +106,7 @@ class Configs:
         self.root, self.given = root, given
         self.notes: list[str] = []
         self._loaded: dict[tuple[str, Path | None], Config | None] = {}
+        self._outside: dict[int, list[Path]] = {}
 
     def of(self, name: str, run: Run | None) -> Config | None:
         """The config of a run; None where it is not here or cannot be read, which a note then says.
@@ -152,14 +153,21 @@ class Configs:
 
         A method is named by ``FILE.py:FUNCTION``, or is one of ours, which lies in the package.
         """
-        named = [] if config is None else [leaf for leaf in _leaves(config.model_dump(mode="json")) if leaf]
-        methods = [extensions.file_of(leaf, folder) for leaf in named for folder in extensions.FOLDERS]
-        for path in methods:
-            if path is not None:
-                named += [str(path), *map(str, _imported(self.root / path))]
-        places = [self.root / os.path.expandvars(os.path.expanduser(leaf)) for leaf in dict.fromkeys(named)]
-        fitting = [place for place in places if place.name == base_name and not self._is_inside(place)]
+        if config is None:
+            return None
+        key = id(config)  # of those loaded above, which stay
+        if key not in self._outside:
+            self._outside[key] = [place for place in self._named(config) if not self._is_inside(place)]
+        fitting = [place for place in self._outside[key] if place.name == base_name]
         return next((place for place in fitting if place.exists()), fitting[0] if fitting else None)
+
+    def _named(self, config: Config) -> list[Path]:
+        """Every file that a config may name, and what its methods import."""
+        named = [leaf for leaf in _leaves(config.model_dump(mode="json")) if leaf]
+        methods = [extensions.file_of(leaf, folder) for leaf in named for folder in extensions.FOLDERS]
+        for path in filter(None, dict.fromkeys(methods)):
+            named += [str(path), *map(str, _imported(self.root / path))]
+        return [self.root / os.path.expandvars(os.path.expanduser(leaf)) for leaf in dict.fromkeys(named)]
 
     def _is_inside(self, place: Path) -> bool:
         return not os.path.relpath(place, self.root).startswith("..")
