@@ -60,22 +60,14 @@ rule all:
     """Make every table, figure, statistic, claim and model card."""
     default_target: True
     input:
-        rules.tables.input,
-        rules.figures.input,
-        rules.statistics.input,
-        rules.studies.input,
-        rules.claims.output,
-        directives.model_cards(),
-        directives.attacks(),
-        directives.localizers(),
-        directives.overlaps(),
+        directives.target("all"),
     localrule: True
     message:
         "everything is there"
 
 
 try:
-    targets.check(sys.argv[1:], [rule.name for rule in workflow.rules])
+    targets.check(sys.argv[1:], [rule.name for rule in workflow.rules], directives.graph)
 except UserError as error:
     ending.refuse(error)
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -21,6 +22,8 @@ from localized_unlearning.config.run import Config
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.stages import STAGES
 from localized_unlearning.workflow import ending, targets
+from localized_unlearning.workflow.graph import Graph
+from localized_unlearning.workflow.snakefile import Rules
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ("all", "tables", "figures", "preflight", "report", "split")
@@ -188,12 +191,41 @@ def test_no_fault_of_a_value_is_told_in_pydantics_words() -> None:
     ],
 )
 def test_a_target_that_is_not_there_is_answered_with_those_that_are(word: str, sentence: str) -> None:
+    graph = Graph(Config())
     with pytest.raises(UserError) as error:
-        targets.check(["-n", "all", word], RULES)
+        targets.check(["-n", "all", word], RULES, graph)
     assert str(error.value) == sentence
     words = ["-c2", "figure_3", "table_1", "--configfile", "my_figure_99.yaml"]
-    targets.check(["results/x/tables/table_9.md", *words], RULES)
-    targets.check(["all", "--until", "tabels", "--config", "run=figure_17"], RULES)
+    targets.check(["results/x/tables/table_9.md", *words], RULES, graph)
+    targets.check(["all", "--until", "tabels", "--config", "run=figure_17"], RULES, graph)
+
+
+@pytest.mark.parametrize(
+    ("own", "word", "sentence"),
+    [
+        ({"objectives": {"inject": None, "erase": {}}}, "figure_13", "no objective 'inject': add it under"),
+        (
+            {"organism": {"facts_in": None, "injected": 0}},
+            "question",
+            "needs an organism with injected facts",
+        ),
+        (
+            {"organism": {"facts_in": None, "injected": 0}},
+            "localizers",
+            "needs an organism with injected facts",
+        ),
+        ({"attacks": {"run": []}}, "attacks", "there is no matrix of attacks in this run"),
+        ({}, "icml_table_3", "take preset icml-mechanisms-gemma-2-9b"),
+    ],
+)
+def test_a_target_that_the_config_lacks_is_refused_in_one_sentence(
+    own: dict[str, Any], word: str, sentence: str
+) -> None:
+    """Catches Snakemake's own exception with a traceback where a sentence would do; `all` makes what there is."""
+    graph = Rules([("default", reading.read_yaml(ROOT / "config.yaml")), ("mine", own)], checked=False).graph
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        targets.check(["-n", word], RULES, graph)
+    assert targets.jobs_of(graph, "all")
 
 
 def test_a_failed_run_ends_with_what_its_jobs_found(

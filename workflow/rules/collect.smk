@@ -199,7 +199,7 @@ for name in ("icml_table_2", "icml_table_3"):
         name:
             name
         input:
-            directives.overlap(name),
+            directives.target(name),
         localrule: True
 
 
@@ -219,35 +219,35 @@ for name in directives.config.studies:
         name:
             name
         input:
-            directives.studies(name),
+            directives.target(name),
         localrule: True
 
 
 rule studies:
     """Write the tables that the config names as studies."""
     input:
-        directives.studies(),
+        directives.target("studies"),
     localrule: True
 
 
 rule tables:
     """Make every table."""
     input:
-        directives.targets(TABLES),
+        directives.target("tables"),
     localrule: True
 
 
 rule figures:
     """Draw every figure."""
     input:
-        directives.targets(FIGURES),
+        directives.target("figures"),
     localrule: True
 
 
 rule statistics:
     """Compare the localizations of every table."""
     input:
-        directives.statistics(),
+        directives.target("statistics"),
     localrule: True
 
 
@@ -345,7 +345,7 @@ for name in ("attacks", "table_attacks"):
         name:
             name
         input:
-            directives.attack_matrix(),
+            directives.target(name),
         localrule: True
 
 
@@ -373,7 +373,7 @@ rule grade_places:
 rule localizers:
     """Localizers against the truth: the bed's own place, and places that were moved."""
     input:
-        directives.moved(),
+        directives.target("localizers"),
     localrule: True
 
 
@@ -401,5 +401,5 @@ rule answer:
 rule question:
     """Does localization inform unlearning?"""
     input:
-        directives.question(),
+        directives.target("question"),
     localrule: True

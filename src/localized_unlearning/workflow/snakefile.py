@@ -23,9 +23,9 @@ from localized_unlearning.costs import stages as costs
 from localized_unlearning.errors import UserError
 from localized_unlearning.jobs.job import settings_of
 from localized_unlearning.jobs.stages import STAGES
-from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
+from localized_unlearning.paper.artefacts import FIGURES, TABLES
 from localized_unlearning.provenance import code, environment, pages
-from localized_unlearning.workflow import given
+from localized_unlearning.workflow import given, targets
 from localized_unlearning.workflow.graph import Graph
 from localized_unlearning.workflow.layout import FOLDERS, PLACES, JobId, Layout, run_of
 from localized_unlearning.workflow.places import Places
@@ -284,105 +284,23 @@ class Rules:
     # -- targets by name
 
     def target(self, name: str) -> Callable[[Wildcards], list[str]]:
-        """The files behind a table or figure called by its name; all of them, so that a lost one is made again.
+        """The files that a target asks for; all outputs of its jobs, so that a lost one is made again.
 
         Raises:
             UserError: by the function, when the config lacks what it shows.
         """
 
         def paths(_wildcards: Wildcards) -> list[str]:
-            if lack := lacking(self.config, name):
-                raise UserError(f"{name} cannot be made in this run: {lack}")
-            job = JobId.of("table", table=name) if name in TABLES else JobId.of("figure", figure=name)
-            return list(self.layout.outputs(job).values())
+            jobs = targets.jobs_of(self.graph, name)
+            return [path for job in jobs for path in self.layout.outputs(job).values()]
 
         return paths
-
-    def targets(self, names: Iterable[str]) -> list[Callable[[Wildcards], list[str]]]:
-        """Those of the tables or figures that this config can make."""
-        return [self.target(name) for name in self.graph.possible(names)]
-
-    def studies(self, *names: str) -> list[str]:
-        """The files of these studies; of all without a name."""
-        jobs = (JobId.of("study", study=name) for name in names or self.config.studies)
-        return [path for job in jobs for path in self.layout.outputs(job).values()]
-
-    def statistics(self) -> list[str]:
-        """Comparisons, null distribution and supplement of every table that this config can make."""
-        return [
-            path
-            for table in self.graph.possible(TABLES)
-            for stage in ("comparisons", "supplement")
-            for path in self.layout.outputs(JobId.of(stage, table=table)).values()
-        ]
-
-    def attacks(self) -> list[str]:
-        """The matrix of attacks; nothing where none is configured."""
-        return list(self.layout.outputs(JobId.of("attack_table")).values()) if self.graph.attacked() else []
-
-    def localizers(self) -> list[str]:
-        """Localizers against the truth, task by task; nothing without a truth."""
-        tasks = self.graph.tasks if self.config.has_injection else []
-        return [p for task in tasks for p in self.layout.outputs(JobId.of("localizers", task=task)).values()]
-
-    def moved(self) -> list[str] | Callable[[Wildcards], list[str]]:
-        """Localizers against the truth: the bed's own place task by task, and places that were moved."""
-        moved = list(self.layout.outputs(JobId.of("places_page")).values())
-        return self._with_truth("localizers", [*self.localizers(), *moved])
-
-    def question(self) -> list[str] | Callable[[Wildcards], list[str]]:
-        """The question's page."""
-        return self._with_truth("question", list(self.layout.outputs(JobId.of("question_page")).values()))
-
-    def attack_matrix(self) -> list[str] | Callable[[Wildcards], list[str]]:
-        """The matrix of attacks, for the targets that name it."""
-        return self.attacks() or _refuse(
-            "there is no matrix of attacks in this run: name attacks under attacks.run, and a task and an objective that "
-            "the config has under attacks.tasks and attacks.objectives"
-        )
-
-    def overlap(self, name: str) -> list[str] | Callable[[Wildcards], list[str]]:
-        """The overlap of the localizations, by the number of the journal version's table."""
-        own = self.config.overlap
-        if own.mechanisms and (own.masked or name != "icml_table_3"):
-            return self.overlaps()
-        return _refuse(
-            f"{name} is the overlap with mechanisms (overlap.mechanisms; Table 3 also overlap.masked), which this run does not "
-            "name: take preset icml-mechanisms-gemma-2-9b; overlap_table compares any run's localizations"
-        )
-
-    def overlaps(self) -> list[str]:
-        """The overlap with mechanisms; nothing where none is named."""
-        named = self.config.overlap.mechanisms
-        return list(self.layout.outputs(JobId.of("overlap_table")).values()) if named else []
-
-    def _with_truth(self, target: str, paths: list[str]) -> list[str] | Callable[[Wildcards], list[str]]:
-        if self.config.has_injection:
-            return paths
-        return _refuse(
-            f"{target} needs an organism with injected facts, which alone has a truth to compare with: set model.kind to "
-            "organism and give organism.facts_in"
-        )
-
-    def model_cards(self) -> list[str]:
-        """The cards of the base models."""
-        jobs = (JobId.of("model_card", base_seed=start) for start in self.graph.bases)
-        return [self.layout.outputs(job)["markdown"] for job in jobs]
 
 
 def resolved_text(config: Config) -> str:
     """The resolved config as YAML, nulls included: a null is a setting like any other."""
     head = "# The resolved config of this run, written by the workflow; jobs read it.\n"
     return head + yaml.safe_dump(config.as_written(), sort_keys=False, allow_unicode=True)
-
-
-def _refuse(why: str) -> Callable[[Wildcards], list[str]]:
-    """An input that nobody can make; said when it is asked for."""
-
-    def refused(_wildcards: Wildcards) -> list[str]:
-        raise UserError(why)
-
-    return refused
 
 
 def _one_of(names: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from localized_unlearning.errors import UserError
-from localized_unlearning.paper.artefacts import FIGURES, TABLES
+from localized_unlearning.paper.artefacts import FIGURES, TABLES, lacking
 from localized_unlearning.workflow.graph import Graph
 from localized_unlearning.workflow.layout import JobId
 
@@ -36,17 +36,20 @@ def asked(words: Sequence[str]) -> list[str]:
     return [str(word) for word in found or ()]
 
 
-def check(words: Sequence[str], rules: Sequence[str]) -> None:
-    """Refuse a target that nobody can make: a figure or table that the paper does not have, or a slip of the pen.
+def check(words: Sequence[str], rules: Sequence[str], graph: Graph) -> None:
+    """Refuse a target that nobody can make: one that the config lacks, that the paper does not have, or a slip of the pen.
 
     Args:
         words: Snakemake's command line. (While the Snakefile is read, Snakemake does not say which of them are targets.)
         rules: the names of all rules.
+        graph: the run's jobs.
 
     Raises:
-        UserError: naming the nearest one, or all of them.
+        UserError: naming what the config lacks, the nearest target, or all of them.
     """
     for word in asked(words):
+        if why := refusal(graph, word):
+            raise UserError(why)
         if word in (*rules, *FIGURES, *TABLES) or "/" in word or Path(word).exists():
             continue
         match = _LIKE.fullmatch(word)
@@ -63,23 +66,26 @@ def check(words: Sequence[str], rules: Sequence[str]) -> None:
 
 
 SINGLE = {
+    "claims": "claims",
     "attacks": "attack_table",
+    "table_attacks": "attack_table",
     "question": "question_page",
     "overlap_table": "overlap_table",
     "icml_table_2": "overlap_table",
     "icml_table_3": "overlap_table",
-    "claims": "claims",
     "faithfulness_report": "faithfulness_report",
 }
 """The stages behind targets of one job."""
 
 
 def jobs_of(graph: Graph, name: str) -> list[JobId]:
-    """The jobs that a target asks for.
+    """The jobs whose outputs a target asks for.
 
     Raises:
-        UserError: for a target that is not among those that can be costed.
+        UserError: when the config lacks what it shows, or there is no such target.
     """
+    if why := refusal(graph, name):
+        raise UserError(why)
     if name == "all":
         return list(graph.targets())
     if name in SINGLE:
@@ -90,11 +96,39 @@ def jobs_of(graph: Graph, name: str) -> list[JobId]:
         return [JobId.of("figure", figure=name)]
     if name in graph.config.studies:
         return [JobId.of("study", study=name)]
-    if name == "statistics":
-        return [
-            JobId.of(stage, table=t)
-            for t in graph.possible(TABLES)
-            for stage in ("comparisons", "supplement")
-        ]
-    known = ["all", "statistics", *SINGLE, *graph.config.studies]
-    raise UserError(f"{name} is not a target with a plan: say table_N, figure_N or one of {', '.join(known)}")
+    tables = graph.possible(TABLES)
+    groups = {
+        "tables": [JobId.of("table", table=table) for table in tables],
+        "figures": [JobId.of("figure", figure=figure) for figure in graph.possible(FIGURES)],
+        "statistics": [JobId.of(stage, table=t) for t in tables for stage in ("comparisons", "supplement")],
+        "studies": [JobId.of("study", study=study) for study in graph.config.studies],
+        "localizers": [*(JobId.of("localizers", task=task) for task in graph.tasks), JobId.of("places_page")],
+    }
+    if name in groups:
+        return groups[name]
+    known = ", ".join(["all", *groups, *SINGLE, *graph.config.studies])
+    raise UserError(f"{name} is no target with jobs of its own: say table_N, figure_N or one of {known}")
+
+
+def refusal(graph: Graph, name: str) -> str | None:
+    """Why a config cannot make a target that there is; None where it can."""
+    if name in (*TABLES, *FIGURES):
+        lack = lacking(graph.config, name)
+        return f"{name} cannot be made in this run: {lack}" if lack else None
+    if name in ("localizers", "question") and not graph.config.has_injection:
+        return (
+            f"{name} needs an organism with injected facts, which alone has a truth to compare with: set model.kind to "
+            "organism and give organism.facts_in"
+        )
+    if SINGLE.get(name) == "attack_table" and not graph.attacked():
+        return (
+            "there is no matrix of attacks in this run: name attacks under attacks.run, and a task and an objective that "
+            "the config has under attacks.tasks and attacks.objectives"
+        )
+    own = graph.config.overlap
+    if name in ("icml_table_2", "icml_table_3") and not (own.mechanisms and (own.masked or name[-1] == "2")):
+        return (
+            f"{name} is the overlap with mechanisms (overlap.mechanisms; Table 3 also overlap.masked), which this run does not "
+            "name: take preset icml-mechanisms-gemma-2-9b; overlap_table compares any run's localizations"
+        )
+    return None
