@@ -77,7 +77,7 @@ preflight: preset
 
 # ---- benchmark: ours beside what a user would otherwise run; writes docs/performance.md at the end, or nothing
 
-BENCH_MODEL := results/gemma-3-270m-cpu/base_model
+BENCH_MODEL := results/gemma-3-270m-cpu/base0/base_model
 BENCH_ARGS ?=
 
 bench: setup $(VENV)/bench/.installed

@@ -1,6 +1,6 @@
 """Run the benchmark: every case, ours and the straightforward way, each in a process of its own.
 
-    python -m benchmarks --model results/gemma-3-270m-cpu/base_model [--cases mmlu_5shot probes] [--scale 0.2]
+    python -m benchmarks --model results/gemma-3-270m-cpu/base0/base_model [--cases mmlu_5shot probes] [--scale 0.2]
 
 A whole run writes benchmarks/results/bench.json, the table of docs/performance.md (between its markers) and
 docs/results/parity/mmlu.md, all at the end; part of one, or one at another scale, only prints its table.
@@ -248,7 +248,7 @@ def commit_name() -> str:
 def settings() -> argparse.Namespace:
     """What the command line says, and where the inputs are."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=Path, default=Path("results/gemma-3-270m-cpu/base_model"))
+    parser.add_argument("--model", type=Path, default=Path("results/gemma-3-270m-cpu/base0/base_model"))
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of items")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))

@@ -1,6 +1,6 @@
 """Our arithmetic against implementations we did not write, on a real model; writes the table of docs/evidence.md.
 
-    python -m benchmarks.parity results/gemma-3-270m-cpu/base_model
+    python -m benchmarks.parity results/gemma-3-270m-cpu/base0/base_model
 
 Everything runs in float32 on the CPU. Each check says how far the two sides differ at most, and how large the compared
 numbers are; both sides start from the same weights and tokens. With ``--only NAME`` one check runs and nothing is written.
