@@ -26,7 +26,8 @@ def files(config: Config) -> Iterator[tuple[Path, str]]:
         for suffix in ("md", "csv", "png"):
             yield from ((path, path.name) for path in sorted(results.glob(f"{place}/*.{suffix}")))
     for path in sorted(results.glob("statistics/*/*.md")) + sorted(results.glob("statistics/*/*.csv")):
-        yield path, f"{path.stem}_{path.parent.name.removeprefix('table_')}{path.suffix}"
+        if path.stem != "null" or config.null_draws:  # without draws it only says that there are none
+            yield path, f"{path.stem}_{path.parent.name.removeprefix('table_')}{path.suffix}"
     yield from ((path, path.name) for path in sorted(figures.glob("figure_*.png")))
     yield from ((path, path.name) for path in sorted(figures.glob("figure_*.csv")))
     yield from ((path, f"{path.stem}.caption.md") for path in sorted(figures.glob("figure_*.md")))
