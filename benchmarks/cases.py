@@ -63,7 +63,7 @@ from localized_unlearning.unlearning import masks as masks_module
 
 def mmlu_case(shots: int) -> tuple[Callable[[Bench], Work], Callable[[Bench], Work]]:
     def ours(bench: Bench) -> Work:
-        questions, settings = bench.questions(20), Mmlu(shots=shots)
+        questions, settings = bench.questions(20), Mmlu(shots=shots, questions=None)
         dev = [[q for q in questions.dev if q.subject == t.subject][:shots] for t in questions.test]
         texts = [mmlu.prompt(q, d) for q, d in zip(questions.test, dev, strict=True)]
         bench.floor(tokens_module.encode(bench.tokenizer, texts))

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
+from localized_unlearning.config.localization import Score
+from localized_unlearning.localization.effects import Effects, combined
 from localized_unlearning.localization.pairs import Pairs
 from localized_unlearning.models.components import Component
 
@@ -18,6 +21,11 @@ HOOKS = {
     "q": "attn.q.hook_out", "k": "attn.k.hook_out", "v": "attn.v.hook_out", "o": "attn.o.hook_in",
     "up": "mlp.in.hook_out", "gate": "mlp.gate.hook_out", "down": "mlp.out.hook_out",
 }  # fmt: skip
+
+
+def by_prompt(effects: Effects) -> np.ndarray:
+    """Our effects as the shares that the functions below give: the mean of each prompt's own."""
+    return combined(effects, Score(method="attribution_patching", ratio_over=1))
 
 
 def hook_of(component: Component) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import lens
 from benchmarks.bench import (
     BATCH_TOKENS,
     PROMPTS,
@@ -44,7 +45,9 @@ def tracing_ours(bench: Bench) -> Work:
     share = sum((layers - s.layer) / layers for s in sites)
     bench.floor(pairs.clean, passes=2 + share, heads=0)
     return lambda: {
-        "score": np.array(causal_tracing.causal_tracing(bench.model, pairs, sites, 3.0, 0, BATCH_TOKENS))
+        "score": lens.by_prompt(
+            causal_tracing.causal_tracing(bench.model, pairs, sites, 3.0, 0, BATCH_TOKENS)
+        )
     }
 
 
@@ -116,7 +119,9 @@ def attribution_ours(bench: Bench) -> Work:
     bench.floor(pairs.clean, passes=2, heads=0)
     bench.floor(pairs.corrupt, passes=1, heads=0)
     return lambda: {
-        "score": np.array(attribution_patching.attribution_patching(bench.model, pairs, found, BATCH_TOKENS))
+        "score": lens.by_prompt(
+            attribution_patching.attribution_patching(bench.model, pairs, found, BATCH_TOKENS)
+        )
     }
 
 

@@ -104,7 +104,9 @@ def attribution(subject: Subject) -> Iterator[Result]:
     """Attribution patching against TransformerLens."""
     pairs, found = subject.pairs(3), components.list_components(subject.model.config, Components())
     expected = lens.attribution_patching(bridge_of(subject), pairs, found)
-    ours = attribution_patching.attribution_patching(subject.model, pairs, found, BATCH_TOKENS)
+    ours = lens.by_prompt(
+        attribution_patching.attribution_patching(subject.model, pairs, found, BATCH_TOKENS)
+    )
     yield result(
         "attribution patching", "TransformerLens, hooks on two runs", "score of each matrix", ours, expected
     )
@@ -119,7 +121,7 @@ def tracing(subject: Subject) -> Iterator[Result]:
     width = subject.model.get_input_embeddings().weight.shape[1]
     scale = 3.0 * causal_tracing.noise_scale(subject.model)
     expected = lens.causal_tracing(bridge_of(subject), pairs, found, scale, width, 7)
-    ours = causal_tracing.causal_tracing(subject.model, pairs, sites, 3.0, 7, BATCH_TOKENS)
+    ours = lens.by_prompt(causal_tracing.causal_tracing(subject.model, pairs, sites, 3.0, 7, BATCH_TOKENS))
     yield result(
         "causal tracing", "TransformerLens, a whole pass for each site", "restored share", ours, expected
     )

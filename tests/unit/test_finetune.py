@@ -259,6 +259,18 @@ def trained(model: Any, seed: int) -> dict[str, torch.Tensor]:
     return {name: model.get_parameter(name) for name in trainable}
 
 
+def test_a_loss_that_ends_below_a_head_leaves_it_as_it_was(tiny: Callable[[str], Any]) -> None:
+    """Catches a crash where part of a matrix is trained and the loss, on a middle layer, does not reach it."""
+    model = tiny("gemma")
+    trainable = components.trainable(model, [Component(0, "up"), Component(1, "q", 1)])
+    before = {name: model.get_parameter(name).detach().clone() for name in trainable}
+    rmu = ours("rmu", layer=0)
+    settings = Finetune(steps=2, batch_size=2, learning_rate=1e-2)
+    finetune.train(model, some_data(), trainable, settings, steps.Lambdas(1, 1, 0), rmu, 0)
+    same = {name: torch.equal(model.get_parameter(name), old) for name, old in before.items()}
+    assert [same[name] for name in sorted(same)] == [".0." not in name for name in sorted(same)]
+
+
 def test_a_base_models_digest_is_taken_from_what_is_known(
     tiny: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,12 +14,8 @@ from test_localization import some_pairs
 
 from localized_unlearning.config.localization import Components, Score
 from localized_unlearning.localization import attribution_patching, causal_tracing
-from localized_unlearning.localization.effects import combined
 from localized_unlearning.models import components, organism
 from tiny_models import SIZES
-
-BY_PROMPT = Score(method="attribution_patching", ratio_over=1)
-"""Each prompt's share by itself, averaged: what TransformerLens is asked for here."""
 
 
 @pytest.fixture(params=["gemma", "gemma3", "llama"])
@@ -46,7 +42,7 @@ def test_attribution_patching_equals_transformer_lens(bridged: tuple[Any, Any], 
     pairs = some_pairs()
     ours = attribution_patching.attribution_patching(model, pairs, found, 64)
     expected = lens.attribution_patching(bridge, pairs, found)
-    assert torch.allclose(torch.from_numpy(combined(ours, BY_PROMPT)), expected, rtol=1e-6, atol=1e-9)
+    assert torch.allclose(torch.from_numpy(lens.by_prompt(ours)), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_causal_tracing_equals_transformer_lens(bridged: tuple[Any, Any]) -> None:
@@ -58,4 +54,4 @@ def test_causal_tracing_equals_transformer_lens(bridged: tuple[Any, Any]) -> Non
     ours = causal_tracing.causal_tracing(model, pairs, sites, 3.0, 7, 64)
     scale = 3.0 * causal_tracing.noise_scale(model)
     expected = lens.causal_tracing(bridge, pairs, found, scale, SIZES["hidden_size"], 7)
-    assert torch.allclose(torch.from_numpy(combined(ours, BY_PROMPT)), expected, rtol=1e-6, atol=1e-9)
+    assert torch.allclose(torch.from_numpy(lens.by_prompt(ours)), expected, rtol=1e-6, atol=1e-9)

@@ -93,7 +93,9 @@ def train(
         total = next(steps)
         sharding.take_gradients(parameters, held)
         for name, mask in masks.items():
-            held[name].grad.mul_(mask)  # type: ignore[union-attr]
+            gradient = held[name].grad
+            if gradient is not None:  # a loss on a middle layer reaches none above it
+                gradient.mul_(mask)
         norm = sharding.clip(list(held.values()), settings.clip_norm, model)
         if not math.isfinite(norm):
             spoilt = UserError(
