@@ -152,7 +152,7 @@ def sweep_inputs(bench: Bench) -> tuple[Exam, torch.Tensor, dict[str, int], list
     ranked = torch.randperm(sum(sizes.values()), generator=torch.Generator().manual_seed(0))[:60_000]
     exam = Exam(
         bench.athletes(10), (book["training"], book["question"]), CHOICES, book["multiple_choice"], ("fixed",), 0,
-        questions, Mmlu(),
+        questions, Mmlu(questions=None),
     )  # fmt: skip
     return exam, ranked, sizes, [5000 * i for i in range(13)]
 
@@ -211,11 +211,10 @@ def sweep_theirs(bench: Bench) -> Work:
         found = []
         for size in points:
             bench.loaded = loading.load(bench.folder, bench.dtype, bench.device)
-            for _ in masks_module.edits(bench.model, ranked, sizes, [size]):
-                pass
             prompts = sweep_prompts(bench, exam)
-            kinds = zip(prompts, (sports, sports, letters, letters), strict=True)
-            found.append(np.concatenate([full_logits(bench, p)[:, tokens].numpy() for p, tokens in kinds]))
+            for _ in masks_module.edits(bench.model, ranked, sizes, [size]):  # the weights are put back at its end
+                kinds = zip(prompts, (sports, sports, letters, letters), strict=True)
+                found.append(np.concatenate([full_logits(bench, p)[:, t].numpy() for p, t in kinds]))
         return {"logits": np.stack(found)}
 
     return work
