@@ -11,7 +11,8 @@ import transformers
 from benchmarks.bench import Bench
 from benchmarks.cases import CASES
 
-from architectures import GEMMA_3, TEXT
+from architectures import GEMMA_3
+from localized_unlearning.models.checking import TEXT
 from localized_unlearning.models.organism import train_tokenizer
 from tiny_run import ROOT
 
