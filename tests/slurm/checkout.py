@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from localized_unlearning.config.reading import merge, read_yaml
+from localized_unlearning.jobs.stages import STAGES
 from tiny_run import ROOT, TINY, environment, workplace
 
 # One localization: every rule is here, with few jobs of each.
@@ -64,7 +65,9 @@ class Checkout:
         return (self.folder / "said.txt").read_text(errors="replace")
 
     def records(self) -> list[dict[str, Any]]:
-        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*/tiny/**/*.record.json"))]
+        """The jobs' records: the resolved config has one too, which the Snakefile writes."""
+        found = [json.loads(path.read_text()) for path in sorted(self.folder.glob("*/tiny/**/*.record.json"))]
+        return [record for record in found if record["stage"] in STAGES]
 
     def record(self, output: str) -> dict[str, Any]:
         """The record of the job whose first output is ``output``."""
