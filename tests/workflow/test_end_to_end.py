@@ -139,7 +139,13 @@ def test_every_claim_is_judged_or_says_why_not(finished: Path) -> None:
         "undecided",
         "not testable",
     }
-    assert (finished / "results/tiny/claims.md").read_text().startswith("# The paper's claims on tiny, ")
+    head = (finished / "results/tiny/claims.md").read_text().splitlines()[0]
+    assert head.startswith("# The paper's claims on tiny, ")
+    page = (finished / "results/tiny/report.html").read_text()
+    told = re.findall(
+        r"(\d+) ([a-z ]+)</span>", page.split("claims of the paper, on this run:")[1].split("</p>")[0]
+    )
+    assert ", ".join(f"{count} {word}" for count, word in told if count != "0") == head.partition(": ")[2]
 
 
 def test_a_run_in_python(finished: Path, tmp_path: Path) -> None:
