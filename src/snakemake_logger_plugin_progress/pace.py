@@ -81,12 +81,14 @@ class Pace:
         return (now - self._window()) / len(recent)
 
     def left(self, now: float) -> float | None:
-        """Seconds until all is done; None before enough has finished to say.
+        """Seconds until all is done; None before enough has finished to say: four jobs, and of the rules of half that wait.
 
         A waiting job costs what its rule cost lately (what any job did, for a rule not seen yet). A job that is
         overdue is expected to need its delay once more. The sum is shared among as many jobs as ran at once lately.
         """
-        if len(self.finished) < ENOUGH:
+        seen = {job.rule for job in self.finished}
+        unseen = sum(n for rule, n in self.waiting.items() if rule not in seen)
+        if len(self.finished) < ENOUGH or 2 * unseen > sum(self.waiting.values()):
             return None
         remaining = [abs(self._expected(job.rule) - (now - job.since)) for job in self.running.values()]
         work = sum(remaining) + sum(n * self._expected(rule) for rule, n in self.waiting.items() if n)
