@@ -7,6 +7,7 @@ is shown is that jobs reach Slurm, survive its faults and leave right records; n
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -162,7 +163,7 @@ def test_a_killed_snakemake_is_recovered_from(
     refused = checkout.run(line)
     assert refused.returncode != 0 and "--unlock" in refused.stdout + refused.stderr
     for other in ("", 'unshare --uts bash -c \'hostname elsewhere; exec "$0" "$@"\' '):
-        second = checkout.run(other + finetune(live[0]))
+        second = checkout.run(other + finetune(checkout, live[0]))
         job, node = held[live[0]]["slurm_job"], held[live[0]]["slurm_node"]
         assert second.returncode == 1 and f"Slurm job {job} on node {node}" in second.stderr, second.stderr
         assert f"is writing {live[0]}" in second.stderr and f"scancel {job}" in second.stderr
@@ -237,15 +238,15 @@ def test_files_in_a_folder_that_a_shell_would_take_apart(cluster: Cluster, tmp_p
     assert sum("model" in record["compute"] for record in asked) == 2  # found it loaded
 
 
-def finetune(delta: str) -> str:
-    """The command of the rule that makes a delta."""
-    _, run, task, objective, localization, seed, _ = delta.split("/")
-    base = f"results/{run}/base0"
-    return (
-        f"localized-unlearning finetune --config results/{run}/config.yaml --card {base}/model_card.json --task {task} --objective {objective}"
-        f" --localization {localization} --base-seed 0 --seed {seed.removeprefix('seed')} --base-model {base}/base_model"
-        f" --split {base}/{task}/split.parquet --selection {base}/{task}/selections/{localization}.json"
-        f" --prompts workflow/resources/prompts.yaml --text workflow/resources/text/train.txt"
-        f" --loss {ROOT}/src/localized_unlearning/unlearning/objectives/{objective}.py"
-        f" --out-delta {delta} --out-history {Path(delta).with_name('history.csv')}"
-    )
+def finetune(checkout: Checkout, delta: str) -> str:
+    """The command of the rule that makes a delta, from the stage table as the rule's own is."""
+    graph = Graph(reading.load([checkout.folder / "config.yaml"]))
+    job = graph.layout.job(delta)
+    assert job is not None
+    words = ["localized-unlearning", job.stage, "--config", graph.layout.resolved]
+    options: dict[str, list[str]] = {name: [value] for name, value in job.named.items()}
+    options |= {name: paths for name, paths in graph.paths(job).items() if paths}
+    options |= {f"out_{name}": [path] for name, path in graph.layout.outputs(job).items()}
+    for name, values in options.items():
+        words += ["--" + name.replace("_", "-"), *values]
+    return shlex.join(words)
