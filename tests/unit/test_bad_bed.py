@@ -50,14 +50,14 @@ def test_a_place_that_the_organism_lacks_is_refused_while_the_workflow_is_planne
 @pytest.mark.parametrize(
     ("given", "target", "said"),
     [
-        (REAL, "moved", "localizers needs an organism with injected facts"),
+        (REAL, "localizers", "localizers needs an organism with injected facts"),
         (REAL, "question", "question needs an organism with injected facts"),
-        ({"attacks": {"run": []}}, "attack_matrix", "name attacks under attacks.run"),
+        ({"attacks": {"run": []}}, "attacks", "name attacks under attacks.run"),
     ],
 )  # fmt: skip
 def test_a_target_that_this_run_has_not_says_why(given: dict[str, Any], target: str, said: str) -> None:
     """Catches `snakemake question` that has nothing to do and says that all is there."""
-    asked = getattr(Rules([("config", {"run": "x", **given})]), target)()
+    asked = Rules([("config", {"run": "x", **given})]).target(target)
     with pytest.raises(UserError, match=said):
         asked({})
 
