@@ -212,7 +212,7 @@ def sweep_theirs(bench: Bench) -> Work:
         for size in points:
             bench.loaded = loading.load(bench.folder, bench.dtype, bench.device)
             prompts = sweep_prompts(bench, exam)
-            for _ in masks_module.edits(bench.model, ranked, sizes, [size]):  # the weights are put back at its end
+            for _ in masks_module.edits(bench.model, ranked, sizes, [size]):  # at its end they are put back
                 kinds = zip(prompts, (sports, sports, letters, letters), strict=True)
                 found.append(np.concatenate([full_logits(bench, p)[:, t].numpy() for p, t in kinds]))
         return {"logits": np.stack(found)}
