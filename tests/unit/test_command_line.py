@@ -200,6 +200,13 @@ def test_a_target_that_is_not_there_is_answered_with_those_that_are(word: str, s
     targets.check(["all", "--until", "tabels", "--config", "run=figure_17"], RULES, graph)
 
 
+def test_a_stages_start_brings_no_plan() -> None:
+    """Catches an import of what people's commands alone need, which every job would pay for."""
+    code = "import sys, localized_unlearning.cli.commands; print('localized_unlearning.workflow.plan' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize(
     ("own", "word", "sentence"),
     [

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import yaml
 
-from localized_unlearning.cli import presets
+from localized_unlearning.cli import preset_costs, presets
 from localized_unlearning.workflow.layout import Layout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,7 +72,7 @@ def test_the_readme_is_one_screen() -> None:
 
 def test_the_page_of_presets_is_in_step_and_every_preset_fits(checkout: Path) -> None:
     """Catches costs on the page that the cost model does not say, and a preset that no A100 of 80 GB holds."""
-    page = presets.costs()
+    page = preset_costs.costs()
     assert page == (ROOT / "docs/presets.md").read_text(encoding="utf-8"), (
         "in a fresh clone, run: localized-unlearning presets --costs > docs/presets.md"
     )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from localized_unlearning.audit import cli as audit
-from localized_unlearning.cli import export, words
+from localized_unlearning.cli import export, preset_costs, words
 from localized_unlearning.cli.presets import presets
 from localized_unlearning.cli.summary import summary
 from localized_unlearning.config.evaluation import Claims
@@ -27,7 +27,7 @@ def add_commands(commands: words.Commands) -> None:
     parser.add_argument(
         "--costs", action="store_true", help="print the table of what each is predicted to take"
     )
-    parser.set_defaults(function=presets)
+    parser.set_defaults(function=_presets)
     parser = commands.add_parser("reference", help="write or check the files generated from the typed config")
     parser.add_argument("--check", action="store_true", help="only compare; exit 1 when out of step")
     parser.set_defaults(function=reference)
@@ -68,6 +68,13 @@ def _add_ledger(commands: words.Commands) -> None:
         "--out", type=Path, default=Path("docs/claims-in-the-paper.md"), help="the page to write"
     )
     parser.set_defaults(function=_ledger)
+
+
+def _presets(arguments: argparse.Namespace) -> int:
+    if not arguments.costs:
+        return presets(arguments)
+    print(preset_costs.costs(), end="")
+    return 0
 
 
 def _pages(arguments: argparse.Namespace) -> int:
